@@ -1,1 +1,153 @@
-//! (being written)
+//! What each kind does differently: its defaults, its preparation for create and update, its validation.
+//!
+//! One file per kind exports a `STRATEGY`; [`BASE`] is what a kind without peculiarities does.
+
+pub mod config_map;
+pub mod deployment;
+pub mod event;
+pub mod job;
+pub mod lease;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod replica_set;
+pub mod secret;
+pub mod service_account;
+
+use serde_json::{Map, Value, json};
+
+use crate::field::ErrorList;
+use crate::kind::{Part, Strategy};
+use crate::validation::json::{str_at, text_or_null};
+use crate::validation::names;
+
+/// A namespaced kind without defaults, status or validation of its own.
+pub const BASE: Strategy = Strategy {
+    default: nothing,
+    prepare_create: nothing,
+    prepare_update: keep_generation,
+    validate: always_valid,
+    validate_update: always_valid_update,
+    validate_name: names::dns1123_subdomain,
+    warnings: no_warnings,
+    field: metadata_field,
+    default_grace_seconds: None,
+    create_on_update: false,
+    unconditional_update: true,
+};
+
+fn nothing(_: &mut Value) {}
+
+fn always_valid(_: &Value) -> ErrorList {
+    ErrorList::new()
+}
+
+fn always_valid_update(_: &Value, _: &Value, _: Part) -> ErrorList {
+    ErrorList::new()
+}
+
+fn no_warnings(_: &Value) -> Vec<String> {
+    Vec::new()
+}
+
+/// The two fields by which every namespaced kind can be selected.
+pub fn metadata_field(object: &Value, field: &str) -> Option<String> {
+    match field {
+        "metadata.name" | "metadata.namespace" => Some(at(object, field)),
+        _ => None,
+    }
+}
+
+/// The text at a dotted path; empty where there is none. Numbers and booleans are written out.
+pub fn at(object: &Value, path: &str) -> String {
+    text_or_null(path.split('.').try_fold(object, |value, name| value.get(name)))
+}
+
+/// A client can't set the generation: it stays what it was.
+pub fn keep_generation(new: &mut Value, old: &Value, _: Part) {
+    set_generation(new, old.pointer("/metadata/generation").cloned());
+}
+
+/// The generation of an updated object: one more than before if what it counts has changed.
+pub fn bump_generation(new: &mut Value, old: &Value, changed: bool) {
+    let before = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
+    let now = before + i64::from(changed);
+    set_generation(new, (now != 0).then(|| Value::from(now)));
+}
+
+/// The first generation of a new object.
+pub fn first_generation(new: &mut Value) {
+    set_generation(new, Some(Value::from(1)));
+}
+
+fn set_generation(object: &mut Value, generation: Option<Value>) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    match generation {
+        Some(number) => metadata.insert("generation".to_owned(), number),
+        None => metadata.shift_remove("generation"),
+    };
+}
+
+/// Puts what `old` has at a top-level field into `new`.
+pub fn keep_field(new: &mut Value, old: &Value, field: &str) {
+    let Some(object) = new.as_object_mut() else { return };
+    match old.get(field) {
+        Some(value) => object.insert(field.to_owned(), value.clone()),
+        None => object.shift_remove(field),
+    };
+}
+
+/// An update through `/status`: everything but the status is as it was, and of the metadata only what bookkeeping and
+/// garbage collection need comes from the client.
+pub fn keep_all_but_status(new: &mut Value, old: &Value, from_client: &[&str]) {
+    let status = new.get("status").cloned();
+    let sent = new.get("metadata").cloned().unwrap_or(Value::Null);
+    *new = old.clone();
+    if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+        for field in from_client {
+            match sent.get(field) {
+                Some(value) => metadata.insert((*field).to_owned(), value.clone()),
+                None => metadata.shift_remove(*field),
+            };
+        }
+    }
+    if let (Some(object), Some(status)) = (new.as_object_mut(), status) {
+        object.insert("status".to_owned(), status);
+    }
+}
+
+/// The object at a field, made if there is none (or null).
+pub fn object_at<'a>(value: &'a mut Value, field: &str) -> Option<&'a mut Map<String, Value>> {
+    let object = value.as_object_mut()?;
+    let inner = object.entry(field).or_insert_with(|| json!({}));
+    if inner.is_null() {
+        *inner = json!({});
+    }
+    inner.as_object_mut()
+}
+
+/// Sets a field that is absent (or null).
+pub fn set_default(object: &mut Map<String, Value>, field: &str, value: impl Into<Value>) {
+    let slot = object.entry(field).or_insert(Value::Null);
+    if slot.is_null() {
+        *slot = value.into();
+    }
+}
+
+/// Sets a text that is absent, null or empty: Go's plain strings cannot tell these apart.
+pub fn set_default_text(object: &mut Map<String, Value>, field: &str, value: &str) {
+    let slot = object.entry(field).or_insert(Value::Null);
+    if slot.is_null() || slot.as_str() == Some("") {
+        *slot = Value::from(value);
+    }
+}
+
+/// Whether a template or spec differs between two objects.
+pub fn differs(new: &Value, old: &Value, pointer: &str) -> bool {
+    new.pointer(pointer).unwrap_or(&Value::Null) != old.pointer(pointer).unwrap_or(&Value::Null)
+}
+
+/// The name of the object, empty if it has none yet.
+pub fn name_of(object: &Value) -> &str {
+    object.get("metadata").map_or("", |metadata| str_at(metadata, "name"))
+}
