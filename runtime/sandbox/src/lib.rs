@@ -1,1 +1,31 @@
-//! 
+//! One container's isolation: a spawner process that outlives the gateway, libcontainer, cgroups, seccomp and logs.
+//!
+//! [`Runtime`] is the gateway's side. It talks to the *spawner* ([`spawner_main`]), a small single-threaded process
+//! that forks once per request, reaps containers, and keeps pods running through a restart of the gateway.
+
+mod check;
+mod config;
+mod error;
+mod runtime;
+mod state;
+
+pub use check::{CheckItem, CheckState, check};
+pub use config::{
+    ALL_CAPABILITIES, ContainerConfig, ContainerId, DEFAULT_CAPABILITIES, DeviceNode, ExecConfig, Limits, Mount,
+    MountKind, PathMasks, PodConfig, Propagation, Rlimit, Rootfs, RuntimeConfig, Seccomp, User,
+};
+pub use error::Error;
+pub use runtime::{ExecProcess, Runtime, teardown};
+pub use state::{
+    CgroupPaths, CgroupVersion, ContainerState, Exit, FinalUsage, RecoveredContainer, RecoveredPod, Started, Usage,
+};
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// The body of the hidden command `carob spawner …`. It must run before the process has any other thread (before
+/// tokio). `args` are the arguments after `spawner`, exactly as [`Runtime::start`] passed them.
+pub fn spawner_main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    drop(args);
+    ExitCode::FAILURE
+}
