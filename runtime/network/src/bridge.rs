@@ -1,0 +1,156 @@
+//! The bridge that a worker's pods hang on, and its address.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::Error;
+use crate::netlink::{self, Mode, Netlink};
+
+/// The name of an instance's bridge.
+pub(crate) fn name(instance: &str) -> String {
+    format!("cb-{}", &instance[..instance.len().min(8)])
+}
+
+/// The name of the host's end of a pod's link: unique on the machine, and it tells instance and address.
+pub(crate) fn port_name(instance: &str, address: Ipv4Addr) -> String {
+    format!("v{}{:08x}", &instance[..instance.len().min(6)], u32::from(address))
+}
+
+/// Makes the bridge with its address, or takes the one that is there; returns its index.
+pub(crate) fn ensure(instance: &str, address: Ipv4Net) -> Result<u32, Error> {
+    let name = name(instance);
+    if let Some(error) = overlap(instance, address.trunc())? {
+        return Err(error);
+    }
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let index = match netlink::index_of(&name) {
+        Some(index) => index,
+        None => create(&mut netlink, &name, address.addr())?,
+    };
+    let assign = vec![(netlink::address(index, address.addr(), address.prefix_len()), Mode::Create)];
+    match netlink.request(assign) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::kernel(format!("give bridge {name} the address {address}"))(error))
+        }
+        _ => Ok(index),
+    }
+}
+
+fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr) -> Result<u32, Error> {
+    let mut message = netlink::link(name);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+    // Without an address of its own, a bridge takes its ports' lowest, which changes as pods come and go.
+    message.attributes.push(LinkAttribute::Address(mac(address).to_vec()));
+    message.attributes.push(netlink::no_ipv6_address());
+    netlink::set_up(&mut message);
+    netlink
+        .request(vec![(RouteNetlinkMessage::NewLink(message), Mode::Create)])
+        .map_err(Error::kernel(format!("create bridge {name}")))?;
+    netlink::index_of(name).ok_or_else(|| Error::kernel(format!("find bridge {name}"))(io::ErrorKind::NotFound.into()))
+}
+
+/// A locally administered hardware address that goes with an IP address.
+pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// Removes the bridge and the links that hang on it.
+pub(crate) fn remove(instance: &str) -> Result<(), Error> {
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let prefix = format!("v{}", &instance[..instance.len().min(6)]);
+    let bridge = name(instance);
+    let links = netlink
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+        .map_err(Error::kernel("list network links"))?;
+    for link in links {
+        let RouteNetlinkMessage::NewLink(link) = link else { continue };
+        let Some(name) = link.attributes.iter().find_map(if_name) else { continue };
+        if *name == bridge || (name.starts_with(&prefix) && name.len() == prefix.len() + 8) {
+            delete(&mut netlink, link.header.index).map_err(Error::kernel(format!("remove link {name}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a link; one that is already gone is fine.
+pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    match netlink.request(vec![(RouteNetlinkMessage::DelLink(netlink::link_at(index)), Mode::Change)]) {
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn if_name(attribute: &LinkAttribute) -> Option<&String> {
+    match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// The error, if an interface other than the instance's own bridge has an address that overlaps.
+pub(crate) fn overlap(instance: &str, wanted: Ipv4Net) -> Result<Option<Error>, Error> {
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let own = netlink::index_of(&name(instance));
+    let mut query = AddressMessage::default();
+    query.header.family = AddressFamily::Inet;
+    let addresses =
+        netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(Error::kernel("list network addresses"))?;
+    for message in addresses {
+        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+        if Some(message.header.index) == own {
+            continue;
+        }
+        let Some(taken) = network_of(&message) else { continue };
+        if taken.contains(&wanted) || wanted.contains(&taken) {
+            let interface = nix::net::if_::if_indextoname(message.header.index)
+                .map_or_else(|_| message.header.index.to_string(), |name| name.to_string_lossy().into_owned());
+            return Ok(Some(Error::Overlap { wanted, taken, interface }));
+        }
+    }
+    Ok(None)
+}
+
+fn network_of(message: &AddressMessage) -> Option<Ipv4Net> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(IpAddr::V4(address)) => {
+            Ipv4Net::new(*address, message.header.prefix_len).ok().map(|net| net.trunc())
+        }
+        _ => None,
+    })
+}
+
+/// Lets the machine pass packets on between its interfaces, which a pod's way out needs.
+pub(crate) fn enable_forwarding() -> Result<(), Error> {
+    const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+    let now = std::fs::read_to_string(SWITCH).map_err(Error::kernel(format!("read {SWITCH}")))?;
+    if now.trim() == "1" {
+        return Ok(());
+    }
+    tracing::info!("switching on net.ipv4.ip_forward, which pods' way out needs");
+    std::fs::write(SWITCH, "1").map_err(Error::kernel(format!("write {SWITCH}")))
+}
+
+/// Whether a bridge can be made here; tried in a namespace of its own.
+pub(crate) fn probe() -> Result<(), Error> {
+    crate::namespace::in_new_namespace(|| {
+        let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+        create(&mut netlink, "cb-probe", Ipv4Addr::new(192, 0, 2, 1)).map(|_| ())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_the_kernels_fifteen_characters() {
+        assert!(name("0123456789abcdef").len() <= 15);
+        assert_eq!(port_name("0123456789abcdef", Ipv4Addr::BROADCAST), "v012345ffffffff");
+    }
+}

@@ -1,0 +1,170 @@
+//! Requests to the kernel's routing netlink, blocking: each takes microseconds and waits for its answer.
+//!
+//! A socket belongs to the network namespace in which it was opened, wherever its thread goes afterwards.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// How the kernel is to treat a message.
+#[derive(Clone, Copy)]
+pub(crate) enum Mode {
+    /// Fails where the object exists.
+    Create,
+    /// Changes or deletes what exists.
+    Change,
+}
+
+/// A socket to the routing tables of one network namespace.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket in the current thread's network namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends messages in one go and waits until each was carried out; the first refusal is returned.
+    pub(crate) fn request(&mut self, messages: Vec<(RouteNetlinkMessage, Mode)>) -> io::Result<()> {
+        let first = self.sequence + 1;
+        let count = messages.len();
+        let mut buffer = Vec::with_capacity(512);
+        for (message, mode) in messages {
+            self.sequence += 1;
+            let flags = match mode {
+                Mode::Create => NLM_F_CREATE | NLM_F_EXCL,
+                Mode::Change => 0,
+            };
+            append(&mut buffer, message, self.sequence, flags | NLM_F_REQUEST | NLM_F_ACK);
+        }
+        self.socket.send(&buffer, 0)?;
+        let mut outcome = Ok(());
+        let mut answered = 0;
+        while answered < count {
+            for message in self.receive()? {
+                let NetlinkPayload::Error(answer) = message.payload else { continue };
+                if message.header.sequence_number < first {
+                    continue;
+                }
+                answered += 1;
+                if answer.code.is_some() && outcome.is_ok() {
+                    outcome = Err(answer.to_io());
+                }
+            }
+        }
+        outcome
+    }
+
+    /// All objects that a GET message matches.
+    pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence += 1;
+        let mut buffer = Vec::new();
+        append(&mut buffer, message, self.sequence, NLM_F_REQUEST | NLM_F_DUMP);
+        self.socket.send(&buffer, 0)?;
+        let mut found = Vec::new();
+        loop {
+            for message in self.receive()? {
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        let (datagram, _) = self.socket.recv_from_full()?;
+        let mut messages = Vec::new();
+        let mut rest = datagram.as_slice();
+        while rest.len() >= 16 {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            messages.push(message);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        Ok(messages)
+    }
+}
+
+fn append(buffer: &mut Vec<u8>, message: RouteNetlinkMessage, sequence: u32, flags: u16) {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let start = buffer.len();
+    buffer.resize(start + message.buffer_len(), 0);
+    message.serialize(&mut buffer[start..]);
+}
+
+/// A link message with a name, to be filled in further.
+pub(crate) fn link(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// A message about an existing link.
+pub(crate) fn link_at(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+/// Asks that a link be up.
+pub(crate) fn set_up(message: &mut LinkMessage) {
+    message.header.flags |= LinkFlags::Up;
+    message.header.change_mask |= LinkFlags::Up;
+}
+
+/// Keeps IPv6 from giving a link an address by itself, with all the probing that brings.
+pub(crate) fn no_ipv6_address() -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
+}
+
+/// Gives a link an address.
+pub(crate) fn address(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.attributes.push(AddressAttribute::Address(address.into()));
+    message.attributes.push(AddressAttribute::Local(address.into()));
+    let broadcast = u32::from(address) | u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+    message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+/// The default route by way of `gateway`.
+pub(crate) fn default_route(gateway: Ipv4Addr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// The index of a link of this thread's namespace, if there is one of that name.
+pub(crate) fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
