@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::Error;
@@ -46,12 +47,33 @@ fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr) -> Result<u32, E
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     // Without an address of its own, a bridge takes its ports' lowest, which changes as pods come and go.
     message.attributes.push(LinkAttribute::Address(mac(address).to_vec()));
-    message.attributes.push(netlink::no_ipv6_address());
-    netlink::set_up(&mut message);
     netlink
-        .request(vec![(RouteNetlinkMessage::NewLink(message), Mode::Create)])
+        .request(vec![
+            (RouteNetlinkMessage::NewLink(message), Mode::Create),
+            (netlink::up_without_ipv6(name), Mode::Change),
+        ])
         .map_err(Error::kernel(format!("create bridge {name}")))?;
     netlink::index_of(name).ok_or_else(|| Error::kernel(format!("find bridge {name}"))(io::ErrorKind::NotFound.into()))
+}
+
+/// The packet size of the machine's way out; larger packets of pods would not get through. 1500 where there is none.
+pub(crate) fn uplink_mtu() -> Result<u32, Error> {
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(Error::kernel("list routes"))?;
+    let uplink = routes.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => {
+            route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => nix::net::if_::if_indextoname(*index).ok(),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    let mtu =
+        uplink.and_then(|name| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", name.to_string_lossy())).ok());
+    Ok(mtu.and_then(|text| text.trim().parse().ok()).unwrap_or(1500))
 }
 
 /// A locally administered hardware address that goes with an IP address.

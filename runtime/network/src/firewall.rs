@@ -43,7 +43,7 @@ pub(crate) fn install(config: &NetworkConfig) -> Result<(), Error> {
         let bridge = bridge::name(&config.instance);
         rules.rule("prerouting", |rule| {
             let rule = from_interface(rule, &bridge);
-            let rule = payload_is(rule, DESTINATION, &api.service.ip().octets());
+            let rule = payload_is(rule, DESTINATION, api.service.ip().octets());
             let rule = tcp_to_port(rule, api.service.port());
             send_to(rule, *api.target.ip(), api.target.port())
         });
@@ -184,8 +184,8 @@ fn compare<'a>(rule: Rule<'a>, operation: CmpOps, value: &[u8]) -> Rule<'a> {
         .end_nested()
 }
 
-fn payload_is<'a>(rule: Rule<'a>, offset: u32, value: &[u8; 4]) -> Rule<'a> {
-    compare(load_payload(rule, PayloadBase::NetworkHeader, offset, 4), CmpOps::Eq, value)
+fn payload_is<'a>(rule: Rule<'a>, offset: u32, value: [u8; 4]) -> Rule<'a> {
+    compare(load_payload(rule, PayloadBase::NetworkHeader, offset, 4), CmpOps::Eq, &value)
 }
 
 fn in_network(rule: Rule<'_>, offset: u32, network: Ipv4Net, operation: CmpOps) -> Rule<'_> {

@@ -118,11 +118,11 @@ impl Network {
     pub async fn start(config: NetworkConfig) -> Result<Self, Error> {
         let gateway = address::gateway(config.pod_cidr)?;
         let setup = config.clone();
-        let bridge = tokio::task::spawn_blocking(move || {
+        let (bridge, mtu) = tokio::task::spawn_blocking(move || {
             let bridge = bridge::ensure(&setup.instance, Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len()))?;
             firewall::install(&setup)?;
             bridge::enable_forwarding()?;
-            Ok(bridge)
+            Ok((bridge, bridge::uplink_mtu()?))
         })
         .await
         .map_err(|_| Error::Closed)??;
@@ -131,6 +131,7 @@ impl Network {
             instance: config.instance.clone(),
             bridge,
             gateway,
+            mtu,
             prefix: config.pod_cidr.prefix_len(),
             addresses: Arc::clone(&addresses),
         };

@@ -17,6 +17,9 @@ use crate::{Error, bridge, lock};
 /// Name of a pod's interface, as everywhere in Kubernetes.
 pub(crate) const INTERFACE: &str = "eth0";
 
+/// Every namespace is born with its loopback interface at this index.
+const LOOPBACK: u32 = 1;
+
 /// A namespace that is ready for a pod.
 #[derive(Debug)]
 pub(crate) struct Made {
@@ -30,6 +33,7 @@ pub(crate) struct Maker {
     pub(crate) bridge: u32,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) prefix: u8,
+    pub(crate) mtu: u32,
     pub(crate) addresses: Arc<Mutex<Addresses>>,
 }
 
@@ -51,15 +55,20 @@ impl Maker {
             .map_err(Error::kernel("make a network namespace"))?;
         let netns = current().map_err(Error::kernel("open a network namespace"))?;
         let mut inside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-        host.request(vec![(self.veth(&netns, address), Mode::Create)])
-            .map_err(Error::kernel(format!("link {address} to the bridge")))?;
+        // The pod has no IPv6 yet; an interface that tries to get an address costs packets and time.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
+        let port = bridge::port_name(&self.instance, address);
+        host.request(vec![
+            (self.veth(&netns, address, &port), Mode::Create),
+            (netlink::up_without_ipv6(&port), Mode::Change),
+        ])
+        .map_err(Error::kernel(format!("link {address} to the bridge")))?;
         let index = netlink::index_of(INTERFACE)
             .ok_or_else(|| Error::kernel("find a pod's interface")(io::ErrorKind::NotFound.into()))?;
-        let mut loopback = netlink::link_at(1);
-        netlink::set_up(&mut loopback);
         inside
             .request(vec![
-                (RouteNetlinkMessage::SetLink(loopback), Mode::Change),
+                (netlink::up(LOOPBACK), Mode::Change),
+                (netlink::up(index), Mode::Change),
                 (netlink::address(index, address, self.prefix), Mode::Create),
                 (netlink::default_route(self.gateway), Mode::Create),
             ])
@@ -67,21 +76,20 @@ impl Maker {
         Ok(Made { netns, address })
     }
 
-    /// A pair of links: one end on the bridge, the other born in the namespace, both up.
-    fn veth(&self, netns: &OwnedFd, address: Ipv4Addr) -> RouteNetlinkMessage {
+    /// A pair of links: one end on the bridge, the other born in the namespace. (An end can be set up
+    /// only when both exist.)
+    fn veth(&self, netns: &OwnedFd, address: Ipv4Addr, port: &str) -> RouteNetlinkMessage {
         let mut peer = netlink::link(INTERFACE);
         peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
         peer.attributes.push(LinkAttribute::Address(bridge::mac(address).to_vec()));
-        peer.attributes.push(netlink::no_ipv6_address());
-        netlink::set_up(&mut peer);
-        let mut port = netlink::link(&bridge::port_name(&self.instance, address));
+        peer.attributes.push(LinkAttribute::Mtu(self.mtu));
+        let mut port = netlink::link(port);
+        port.attributes.push(LinkAttribute::Mtu(self.mtu));
         port.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         port.attributes.push(LinkAttribute::Controller(self.bridge));
-        port.attributes.push(netlink::no_ipv6_address());
-        netlink::set_up(&mut port);
         RouteNetlinkMessage::NewLink(port)
     }
 }

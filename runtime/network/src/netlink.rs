@@ -128,15 +128,26 @@ pub(crate) fn link_at(index: u32) -> LinkMessage {
     message
 }
 
-/// Asks that a link be up.
-pub(crate) fn set_up(message: &mut LinkMessage) {
+/// Sets a link up.
+pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
+    let mut message = link_at(index);
+    set_up(&mut message);
+    RouteNetlinkMessage::SetLink(message)
+}
+
+fn set_up(message: &mut LinkMessage) {
     message.header.flags |= LinkFlags::Up;
     message.header.change_mask |= LinkFlags::Up;
 }
 
-/// Keeps IPv6 from giving a link an address by itself, with all the probing that brings.
-pub(crate) fn no_ipv6_address() -> LinkAttribute {
-    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
+/// Sets a link of this machine up, and keeps IPv6 from giving it an address by itself with all the probing that brings.
+/// (The kernel takes this setting only for a link that exists.)
+pub(crate) fn up_without_ipv6(name: &str) -> RouteNetlinkMessage {
+    let mut message = link(name);
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    set_up(&mut message);
+    RouteNetlinkMessage::SetLink(message)
 }
 
 /// Gives a link an address.
