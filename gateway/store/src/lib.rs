@@ -4,6 +4,8 @@
 //! revisions, watch from a revision, compact. A revision is the number of a committed transaction; it never repeats and
 //! never goes back, also across a crash.
 
+pub mod redb;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -231,15 +233,25 @@ pub trait Store: Send + Sync {
     /// Up to `limit` entries of a range, as of `at` or now.
     async fn range(&self, range: &KeyRange, limit: Option<usize>, at: Option<Revision>) -> Result<Page, Error>;
 
-    /// Commits durably, or reports the conflict.
+    /// Commits durably, or reports the conflict. Deleting a key that does not exist is a conflict too. A transaction
+    /// without writes changes nothing and is answered with the newest revision.
+    ///
+    /// # Panics
+    /// If the transaction writes a key twice: the caller made it.
     async fn txn(&self, txn: Txn) -> Result<Outcome, Error>;
 
     /// Everything that happens in `range` after revision `after`.
     async fn watch(&self, range: KeyRange, after: Revision) -> Result<Watch, Error>;
 
-    /// Forgets history up to and including `revision`; current entries stay.
+    /// Forgets the events up to and including `revision`. The state as of `revision`, and everything that happened
+    /// after it, can still be read; anything older answers [`Error::Compacted`]. Compacting what is compacted already
+    /// is no error.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
     /// The newest committed revision.
     async fn revision(&self) -> Result<Revision, Error>;
+
+    /// Asks that every watcher be told soon how far it is: after the events it still has to get, each receives a
+    /// [`Watched::Progress`] of at least the revision that is current now. Cheap enough to call per list request.
+    async fn request_progress(&self) -> Result<(), Error>;
 }

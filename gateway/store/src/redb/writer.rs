@@ -1,0 +1,333 @@
+//! The one thread that writes: it gathers the transactions that wait, decides each against the state its predecessors
+//! leave, commits them together with one sync, and only then shows and answers them.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::index::{Index, Stored};
+use super::log::{Batch, deletion};
+use super::record::{self, Change, Head, Position};
+use super::watchers::Progress;
+use super::{Failure, Options, Shared};
+use crate::{Entry, Error, Event, Expect, Outcome, Revision, Txn, Write};
+
+/// Transactions per commit, at most.
+const BATCH: usize = 512;
+/// Document bytes per commit, about at most.
+const BATCH_BYTES: usize = 8 << 20;
+/// Records visited per commit when removing what compaction left.
+const CLEAN_STEP: usize = 256;
+/// Into how many parts the retention is cut: history is kept this much longer than asked for, at most.
+const RETENTION_PARTS: u32 = 30;
+
+/// What the store asks of its writer.
+#[derive(Debug)]
+pub(super) enum Message {
+    Transact(Txn, oneshot::Sender<Result<Outcome, Error>>),
+    Compact(Revision, oneshot::Sender<Result<(), Error>>),
+    Progress,
+    Close,
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    inbox: Receiver<Message>,
+    options: Options,
+    cleaned: Revision,
+    /// When the history up to a revision will be old enough to forget, oldest first.
+    aging: VecDeque<Age>,
+    /// When watchers are to be told their progress.
+    progress_due: Option<Instant>,
+}
+
+/// The transactions of a short time.
+struct Age {
+    from: Instant,
+    until: Instant,
+    revision: Revision,
+}
+
+/// What waits to be done in one round.
+#[derive(Default)]
+struct Round {
+    transactions: Vec<(Txn, oneshot::Sender<Result<Outcome, Error>>)>,
+    bytes: usize,
+    compactions: Vec<(Revision, oneshot::Sender<Result<(), Error>>)>,
+    progress: bool,
+    close: bool,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, inbox: Receiver<Message>, options: Options, cleaned: Revision) -> Self {
+        let mut writer = Self { shared, inbox, options, cleaned, aging: VecDeque::new(), progress_due: None };
+        // How old the history in the file is isn't known: as if it had happened just now.
+        let (revision, compacted) = writer.revisions();
+        if revision > compacted {
+            writer.note_age(revision);
+        }
+        writer
+    }
+
+    /// Works until the store is closed or dropped, then closes the file.
+    pub(super) fn run(mut self) {
+        // Also when this thread panics: nobody may wait for ever.
+        let _end = End(self.shared.clone());
+        while let Some(round) = self.gather() {
+            let close = round.close;
+            self.work(round);
+            if close {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do, then takes what else is there. None when nobody is left to ask.
+    fn gather(&mut self) -> Option<Round> {
+        let mut round = Round::default();
+        let first = match self.next_duty() {
+            None => Some(self.inbox.recv().ok()?),
+            Some(at) => match self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return None,
+            },
+        };
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Transact(transaction, reply) => {
+                    round.bytes += transaction.writes.iter().map(weight).sum::<usize>();
+                    round.transactions.push((transaction, reply));
+                }
+                Message::Compact(revision, reply) => round.compactions.push((revision, reply)),
+                Message::Progress => round.progress = true,
+                Message::Close => round.close = true,
+            }
+            if round.close || round.transactions.len() >= BATCH || round.bytes >= BATCH_BYTES {
+                break;
+            }
+            next = self.inbox.try_recv().ok();
+        }
+        Some(round)
+    }
+
+    /// When something is to be done unasked. An idle store has nothing of the kind.
+    fn next_duty(&self) -> Option<Instant> {
+        if self.shared.failure().is_some() {
+            return self.progress_due;
+        }
+        let (_, compacted) = self.revisions();
+        if self.cleaned < compacted {
+            return Some(Instant::now());
+        }
+        let forget = self.aging.front().map(|age| age.until + self.options.retention);
+        self.progress_due.into_iter().chain(forget).min()
+    }
+
+    fn work(&mut self, round: Round) {
+        let now = Instant::now();
+        if let Some(failure) = self.shared.failure() {
+            refuse(failure, round.transactions.into_iter().map(|(_, reply)| reply));
+            refuse(failure, round.compactions.into_iter().map(|(_, reply)| reply));
+        } else {
+            self.commit(round.transactions, round.compactions, now);
+        }
+        if round.progress {
+            self.shared.watchers.progress(Progress::Requested);
+        }
+        if self.progress_due.is_some_and(|due| due <= now) {
+            self.progress_due = None;
+            self.shared.watchers.progress(Progress::Periodic);
+        }
+    }
+
+    fn commit(
+        &mut self,
+        transactions: Vec<(Txn, oneshot::Sender<Result<Outcome, Error>>)>,
+        compactions: Vec<(Revision, oneshot::Sender<Result<(), Error>>)>,
+        now: Instant,
+    ) {
+        let mut plan = Plan::on(&self.shared);
+        let outcomes: Vec<_> =
+            transactions.into_iter().map(|(transaction, reply)| (reply, plan.decide(transaction))).collect();
+        let (_, compacted) = self.revisions();
+        let (forget, trim) = self.due_compaction(now, plan.revision);
+        let asked = compactions.iter().map(|(revision, _)| *revision).filter(|asked| *asked <= plan.revision).max();
+        let target = compacted.max(forget).max(asked.unwrap_or(0));
+
+        let cleaning = self.cleaned < target;
+        let mut written = Ok(None);
+        if !plan.records.is_empty() || cleaning {
+            let clean = cleaning.then_some((self.cleaned, CLEAN_STEP));
+            let records = std::mem::take(&mut plan.records);
+            written = self.shared.log.commit(&Batch { records, revision: plan.revision, compacted: target, clean });
+        }
+        match written {
+            Ok(cleaned) => self.cleaned = cleaned.unwrap_or(self.cleaned),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the store takes no more writes");
+                let failure = self.shared.fail(error);
+                refuse(failure, outcomes.into_iter().map(|(reply, _)| reply));
+                refuse(failure, compactions.into_iter().map(|(_, reply)| reply));
+                return;
+            }
+        }
+
+        // Durable: from here on it is so for everybody. Who has stopped waiting for an answer needs none.
+        let newest = plan.revision;
+        let events = plan.show(&self.shared, target, trim);
+        if !events.is_empty() {
+            self.note_age(newest);
+            self.progress_due.get_or_insert(now + self.options.progress_interval);
+            self.shared.watchers.publish(&events, newest);
+        }
+        for (reply, outcome) in outcomes {
+            drop(reply.send(Ok(outcome)));
+        }
+        for (requested, reply) in compactions {
+            let answer = if requested > newest { Err(Error::Future { requested, newest }) } else { Ok(()) };
+            drop(reply.send(answer));
+        }
+    }
+
+    /// Up to where the history is too old or too long (0: nowhere), and up to where the ring needn't keep it either.
+    fn due_compaction(&mut self, now: Instant, newest: Revision) -> (Revision, Revision) {
+        let mut old = 0;
+        while let Some(age) = self.aging.front().filter(|age| age.until + self.options.retention <= now) {
+            old = age.revision;
+            self.aging.pop_front();
+        }
+        let (_, compacted) = self.revisions();
+        let limit = self.options.history_limit;
+        // In portions, so that a full history isn't compacted with every commit.
+        let long = if newest - compacted > limit.saturating_add(limit / 10) { newest - limit } else { 0 };
+        (old.max(long), old)
+    }
+
+    fn note_age(&mut self, revision: Revision) {
+        let now = Instant::now();
+        let part = (self.options.retention / RETENTION_PARTS).max(Duration::from_millis(1));
+        match self.aging.back_mut().filter(|age| now - age.from < part) {
+            Some(age) => (age.until, age.revision) = (now, revision),
+            None => self.aging.push_back(Age { from: now, until: now, revision }),
+        }
+    }
+
+    fn revisions(&self) -> (Revision, Revision) {
+        let committed = self.shared.committed.read().unwrap_or_else(PoisonError::into_inner);
+        (committed.revision, committed.compacted)
+    }
+}
+
+fn refuse<T>(failure: &Failure, replies: impl Iterator<Item = oneshot::Sender<Result<T, Error>>>) {
+    for reply in replies {
+        drop(reply.send(Err(failure.clone().into())));
+    }
+}
+
+fn weight(write: &Write) -> usize {
+    match write {
+        Write::Put(key, document) => key.len() + document.parts().0.len(),
+        Write::Delete(key) => key.len(),
+    }
+}
+
+/// A batch in the making: the state it leaves, and what must be written for it.
+struct Plan {
+    index: Index,
+    revision: Revision,
+    records: Vec<(Position, Vec<u8>)>,
+    events: Vec<Arc<[Event]>>,
+}
+
+impl Plan {
+    fn on(shared: &Shared) -> Self {
+        let committed = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
+        let (index, revision) = (committed.index.clone(), committed.revision);
+        Self { index, revision, records: Vec::new(), events: Vec::new() }
+    }
+
+    /// Decides a transaction against the state that its predecessors leave.
+    fn decide(&mut self, transaction: Txn) -> Outcome {
+        let holds = |(key, expect): &(String, Expect)| match (self.index.get(key), expect) {
+            (None, Expect::Absent) => true,
+            (Some(stored), Expect::At(revision)) => stored.entry.revision == *revision,
+            _ => false,
+        };
+        let possible = |write: &Write| match write {
+            Write::Put(..) => true,
+            Write::Delete(key) => self.index.get(key).is_some(),
+        };
+        if !transaction.expect.iter().all(holds) || !transaction.writes.iter().all(possible) {
+            let current = transaction.expect.iter().map(|(key, _)| self.index.get(key).map(|s| s.entry.clone()));
+            return Outcome::Conflict(current.collect());
+        }
+        if transaction.writes.is_empty() {
+            return Outcome::Committed { revision: self.revision, entries: Vec::new() };
+        }
+        self.revision += 1;
+        let events: Arc<[Event]> =
+            (0..).zip(transaction.writes).map(|(index, write)| self.apply(index, write)).collect();
+        let entries = events.iter().map(|event| match event {
+            Event::Put { entry, .. } | Event::Delete { entry, .. } => entry.clone(),
+        });
+        let entries = entries.collect();
+        self.events.push(events);
+        Outcome::Committed { revision: self.revision, entries }
+    }
+
+    fn apply(&mut self, index: u32, write: Write) -> Event {
+        let revision = self.revision;
+        let at = Position { revision, index };
+        match write {
+            Write::Put(key, document) => {
+                let previous = self.index.get(&key).cloned();
+                let created = previous.as_ref().map_or(revision, |previous| previous.entry.created);
+                let (bytes, hole) = document.parts();
+                let superseded = previous.as_deref().map(Position::of);
+                let head = Head { key: &key, previous: superseded, change: Change::Put { created, hole } };
+                self.records.push((at, record::encode(&head, bytes)));
+                let key = previous.as_ref().map_or_else(|| Arc::from(key), |previous| previous.entry.key.clone());
+                let entry = Entry { key, value: document.render(revision), revision, created };
+                self.index.insert(Arc::new(Stored { entry: entry.clone(), hole, index }));
+                Event::Put { entry, previous: previous.map(|previous| previous.entry.clone()) }
+            }
+            Write::Delete(key) => {
+                let previous: Arc<Stored> =
+                    self.index.get(&key).expect("checked before; a transaction writes a key once").clone();
+                let head = Head { key: &key, previous: Some(Position::of(&previous)), change: Change::Delete };
+                self.records.push((at, record::encode(&head, &[])));
+                self.index.remove(&key);
+                deletion(&previous, revision)
+            }
+        }
+    }
+
+    /// Makes the batch the committed state. Returns its transactions' events.
+    fn show(self, shared: &Shared, compacted: Revision, trim: Revision) -> Vec<Arc<[Event]>> {
+        let mut committed = shared.committed.write().unwrap_or_else(PoisonError::into_inner);
+        let outdated = std::mem::replace(&mut committed.index, self.index);
+        committed.revision = self.revision;
+        committed.compacted = compacted;
+        self.events.iter().for_each(|events| committed.ring.push(events.clone()));
+        committed.ring.forget(trim);
+        // What is freed is freed without holding up readers.
+        drop(committed);
+        drop(outdated);
+        self.events
+    }
+}
+
+/// Closes the store when the writer ends.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.watchers.close();
+        self.0.log.close();
+    }
+}
