@@ -6,15 +6,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 /// One change of a key, as every observer must see it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Change {
     Put { key: String, value: String },
     Delete { key: String },
 }
 
 /// Something that was observed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fact {
     /// A client is about to ask for these changes. `token` is unique.
     Asked { token: String, changes: Vec<Change> },
@@ -22,7 +24,7 @@ pub enum Fact {
     Acknowledged { token: String, revision: u64 },
     /// The client was told that they conflict: nothing was written.
     Refused { token: String },
-    /// A watcher of all keys begins behind this revision.
+    /// A watcher of all keys begins behind this revision, or goes on there, which must be where it was.
     Watching { watcher: String, after: u64 },
     /// It saw one transaction.
     Saw { watcher: String, revision: u64, changes: Vec<Change> },
@@ -110,7 +112,9 @@ impl History {
         for fact in &self.facts {
             match fact {
                 Fact::Watching { watcher, after } => {
-                    cursors.insert(watcher, *after);
+                    if let Some(cursor) = cursors.insert(watcher, *after).filter(|cursor| cursor != after) {
+                        return Err(format!("{watcher} was at {cursor} and goes on behind {after}"));
+                    }
                 }
                 Fact::Saw { watcher, revision, changes } => {
                     let cursor = cursors.get_mut(watcher.as_str()).ok_or(format!("{watcher} never began"))?;
