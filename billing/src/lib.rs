@@ -1,1 +1,196 @@
-//! 
+//! Bills what was used: meter, ledger, rating, report.
+//!
+//! The meter reads the kernel's cumulative counters of every container; what passed between two readings becomes a
+//! [`Reading`] in the ledger, which takes each exactly once. A report sums readings and prices them. CPU is a counter, so
+//! nothing is lost between two looks at it; memory is a gauge, so it is integrated and the bound of the error is kept
+//! beside it.
+
+pub mod http;
+mod ledger;
+mod meter;
+pub mod price;
+mod reader;
+mod reading;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+pub use ledger::Error as LedgerError;
+pub use reading::Reading;
+
+use crate::ledger::Ledger;
+use crate::meter::Meter;
+use crate::price::PriceBook;
+
+/// What a ledger is made of.
+#[derive(Clone, Debug)]
+pub struct BillingConfig {
+    /// Where the ledger is kept.
+    pub dir: PathBuf,
+    /// What usage costs.
+    pub prices: PriceBook,
+    /// How often the counters are read.
+    pub interval: Duration,
+}
+
+/// A container whose usage is billed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meterable {
+    /// Unique for ever: a restarted container has a new one.
+    pub container_id: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's name in the pod.
+    pub container: String,
+    /// 0 for the first start of the container in its pod.
+    pub attempt: u32,
+    /// The pod's labels when the container started.
+    pub labels: BTreeMap<String, String>,
+    /// Where it ran.
+    pub node: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// What it asked for.
+    pub requests: Requests,
+    /// Where the kernel counts.
+    #[serde(skip)]
+    pub counters: Option<Counters>,
+}
+
+/// What a container asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Requests {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+}
+
+/// The directories with a container's counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Counters {
+    /// cgroup v1: the container's group in the `cpuacct` and the `memory` hierarchy.
+    V1 {
+        /// Has `cpuacct.usage`.
+        cpuacct: PathBuf,
+        /// Has `memory.usage_in_bytes`.
+        memory: PathBuf,
+    },
+    /// cgroup v2: the container's group.
+    V2(PathBuf),
+}
+
+/// How a container ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// When its process was gone.
+    pub finished_at: Timestamp,
+    /// The kernel's CPU counter then.
+    pub cpu_ns: u64,
+    /// The most memory it had at once.
+    pub memory_peak_bytes: u64,
+}
+
+/// Why billing can't start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the ledger")]
+pub struct Error(#[from] LedgerError);
+
+/// Meter and ledger of one worker.
+pub struct Billing {
+    meter: Meter,
+    ledger: Ledger,
+    prices: PriceBook,
+    interval: Duration,
+    turn: Mutex<()>,
+}
+
+impl Billing {
+    /// Opens the ledger, or makes one.
+    pub fn open(config: BillingConfig) -> Result<Arc<Self>, Error> {
+        let ledger = Ledger::open(&config.dir)?;
+        Ok(Arc::new(Self {
+            meter: Meter::new(),
+            ledger,
+            prices: config.prices,
+            interval: config.interval,
+            turn: Mutex::new(()),
+        }))
+    }
+
+    /// A container runs: its counters are read from now on. Also for one that was started before this process; its
+    /// usage since the last reading in the ledger is not lost.
+    pub fn container_started(&self, container: Meterable) {
+        let checkpoint = self.ledger.checkpoint(&container.container_id);
+        self.meter.add(container, checkpoint);
+    }
+
+    /// A container has ended: returns when its last reading is durable. Telling it again does no harm, and after an error
+    /// it must be told again.
+    pub async fn container_exited(&self, container: Meterable, end: End) -> Result<(), LedgerError> {
+        let pending = {
+            let _turn = self.take_turn();
+            let checkpoint = self.ledger.checkpoint(&container.container_id);
+            let Some(reading) = self.meter.finish(container, checkpoint, end) else { return Ok(()) };
+            self.ledger.write(vec![reading])
+        };
+        pending.written().await.map_err(|(_, error)| error)
+    }
+
+    /// Reads the counters at every interval until told to stop, and once more then.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.meter.next_tick(self.interval) => {}
+            }
+            self.read_all().await;
+        }
+        self.read_all().await;
+    }
+
+    /// Reads every running container's counters into the ledger.
+    pub async fn read_all(&self) {
+        let pending = {
+            let _turn = self.take_turn();
+            let readings = self.meter.read_all();
+            if readings.is_empty() {
+                return;
+            }
+            self.ledger.write(readings)
+        };
+        if let Err((unwritten, error)) = pending.written().await {
+            tracing::error!(%error, "the ledger took no readings; the next ones make up for them");
+            let _turn = self.take_turn();
+            self.meter.take_back(&unwritten, |container| self.ledger.checkpoint(container));
+        }
+    }
+
+    /// Readings reach the ledger in the order in which they were made: whoever makes one queues it before the next turn.
+    fn take_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ledger, for reports.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What usage costs.
+    pub fn prices(&self) -> &PriceBook {
+        &self.prices
+    }
+}

@@ -1,0 +1,158 @@
+//! What the gateway serves of billing: `GET report`, `GET containers`, `GET verify`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query as QueryString, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::report::{GroupBy, Query, ReportError};
+use crate::{Billing, LedgerError, Meterable};
+
+/// Where the gateway mounts it.
+pub const PREFIX: &str = "/billing/v1";
+
+/// The routes, to be mounted under [`PREFIX`].
+pub fn router(billing: Arc<Billing>) -> Router {
+    Router::new()
+        .route("/report", get(report))
+        .route("/containers", get(containers))
+        .route("/verify", get(verify))
+        .with_state(billing)
+}
+
+/// The query string of a report; also what a client sends.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ReportParameters {
+    /// See [`Query::namespace`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// See [`Query::pod`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Timestamp>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Timestamp>,
+    /// `1s`, `1m`, `1h`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// `namespace`, `pod` or `label:KEY`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_by: Option<String>,
+}
+
+impl TryFrom<ReportParameters> for Query {
+    type Error = ReportError;
+
+    fn try_from(parameters: ReportParameters) -> Result<Self, ReportError> {
+        Ok(Self {
+            step: parameters.step.as_deref().map(parse_step).transpose()?,
+            group_by: parse_group(parameters.group_by.as_deref().unwrap_or("pod"))?,
+            namespace: parameters.namespace,
+            pod: parameters.pod,
+            from: parameters.from,
+            to: parameters.to,
+        })
+    }
+}
+
+fn parse_step(text: &str) -> Result<SignedDuration, ReportError> {
+    text.parse().map_err(|_| ReportError::BadQuery(format!("step: {text:?} is no duration such as 1s, 1m or 1h")))
+}
+
+fn parse_group(text: &str) -> Result<GroupBy, ReportError> {
+    match text.split_once(':') {
+        None if text == "namespace" => Ok(GroupBy::Namespace),
+        None if text == "pod" => Ok(GroupBy::Pod),
+        Some(("label", key)) if !key.is_empty() => Ok(GroupBy::Label(key.to_owned())),
+        _ => Err(ReportError::BadQuery(format!("groupBy: {text:?} is none of namespace, pod, label:KEY"))),
+    }
+}
+
+async fn report(State(billing): State<Arc<Billing>>, parameters: QueryString<ReportParameters>) -> Response {
+    let query = match Query::try_from(parameters.0) {
+        Ok(query) => query,
+        Err(error) => return refuse(&error),
+    };
+    // What runs right now belongs into the report up to this moment.
+    billing.read_all().await;
+    match off_loop(move || query.run(billing.ledger(), billing.prices())).await {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => refuse(&error),
+    }
+}
+
+/// A container with all that was ever read of it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerTotal {
+    #[serde(flatten)]
+    container: Meterable,
+    ended_at: Timestamp,
+    readings: usize,
+    cpu_nanoseconds: u64,
+}
+
+async fn containers(State(billing): State<Arc<Billing>>) -> Response {
+    billing.read_all().await;
+    let list = off_loop(move || billing.ledger().readings(i64::MIN, i64::MAX, |_| true)).await;
+    match list {
+        Ok(list) => {
+            let totals: Vec<ContainerTotal> = list
+                .into_iter()
+                .map(|found| ContainerTotal {
+                    ended_at: found
+                        .readings
+                        .last()
+                        .and_then(|last| Timestamp::from_nanosecond(last.end_ns.into()).ok())
+                        .unwrap_or(found.container.started_at),
+                    readings: found.readings.len(),
+                    cpu_nanoseconds: found.readings.iter().map(|reading| reading.cpu_ns).sum(),
+                    container: found.container,
+                })
+                .collect();
+            Json(json!({ "containers": totals })).into_response()
+        }
+        Err(error) => refuse(&ReportError::Ledger(error)),
+    }
+}
+
+async fn verify(State(billing): State<Arc<Billing>>) -> Response {
+    match off_loop(move || billing.ledger().verify()).await {
+        Ok(readings) => Json(json!({ "readings": readings, "intact": true })).into_response(),
+        Err(error) => refuse(&ReportError::Ledger(error)),
+    }
+}
+
+/// Reading the ledger blocks.
+async fn off_loop<T: Send + 'static, E: From<LedgerError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(LedgerError::Closed.into()))
+}
+
+/// An error in Kubernetes' form.
+fn refuse(error: &ReportError) -> Response {
+    let (code, reason) = match error {
+        ReportError::BadQuery(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
+        ReportError::Ledger(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+    };
+    let mut message = error.to_string();
+    if let Some(source) = std::error::Error::source(error) {
+        message = format!("{message}: {source}");
+    }
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code.as_u16(),
+    });
+    (code, Json(status)).into_response()
+}

@@ -1,0 +1,289 @@
+//! The ledger: readings as they were made, each exactly once, every container's chained by hashes.
+//!
+//! One thread writes: it gathers what waits and commits it in one transaction. A reading enters only if it follows the
+//! container's last one (its checkpoint is compared in the same transaction), so that a reading told twice, or made
+//! again after a crash, changes nothing. Nothing is ever changed or removed.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use crate::Meterable;
+use crate::reading::{Checkpoint, Reading};
+
+/// Container id to its number and description (JSON).
+const CONTAINERS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("containers");
+/// Container number to the hash of its last reading and where the next one begins (postcard).
+const CHECKPOINTS: TableDefinition<'_, u64, (Hash, &[u8])> = TableDefinition::new("checkpoints");
+/// Container number, begin and sequence of a reading to the reading (postcard) and its hash: that over the hash before
+/// it (for the first one: over the container's description) and the reading.
+const READINGS: TableDefinition<'_, (u64, i64, u64), (Hash, &[u8])> = TableDefinition::new("readings");
+
+type Hash = [u8; 32];
+
+/// Why the ledger did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The file can't be opened, read or written.
+    #[error("the ledger's storage failed")]
+    Storage(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Something in the file isn't what was written.
+    #[error("the ledger is damaged: {0}")]
+    Damaged(&'static str),
+    /// A reading does not follow the container's last one: one before it was not written.
+    #[error("a reading before this one was not written")]
+    Gap,
+    /// The writer has ended.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+impl Error {
+    fn storage(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Storage(Arc::new(error))
+    }
+}
+
+/// A reading with its container, and the checkpoints around it.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) container: Meterable,
+    pub(crate) before: Checkpoint,
+    pub(crate) after: Checkpoint,
+    pub(crate) reading: Reading,
+}
+
+struct Order {
+    records: Vec<Record>,
+    done: oneshot::Sender<Written>,
+}
+
+/// What became of records: those that were not written, and why.
+pub(crate) type Written = Result<(), (Vec<Record>, Error)>;
+
+/// Tells when records are durable.
+pub(crate) struct Pending(oneshot::Receiver<Written>);
+
+impl Pending {
+    /// Waits for the commit.
+    pub(crate) async fn written(self) -> Written {
+        self.0.await.unwrap_or_else(|_| Err((Vec::new(), Error::Closed)))
+    }
+}
+
+/// The ledger's file and its writer.
+pub struct Ledger {
+    database: Arc<Database>,
+    orders: mpsc::Sender<Order>,
+}
+
+/// A container of the ledger with its readings in some span of time.
+#[derive(Clone, Debug)]
+pub struct ContainerReadings {
+    /// Who it is.
+    pub container: Meterable,
+    /// In order of time; those that overlap the span.
+    pub readings: Vec<Reading>,
+}
+
+impl Ledger {
+    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(dir).map_err(Error::storage)?;
+        let database =
+            Database::builder().set_cache_size(4 << 20).create(dir.join("ledger.redb")).map_err(Error::storage)?;
+        let database = Arc::new(database);
+        create_tables(&database).map_err(Error::storage)?;
+        let (orders, inbox) = mpsc::channel();
+        let writer = Arc::clone(&database);
+        std::thread::Builder::new()
+            .name("ledger".into())
+            .spawn(move || write_orders(&writer, &inbox))
+            .map_err(Error::storage)?;
+        Ok(Self { database, orders })
+    }
+
+    /// Where a container's next reading begins, if the ledger knows it.
+    pub(crate) fn checkpoint(&self, container_id: &str) -> Option<Checkpoint> {
+        let read = || -> Result<Option<Checkpoint>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let Some(found) = transaction.open_table(CONTAINERS)?.get(container_id)? else { return Ok(None) };
+            let (number, _) = found.value();
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let checkpoint = checkpoints.get(number)?;
+            Ok(checkpoint.and_then(|row| postcard::from_bytes(row.value().1).ok()))
+        };
+        read().unwrap_or_else(|error| {
+            tracing::error!(%error, "the ledger can't be read");
+            None
+        })
+    }
+
+    /// Queues records: they are written in the order of these calls.
+    pub(crate) fn write(&self, records: Vec<Record>) -> Pending {
+        let (done, outcome) = oneshot::channel();
+        if let Err(mpsc::SendError(order)) = self.orders.send(Order { records, done }) {
+            // Only a receiver could mind, and this one is still here.
+            let _ = order.done.send(Err((order.records, Error::Closed)));
+        }
+        Pending(outcome)
+    }
+
+    /// Every container that `wanted` chooses, with its readings between two moments (nanoseconds since the epoch).
+    pub fn readings(
+        &self,
+        from_ns: i64,
+        to_ns: i64,
+        wanted: impl Fn(&Meterable) -> bool,
+    ) -> Result<Vec<ContainerReadings>, Error> {
+        let read = || -> Result<Result<Vec<ContainerReadings>, Error>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let readings = transaction.open_table(READINGS)?;
+            let mut found = Vec::new();
+            for row in transaction.open_table(CONTAINERS)?.iter()? {
+                let (_, value) = row?;
+                let (number, description) = value.value();
+                let Ok(container) = serde_json::from_slice::<Meterable>(description) else {
+                    return Ok(Err(Error::Damaged("a container's description")));
+                };
+                if !wanted(&container) {
+                    continue;
+                }
+                // The reading before the first that begins inside may reach into the span.
+                let earlier = readings.range((number, i64::MIN, 0)..(number, from_ns, 0))?.next_back();
+                let inside = readings.range((number, from_ns, 0)..(number, to_ns, 0))?;
+                let mut list = Vec::new();
+                for row in earlier.into_iter().chain(inside) {
+                    let (_, value) = row?;
+                    let Ok(reading) = postcard::from_bytes::<Reading>(value.value().1) else {
+                        return Ok(Err(Error::Damaged("a reading")));
+                    };
+                    // A reading without duration counts where it is.
+                    if reading.end_ns > from_ns || reading.start_ns >= from_ns {
+                        list.push(reading);
+                    }
+                }
+                if !list.is_empty() {
+                    found.push(ContainerReadings { container, readings: list });
+                }
+            }
+            Ok(Ok(found))
+        };
+        read().map_err(Error::storage)?
+    }
+
+    /// Recomputes every container's chain of hashes; the number of readings when all is as it was written.
+    pub fn verify(&self) -> Result<u64, Error> {
+        let read = || -> Result<Result<u64, Error>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let readings = transaction.open_table(READINGS)?;
+            let checkpoints = transaction.open_table(CHECKPOINTS)?;
+            let mut count = 0;
+            for row in transaction.open_table(CONTAINERS)?.iter()? {
+                let (_, value) = row?;
+                let (number, description) = value.value();
+                let mut hash = hash(&[0; 32], description);
+                for row in readings.range((number, i64::MIN, 0)..=(number, i64::MAX, u64::MAX))? {
+                    let (_, value) = row?;
+                    let (stored, encoded) = value.value();
+                    hash = self::hash(&hash, encoded);
+                    if stored != hash {
+                        return Ok(Err(Error::Damaged("a reading isn't what was written")));
+                    }
+                    count += 1;
+                }
+                if checkpoints.get(number)?.is_none_or(|row| row.value().0 != hash) {
+                    return Ok(Err(Error::Damaged("readings are missing")));
+                }
+            }
+            Ok(Ok(count))
+        };
+        read().map_err(Error::storage)?
+    }
+}
+
+fn create_tables(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(CONTAINERS)?;
+    transaction.open_table(CHECKPOINTS)?;
+    transaction.open_table(READINGS)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn write_orders(database: &Database, inbox: &mpsc::Receiver<Order>) {
+    while let Ok(first) = inbox.recv() {
+        let mut orders = vec![first];
+        orders.extend(inbox.try_iter());
+        let outcome = commit(database, &orders).map_err(Error::storage);
+        for (index, order) in orders.into_iter().enumerate() {
+            let written = match &outcome {
+                Ok(gaps) if gaps.contains(&index) => Err((order.records, Error::Gap)),
+                Ok(_) => Ok(()),
+                Err(error) => Err((order.records, error.clone())),
+            };
+            // A caller that went away needs no answer: what it told is written.
+            let _ = order.done.send(written);
+        }
+    }
+}
+
+/// Writes all in one transaction; gives the orders that hold a reading which does not follow the one before it.
+fn commit(database: &Database, orders: &[Order]) -> Result<Vec<usize>, redb::Error> {
+    let transaction = database.begin_write()?;
+    let mut gaps = Vec::new();
+    {
+        let mut containers = transaction.open_table(CONTAINERS)?;
+        let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
+        let mut readings = transaction.open_table(READINGS)?;
+        let records = orders
+            .iter()
+            .enumerate()
+            .flat_map(|(index, order)| order.records.iter().map(move |record| (index, record)));
+        for (index, record) in records {
+            let (number, first_hash) = number_of(&mut containers, &record.container)?;
+            let (previous, known) = match checkpoints.get(number)? {
+                Some(row) => (row.value().0, postcard::from_bytes::<Checkpoint>(row.value().1).ok()),
+                None => (first_hash, None),
+            };
+            let expected = known.map_or(0, |known| known.next_sequence);
+            if record.before.next_sequence > expected {
+                gaps.push(index);
+            }
+            if record.before.next_sequence != expected || known.is_some_and(|known| known.ended) {
+                continue;
+            }
+            let encoded = encode(&record.reading);
+            let hash = hash(&previous, &encoded);
+            readings.insert((number, record.reading.start_ns, record.reading.sequence), (hash, encoded.as_slice()))?;
+            checkpoints.insert(number, (hash, encode(&record.after).as_slice()))?;
+        }
+    }
+    transaction.commit()?;
+    Ok(gaps)
+}
+
+/// A container's number and the hash that its chain begins with; a new container gets the next number.
+fn number_of(
+    containers: &mut redb::Table<'_, &'static str, (u64, &'static [u8])>,
+    container: &Meterable,
+) -> Result<(u64, Hash), redb::Error> {
+    if let Some(known) = containers.get(container.container_id.as_str())? {
+        let (number, description) = known.value();
+        return Ok((number, hash(&[0; 32], description)));
+    }
+    let number = containers.len()?;
+    let description = serde_json::to_vec(container).expect("plain data is always JSON");
+    containers.insert(container.container_id.as_str(), (number, description.as_slice()))?;
+    Ok((number, hash(&[0; 32], &description)))
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_allocvec(value).expect("plain numbers always encode")
+}
+
+fn hash(previous: &Hash, body: &[u8]) -> Hash {
+    Sha256::new().chain_update(previous).chain_update(body).finalize().into()
+}

@@ -1,0 +1,200 @@
+//! Looks at the counters of every running container, and makes readings of what passed between two looks.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use crate::ledger::Record;
+use crate::reader::{Reader, Sample};
+use crate::reading::{Checkpoint, Reading, nanoseconds};
+use crate::{End, Meterable};
+
+/// A reading of a container that did nothing is put off, for at most this long, and then covers all of that time: what
+/// is constant needs no second record to be exact.
+const LONGEST_QUIET: Duration = Duration::from_secs(300);
+
+/// The running containers.
+pub(crate) struct Meter {
+    running: Mutex<HashMap<String, Running>>,
+    arrived: Notify,
+    clock: Clock,
+}
+
+struct Running {
+    container: Meterable,
+    reader: Option<Reader>,
+    checkpoint: Checkpoint,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        Self { running: Mutex::default(), arrived: Notify::new(), clock: Clock::start() }
+    }
+
+    /// Begins to look at a container, from `checkpoint` on if an earlier process has looked at it.
+    pub(crate) fn add(&self, container: Meterable, checkpoint: Option<Checkpoint>) {
+        let checkpoint = checkpoint.unwrap_or_else(|| Checkpoint::start(container.started_at));
+        if checkpoint.ended {
+            return;
+        }
+        let reader = container.counters.as_ref().and_then(|counters| {
+            Reader::open(counters)
+                .map_err(|error| tracing::warn!(container = %container.container_id, %error, "no counters"))
+                .ok()
+        });
+        let mut running = self.running();
+        running.entry(container.container_id.clone()).or_insert(Running { container, reader, checkpoint });
+        self.arrived.notify_one();
+    }
+
+    /// The last reading of a container; none if it was made before.
+    pub(crate) fn finish(&self, container: Meterable, checkpoint: Option<Checkpoint>, end: End) -> Option<Record> {
+        let known = self.running().remove(&container.container_id);
+        let (container, before) = if let Some(running) = known {
+            (running.container, running.checkpoint)
+        } else {
+            let before = checkpoint.unwrap_or_else(|| Checkpoint::start(container.started_at));
+            (container, before)
+        };
+        if before.ended {
+            return None;
+        }
+        let at_ns = nanoseconds(end.finished_at).max(before.at_ns);
+        // The counter of an ended container stands still. A lower value than was read before means that it could not be
+        // read at the end.
+        let cpu_ns = end.cpu_ns.max(before.cpu_ns);
+        let memory = last_memory(before.memory_bytes, end.memory_peak_bytes, at_ns.abs_diff(before.at_ns));
+        let after =
+            Checkpoint { next_sequence: before.next_sequence + 1, at_ns, cpu_ns, memory_bytes: Some(0), ended: true };
+        Some(Record { reading: reading(&before, &after, memory), container, before, after })
+    }
+
+    /// One reading for every running container that did something.
+    pub(crate) fn read_all(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for running in self.running().values_mut() {
+            let Some(reader) = &mut running.reader else { continue };
+            // A container that is ending may have lost its files; its last reading comes with its end.
+            let Ok(sample) = reader.read() else { continue };
+            let at_ns = self.clock.now_ns().max(running.checkpoint.at_ns);
+            if is_quiet(&running.checkpoint, sample, at_ns) {
+                continue;
+            }
+            let before = running.checkpoint;
+            let after = Checkpoint {
+                next_sequence: before.next_sequence + 1,
+                at_ns,
+                cpu_ns: sample.cpu_ns.max(before.cpu_ns),
+                memory_bytes: Some(sample.memory_bytes),
+                ended: false,
+            };
+            let memory = memory_between(before.memory_bytes, sample.memory_bytes, at_ns.abs_diff(before.at_ns));
+            running.checkpoint = after;
+            records.push(Record {
+                reading: reading(&before, &after, memory),
+                container: running.container.clone(),
+                before,
+                after,
+            });
+        }
+        records
+    }
+
+    /// Forgets readings that could not be written: the next ones begin where the ledger ends.
+    pub(crate) fn take_back(&self, records: &[Record], checkpoint: impl Fn(&str) -> Option<Checkpoint>) {
+        let mut running = self.running();
+        for record in records {
+            let id = &record.container.container_id;
+            if let Some(running) = running.get_mut(id) {
+                running.checkpoint = checkpoint(id).unwrap_or_else(|| Checkpoint::start(record.container.started_at));
+            }
+        }
+    }
+
+    /// Waits for the next whole interval of the clock, or, while nothing runs, for something to run.
+    pub(crate) async fn next_tick(&self, interval: Duration) {
+        while self.running().is_empty() {
+            self.arrived.notified().await;
+        }
+        let interval_ns = interval.as_nanos().max(1);
+        let into = u128::from(self.clock.now_ns().unsigned_abs()) % interval_ns;
+        let left = u64::try_from(interval_ns - into).unwrap_or(u64::MAX);
+        tokio::time::sleep(Duration::from_nanos(left)).await;
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_quiet(before: &Checkpoint, sample: Sample, at_ns: i64) -> bool {
+    sample.cpu_ns == before.cpu_ns
+        && before.memory_bytes == Some(sample.memory_bytes)
+        && u128::from(at_ns.abs_diff(before.at_ns)) < LONGEST_QUIET.as_nanos()
+}
+
+fn reading(before: &Checkpoint, after: &Checkpoint, (memory_byte_ns, memory_error_byte_ns): (u128, u128)) -> Reading {
+    Reading {
+        sequence: before.next_sequence,
+        start_ns: before.at_ns,
+        end_ns: after.at_ns,
+        cpu_ns: after.cpu_ns - before.cpu_ns,
+        memory_byte_ns,
+        memory_error_byte_ns,
+    }
+}
+
+/// The integral of memory between two looks, and its bound of error where the change was steady in one direction.
+fn memory_between(before: Option<u64>, after: u64, duration_ns: u64) -> (u128, u128) {
+    let before = before.unwrap_or(0);
+    let twice_mean = u128::from(before) + u128::from(after);
+    let twice_error = u128::from(before.abs_diff(after));
+    let duration = u128::from(duration_ns);
+    (twice_mean * duration / 2, (twice_error * duration).div_ceil(2))
+}
+
+/// The integral from the last look to the end, when nothing is left to look at: the memory was between nothing and its
+/// peak.
+fn last_memory(before: Option<u64>, peak: u64, duration_ns: u64) -> (u128, u128) {
+    let duration = u128::from(duration_ns);
+    match before {
+        Some(held) => (u128::from(held) * duration, u128::from(held.max(peak.saturating_sub(held))) * duration),
+        None => (u128::from(peak) * duration / 2, (u128::from(peak) * duration).div_ceil(2)),
+    }
+}
+
+/// Wall-clock time that never steps while the process lives.
+struct Clock {
+    epoch_ns: i64,
+    since: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { epoch_ns: nanoseconds(Timestamp::now()), since: Instant::now() }
+    }
+
+    fn now_ns(&self) -> i64 {
+        self.epoch_ns.saturating_add(i64::try_from(self.since.elapsed().as_nanos()).unwrap_or(i64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_grows_is_integrated_with_the_bound_of_its_error() {
+        assert_eq!(memory_between(Some(100), 200, 10), (1_500, 500));
+        assert_eq!(memory_between(Some(200), 200, 10), (2_000, 0));
+    }
+
+    #[test]
+    fn a_container_that_was_never_looked_at_had_between_nothing_and_its_peak() {
+        assert_eq!(last_memory(None, 1_000, 5), (2_500, 2_500));
+        assert_eq!(last_memory(Some(400), 1_000, 5), (2_000, 3_000));
+    }
+}

@@ -1,0 +1,271 @@
+//! Reports: readings summed by group and step, and priced.
+//!
+//! Sums are exact: a container's usage is split over steps so that the parts add up to the whole, and a row's cost is the
+//! difference of rounded running totals, so that rows add up to the total as well, to the nano-unit.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{ContainerReadings, Error, Ledger};
+use crate::price::{Cost, PriceBook, decimal};
+use crate::reading::{Reading, nanoseconds};
+use crate::{Meterable, Requests};
+
+/// At most this many rows: a report is read by people and programs, and held in memory.
+const MOST_ROWS: usize = 1_000_000;
+
+/// What a row stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupBy {
+    /// A namespace.
+    Namespace,
+    /// A pod.
+    Pod,
+    /// All pods that share a value of this label.
+    Label(String),
+}
+
+/// What a report is about.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Only pods of this name.
+    pub pod: Option<String>,
+    /// From here on; from the beginning if not given.
+    pub from: Option<Timestamp>,
+    /// Up to here, not included; up to now if not given.
+    pub to: Option<Timestamp>,
+    /// One row per group and step; one row per group if not given.
+    pub step: Option<SignedDuration>,
+    /// What a row stands for.
+    pub group_by: GroupBy,
+}
+
+/// A priced sum of usage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// Begin of the step, or of the usage.
+    pub start: Timestamp,
+    /// End of the step, or of the usage.
+    pub end: Timestamp,
+    /// Of the group.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub namespace: Option<String>,
+    /// Of the group.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pod: Option<String>,
+    /// Value of the label, for a group by label; empty for pods without it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub label: Option<String>,
+    /// Containers that had a part in it.
+    pub containers: u64,
+    /// CPU time used.
+    pub cpu_nanoseconds: u64,
+    /// Memory times time.
+    pub memory_byte_seconds: u128,
+    /// How far that may be off, either way.
+    pub memory_byte_seconds_error: u128,
+    /// In the currency's units, with nine decimals.
+    pub cost: String,
+}
+
+/// A report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// ISO 4217.
+    pub currency: String,
+    /// In order of step, then group.
+    pub rows: Vec<Row>,
+    /// Sum of the rows.
+    pub total: Row,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The question makes no sense; the text says what would.
+    #[error("{0}")]
+    BadQuery(String),
+    /// The ledger failed.
+    #[error("cannot read the ledger")]
+    Ledger(#[from] Error),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    cpu_ns: u128,
+    memory_byte_ns: u128,
+    memory_error_byte_ns: u128,
+    cost: Cost,
+    containers: u64,
+    first_ns: Option<i64>,
+    last_ns: i64,
+}
+
+impl Usage {
+    fn add(&mut self, other: &Self) {
+        self.cpu_ns += other.cpu_ns;
+        self.memory_byte_ns += other.memory_byte_ns;
+        self.memory_error_byte_ns += other.memory_error_byte_ns;
+        self.cost = Cost(self.cost.0.saturating_add(other.cost.0));
+        self.containers += other.containers;
+        self.first_ns = [self.first_ns, other.first_ns].into_iter().flatten().min();
+        self.last_ns = self.last_ns.max(other.last_ns);
+    }
+}
+
+/// Group of a row: namespace, pod, label value.
+type Group = (Option<String>, Option<String>, Option<String>);
+
+impl Query {
+    /// Reads the ledger and sums.
+    pub fn run(&self, ledger: &Ledger, prices: &PriceBook) -> Result<Report, ReportError> {
+        let now = Timestamp::now();
+        let from_ns = self.from.map_or(i64::MIN, nanoseconds);
+        let to_ns =
+            nanoseconds(self.to.unwrap_or(now).max(Timestamp::UNIX_EPOCH)).saturating_add(i64::from(self.to.is_none()));
+        if from_ns >= to_ns {
+            return Err(ReportError::BadQuery("from: must be before to".to_owned()));
+        }
+        let step_ns = self.step_ns()?;
+        let wanted = |container: &Meterable| {
+            self.namespace.as_ref().is_none_or(|namespace| *namespace == container.namespace)
+                && self.pod.as_ref().is_none_or(|pod| *pod == container.pod)
+        };
+        let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
+        for container in ledger.readings(from_ns, to_ns, wanted)? {
+            let group = self.group_of(&container.container);
+            for (step, usage) in usage_by_step(&container, from_ns, to_ns, step_ns, prices) {
+                sums.entry((step, group.clone())).or_default().add(&usage);
+                if sums.len() > MOST_ROWS {
+                    let text = format!("step: more than {MOST_ROWS} rows; a larger step or a shorter span is needed");
+                    return Err(ReportError::BadQuery(text));
+                }
+            }
+        }
+        Ok(report(sums, step_ns, prices))
+    }
+
+    fn step_ns(&self) -> Result<Option<i64>, ReportError> {
+        let Some(step) = self.step else { return Ok(None) };
+        match i64::try_from(step.as_nanos()) {
+            Ok(step) if step >= 1_000_000_000 => Ok(Some(step)),
+            _ => Err(ReportError::BadQuery("step: must be at least 1s".to_owned())),
+        }
+    }
+
+    fn group_of(&self, container: &Meterable) -> Group {
+        let namespace = Some(container.namespace.clone());
+        match &self.group_by {
+            GroupBy::Namespace => (namespace, None, None),
+            GroupBy::Pod => (namespace, Some(container.pod.clone()), None),
+            GroupBy::Label(key) => (None, None, Some(container.labels.get(key).cloned().unwrap_or_default())),
+        }
+    }
+}
+
+/// A container's usage in the span, by begin of the step.
+fn usage_by_step(
+    container: &ContainerReadings,
+    from_ns: i64,
+    to_ns: i64,
+    step_ns: Option<i64>,
+    prices: &PriceBook,
+) -> BTreeMap<i64, Usage> {
+    let mut steps: BTreeMap<i64, Usage> = BTreeMap::new();
+    for reading in &container.readings {
+        let mut begin = reading.start_ns.max(from_ns);
+        loop {
+            let step = step_ns.map_or(0, |step| begin.div_euclid(step) * step);
+            let step_end = step_ns.map_or(i64::MAX, |length| step.saturating_add(length));
+            let end = reading.end_ns.min(to_ns).min(step_end);
+            let usage = steps.entry(step).or_default();
+            usage.add(&part(reading, begin, end, container.container.requests, prices));
+            usage.containers = 1;
+            if end >= reading.end_ns.min(to_ns) {
+                break;
+            }
+            begin = end;
+        }
+    }
+    steps
+}
+
+/// What a reading says of the time from `begin` to `end`.
+fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &PriceBook) -> Usage {
+    // The last part of a reading takes what rounding left over.
+    let until = if end >= reading.end_ns { i64::MAX } else { end };
+    let share = |quantity: u128| {
+        let before = if begin <= reading.start_ns { 0 } else { reading.share_before(quantity, begin) };
+        if until == i64::MAX { quantity - before } else { reading.share_before(quantity, until) - before }
+    };
+    let (mut billed_cpu, mut billed_memory) = (u128::from(reading.cpu_ns), reading.memory_byte_ns);
+    if prices.request_floor {
+        let duration = u128::from(reading.duration_ns());
+        billed_cpu = billed_cpu.max(u128::from(requests.cpu_millis) * duration / 1_000);
+        billed_memory = billed_memory.max(u128::from(requests.memory_bytes) * duration);
+    }
+    let whole = prices.cost(billed_cpu, billed_memory);
+    Usage {
+        cpu_ns: share(reading.cpu_ns.into()),
+        memory_byte_ns: share(reading.memory_byte_ns),
+        memory_error_byte_ns: share(reading.memory_error_byte_ns),
+        cost: Cost(share(whole.0)),
+        containers: 1,
+        first_ns: Some(begin),
+        last_ns: end,
+    }
+}
+
+fn report(sums: BTreeMap<(i64, Group), Usage>, step_ns: Option<i64>, prices: &PriceBook) -> Report {
+    let mut running = Cost::default();
+    let mut running_memory = 0;
+    let mut total = Usage::default();
+    let mut rows = Vec::with_capacity(sums.len());
+    for ((step, group), usage) in sums {
+        // Rounding the running total, not the row, keeps the sum of the rows exact.
+        let (cost_before, memory_before) = (running.nano_units(), running_memory / BYTE_SECOND);
+        running = Cost(running.0.saturating_add(usage.cost.0));
+        running_memory += usage.memory_byte_ns;
+        total.add(&usage);
+        let span = step_ns.map(|length| (step, step.saturating_add(length)));
+        rows.push(row(
+            &usage,
+            span,
+            group,
+            running.nano_units() - cost_before,
+            running_memory / BYTE_SECOND - memory_before,
+        ));
+    }
+    let nothing = (None, None, None);
+    let total = row(&total, None, nothing, running.nano_units(), running_memory / BYTE_SECOND);
+    Report { currency: prices.currency.clone(), rows, total }
+}
+
+/// Byte-nanoseconds of a byte-second.
+const BYTE_SECOND: u128 = 1_000_000_000;
+
+fn row(usage: &Usage, span: Option<(i64, i64)>, group: Group, cost_nano: u128, memory_byte_seconds: u128) -> Row {
+    let (start, end) = span.unwrap_or((usage.first_ns.unwrap_or(0), usage.last_ns));
+    Row {
+        start: timestamp(start),
+        end: timestamp(end),
+        namespace: group.0,
+        pod: group.1,
+        label: group.2,
+        containers: usage.containers,
+        cpu_nanoseconds: u64::try_from(usage.cpu_ns).unwrap_or(u64::MAX),
+        memory_byte_seconds,
+        memory_byte_seconds_error: usage.memory_error_byte_ns.div_ceil(BYTE_SECOND),
+        cost: decimal(cost_nano),
+    }
+}
+
+fn timestamp(ns: i64) -> Timestamp {
+    Timestamp::from_nanosecond(ns.into()).unwrap_or_default()
+}

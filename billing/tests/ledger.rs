@@ -1,0 +1,230 @@
+//! From counters to a bill, on counters that the test moves and a real ledger.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carob_billing::price::PriceBook;
+use carob_billing::report::{GroupBy, Query, Report};
+use carob_billing::{Billing, BillingConfig, Counters, End, Meterable, Requests};
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+fn open(dir: &Path) -> Arc<Billing> {
+    open_with(dir, "currency: EUR\nvcpuSecond: '1'\ngibSecond: '1'\n")
+}
+
+fn open_with(dir: &Path, prices: &str) -> Arc<Billing> {
+    let prices = PriceBook::parse(prices).unwrap();
+    Billing::open(BillingConfig { dir: dir.join("ledger"), prices, interval: Duration::from_secs(1) }).unwrap()
+}
+
+/// A container whose counters are plain files.
+struct Fake {
+    meterable: Meterable,
+    group: tempfile::TempDir,
+}
+
+impl Fake {
+    fn new(id: &str, pod: &str, started_at: Timestamp) -> Self {
+        let group = tempfile::tempdir().unwrap();
+        let meterable = Meterable {
+            container_id: id.into(),
+            pod_uid: format!("uid-{pod}"),
+            namespace: "default".into(),
+            pod: pod.into(),
+            container: "main".into(),
+            attempt: 0,
+            labels: BTreeMap::from([("team".into(), "a".into())]),
+            node: "node".into(),
+            started_at,
+            requests: Requests { cpu_millis: 1_000, memory_bytes: 1 << 30 },
+            counters: Some(Counters::V2(group.path().into())),
+        };
+        let fake = Self { meterable, group };
+        std::fs::write(fake.group.path().join("memory.stat"), "inactive_file 0\n").unwrap();
+        fake.set(0, 0);
+        fake
+    }
+
+    fn set(&self, cpu_us: u64, memory: u64) {
+        std::fs::write(self.group.path().join("cpu.stat"), format!("usage_usec {cpu_us}\n")).unwrap();
+        std::fs::write(self.group.path().join("memory.current"), format!("{memory}\n")).unwrap();
+    }
+}
+
+fn a_minute_ago() -> Timestamp {
+    Timestamp::now() - SignedDuration::from_mins(1)
+}
+
+fn query() -> Query {
+    Query { namespace: None, pod: None, from: None, to: None, step: None, group_by: GroupBy::Pod }
+}
+
+fn run(billing: &Billing, query: &Query) -> Report {
+    query.run(billing.ledger(), billing.prices()).unwrap()
+}
+
+fn end(cpu_us: u64) -> End {
+    End { finished_at: Timestamp::now(), cpu_ns: cpu_us * 1_000, memory_peak_bytes: 0 }
+}
+
+#[tokio::test]
+async fn a_container_that_nobody_looked_at_is_billed_to_the_nanosecond() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open(dir.path());
+    let started = a_minute_ago();
+    let brief = Fake::new("a", "brief", started);
+    let end =
+        End { finished_at: started + SignedDuration::from_millis(5), cpu_ns: 1_234_567, memory_peak_bytes: 1 << 20 };
+    billing.container_exited(brief.meterable.clone(), end).await.unwrap();
+    let report = run(&billing, &query());
+    assert_eq!(report.rows.len(), 1);
+    assert_eq!(report.rows[0].cpu_nanoseconds, 1_234_567);
+    assert_eq!(report.rows[0].pod.as_deref(), Some("brief"));
+    assert_eq!(report.rows[0].end.duration_since(report.rows[0].start), SignedDuration::from_millis(5));
+    let half_mib_5ms = (1_u128 << 19) * 5 / 1_000;
+    assert_eq!(report.rows[0].memory_byte_seconds, half_mib_5ms);
+}
+
+#[tokio::test]
+async fn cpu_that_was_used_while_no_process_looked_is_in_the_next_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new("a", "pod", Timestamp::now());
+    {
+        let billing = open(dir.path());
+        billing.container_started(fake.meterable.clone());
+        fake.set(100, 10);
+        billing.read_all().await;
+        // This process ends here without a word.
+    }
+    fake.set(250, 10);
+    let billing = reopen(dir.path()).await;
+    billing.container_started(fake.meterable.clone());
+    billing.read_all().await;
+    fake.set(300, 10);
+    billing.container_exited(fake.meterable.clone(), end(300)).await.unwrap();
+    assert_eq!(run(&billing, &query()).total.cpu_nanoseconds, 300_000);
+    billing.ledger().verify().unwrap();
+}
+
+/// The writer thread of a dropped ledger lets go of the file a moment later.
+async fn reopen(dir: &Path) -> Arc<Billing> {
+    let config =
+        BillingConfig { dir: dir.join("ledger"), prices: PriceBook::default(), interval: Duration::from_secs(1) };
+    for _ in 0..500 {
+        if let Ok(billing) = Billing::open(config.clone()) {
+            return billing;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Billing::open(config).unwrap()
+}
+
+#[tokio::test]
+async fn an_exit_that_is_told_twice_is_billed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open(dir.path());
+    let fake = Fake::new("a", "pod", Timestamp::now());
+    billing.container_started(fake.meterable.clone());
+    for _ in 0..3 {
+        billing.container_exited(fake.meterable.clone(), end(70)).await.unwrap();
+    }
+    billing.container_started(fake.meterable.clone());
+    billing.read_all().await;
+    let report = run(&billing, &query());
+    assert_eq!((report.total.cpu_nanoseconds, report.total.containers), (70_000, 1));
+}
+
+#[tokio::test]
+async fn a_counter_that_could_not_be_read_at_the_end_never_takes_back_what_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open(dir.path());
+    let fake = Fake::new("a", "pod", Timestamp::now());
+    billing.container_started(fake.meterable.clone());
+    fake.set(90, 0);
+    billing.read_all().await;
+    billing.container_exited(fake.meterable.clone(), end(0)).await.unwrap();
+    assert_eq!(run(&billing, &query()).total.cpu_nanoseconds, 90_000);
+}
+
+#[tokio::test]
+async fn the_request_floor_bills_what_was_asked_for_where_less_was_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open_with(dir.path(), "currency: EUR\nvcpuSecond: '1'\ngibSecond: '0'\nrequestFloor: true\n");
+    let started = a_minute_ago();
+    let fake = Fake::new("a", "pod", started);
+    let end = End { finished_at: started + SignedDuration::from_secs(2), cpu_ns: 1, memory_peak_bytes: 0 };
+    billing.container_exited(fake.meterable.clone(), end).await.unwrap();
+    let report = run(&billing, &query());
+    assert_eq!(report.total.cost, "2.000000000");
+    assert_eq!(report.total.cpu_nanoseconds, 1, "usage stays what it was");
+}
+
+#[tokio::test]
+async fn groups_and_filters_choose_what_is_summed() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open(dir.path());
+    for (id, pod, cpu) in [("a", "x", 1), ("b", "x", 2), ("c", "y", 4)] {
+        let fake = Fake::new(id, pod, Timestamp::now());
+        billing.container_exited(fake.meterable.clone(), end(cpu)).await.unwrap();
+    }
+    let by_pod = run(&billing, &query());
+    let sums: Vec<_> = by_pod.rows.iter().map(|row| (row.pod.clone().unwrap(), row.cpu_nanoseconds)).collect();
+    assert_eq!(sums, [("x".into(), 3_000), ("y".into(), 4_000)]);
+    let by_namespace = run(&billing, &Query { group_by: GroupBy::Namespace, ..query() });
+    assert_eq!((by_namespace.rows.len(), by_namespace.rows[0].containers), (1, 3));
+    let by_label = run(&billing, &Query { group_by: GroupBy::Label("team".into()), ..query() });
+    assert_eq!(by_label.rows[0].label.as_deref(), Some("a"));
+    let only_y = run(&billing, &Query { pod: Some("y".into()), ..query() });
+    assert_eq!(only_y.total.cpu_nanoseconds, 4_000);
+    let nobody = run(&billing, &Query { namespace: Some("other".into()), ..query() });
+    assert_eq!((nobody.rows.len(), nobody.total.cpu_nanoseconds), (0, 0));
+}
+
+fn nano(cost: &str) -> u128 {
+    cost.replace('.', "").parse().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However usage falls and whatever the step: rows add up to the total and the total to the counters.
+    #[test]
+    fn rows_add_up_exactly(
+        usage in prop::collection::vec((0_u64..5_000_000, 0_i64..4_000), 1..12),
+        step in 1_i64..5,
+        peak in 0_u64..1 << 33,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let billing = open_with(dir.path(), "currency: EUR\nvcpuSecond: '0.0000112'\ngibSecond: '0.000003331'\n");
+            let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+            let mut cpu_ns = 0;
+            for (index, (cpu_us, milliseconds)) in usage.iter().enumerate() {
+                let started = start + SignedDuration::from_millis(137 * i64::try_from(index).unwrap());
+                let fake = Fake::new(&format!("c{index}"), &format!("p{}", index % 3), started);
+                let end = End {
+                    finished_at: started + SignedDuration::from_millis(*milliseconds),
+                    cpu_ns: cpu_us * 1_000,
+                    memory_peak_bytes: peak,
+                };
+                billing.container_exited(fake.meterable.clone(), end).await.unwrap();
+                cpu_ns += cpu_us * 1_000;
+            }
+            let whole = run(&billing, &query());
+            let stepped = run(&billing, &Query { step: Some(SignedDuration::from_secs(step)), ..query() });
+            for report in [&whole, &stepped] {
+                assert_eq!(report.total.cpu_nanoseconds, cpu_ns);
+                assert_eq!(report.rows.iter().map(|row| row.cpu_nanoseconds).sum::<u64>(), cpu_ns);
+                assert_eq!(report.rows.iter().map(|row| nano(&row.cost)).sum::<u128>(), nano(&report.total.cost));
+                let memory: u128 = report.rows.iter().map(|row| row.memory_byte_seconds).sum();
+                assert_eq!(memory, report.total.memory_byte_seconds);
+            }
+            assert_eq!(whole.total.cost, stepped.total.cost);
+            assert_eq!(billing.ledger().verify().unwrap(), usage.len() as u64);
+        });
+    }
+}
