@@ -21,8 +21,9 @@ const LOG_BYTES: usize = 1 << 20;
 /// Watches `range` from behind `after`, which the caller has checked.
 pub(super) fn watch(shared: Arc<Shared>, range: KeyRange, after: Revision) -> Watch {
     let slot = shared.watchers.add(&range);
-    let ready = VecDeque::new();
-    let watcher = Watcher { shared, range, slot, cursor: after, told: after, behind: true, ready };
+    // What is committed after this look is announced in the slot.
+    let behind = after < shared.committed.read().unwrap_or_else(PoisonError::into_inner).revision;
+    let watcher = Watcher { shared, range, slot, cursor: after, told: after, behind, ready: VecDeque::new() };
     Box::pin(stream::unfold(Some(watcher), |watcher| async {
         let mut watcher = watcher?;
         match watcher.next().await {
