@@ -1,1 +1,324 @@
-//! (being written)
+//! The table of the resources that are built in: one row each. Adding a kind is adding a row.
+
+pub mod event;
+
+use std::sync::{Arc, OnceLock};
+
+use crate::kind::{Kind, Scope, Subresource};
+use crate::strategy;
+use crate::table;
+
+/// What clients may do with an ordinary resource.
+const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// What clients may do with a part of an object behind a path of its own.
+const PART_VERBS: &[&str] = &["get", "patch", "update"];
+const CREATE: &[&str] = &["create"];
+const CONNECT: &[&str] = &["create", "get"];
+
+const SCALE: Subresource = Subresource { name: "scale", gvk: ("autoscaling", "v1", "Scale"), verbs: PART_VERBS };
+
+const fn part(name: &'static str, gvk: (&'static str, &'static str, &'static str)) -> Subresource {
+    Subresource { name, gvk, verbs: PART_VERBS }
+}
+
+const fn with_verbs(
+    name: &'static str,
+    gvk: (&'static str, &'static str, &'static str),
+    verbs: &'static [&'static str],
+) -> Subresource {
+    Subresource { name, gvk, verbs }
+}
+
+/// What rows have in common unless they say otherwise.
+const ROW: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "",
+    plural: "",
+    singular: "",
+    short_names: &[],
+    categories: &[],
+    scope: Scope::Namespaced,
+    verbs: ALL_VERBS,
+    subresources: &[],
+    columns: table::DEFAULT_COLUMNS,
+    schema: "",
+    stored_as: None,
+    strategy: strategy::BASE,
+};
+
+static BUILTIN: &[Kind] = &[
+    Kind {
+        kind: "ConfigMap",
+        plural: "configmaps",
+        singular: "configmap",
+        short_names: &["cm"],
+        columns: table::config_map::COLUMNS,
+        schema: "io.k8s.api.core.v1.ConfigMap",
+        strategy: strategy::config_map::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        columns: table::event::COLUMNS,
+        schema: "io.k8s.api.core.v1.Event",
+        strategy: strategy::event::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        scope: Scope::Cluster,
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
+        subresources: &[
+            with_verbs("finalize", ("", "v1", "Namespace"), &["update"]),
+            part("status", ("", "v1", "Namespace")),
+        ],
+        columns: table::namespace::COLUMNS,
+        schema: "io.k8s.api.core.v1.Namespace",
+        strategy: strategy::namespace::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Node",
+        plural: "nodes",
+        singular: "node",
+        short_names: &["no"],
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("", "v1", "Node"))],
+        columns: table::node::COLUMNS,
+        schema: "io.k8s.api.core.v1.Node",
+        strategy: strategy::node::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Pod",
+        plural: "pods",
+        singular: "pod",
+        short_names: &["po"],
+        categories: &["all"],
+        subresources: &[
+            with_verbs("attach", ("", "v1", "PodAttachOptions"), CONNECT),
+            with_verbs("binding", ("", "v1", "Binding"), CREATE),
+            part("ephemeralcontainers", ("", "v1", "Pod")),
+            with_verbs("eviction", ("policy", "v1", "Eviction"), CREATE),
+            with_verbs("exec", ("", "v1", "PodExecOptions"), CONNECT),
+            with_verbs("log", ("", "v1", "Pod"), &["get"]),
+            with_verbs("portforward", ("", "v1", "PodPortForwardOptions"), CONNECT),
+            part("resize", ("", "v1", "Pod")),
+            part("status", ("", "v1", "Pod")),
+        ],
+        columns: table::pod::COLUMNS,
+        schema: "io.k8s.api.core.v1.Pod",
+        strategy: strategy::pod::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Secret",
+        plural: "secrets",
+        singular: "secret",
+        columns: table::secret::COLUMNS,
+        schema: "io.k8s.api.core.v1.Secret",
+        strategy: strategy::secret::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        subresources: &[with_verbs("token", ("authentication.k8s.io", "v1", "TokenRequest"), CREATE)],
+        columns: table::service_account::COLUMNS,
+        schema: "io.k8s.api.core.v1.ServiceAccount",
+        strategy: strategy::service_account::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "apps",
+        kind: "Deployment",
+        plural: "deployments",
+        singular: "deployment",
+        short_names: &["deploy"],
+        categories: &["all"],
+        subresources: &[SCALE, part("status", ("apps", "v1", "Deployment"))],
+        columns: table::deployment::COLUMNS,
+        schema: "io.k8s.api.apps.v1.Deployment",
+        strategy: strategy::deployment::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "apps",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        subresources: &[SCALE, part("status", ("apps", "v1", "ReplicaSet"))],
+        columns: table::replica_set::COLUMNS,
+        schema: "io.k8s.api.apps.v1.ReplicaSet",
+        strategy: strategy::replica_set::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "events.k8s.io",
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        columns: table::event::COLUMNS,
+        schema: "io.k8s.api.events.v1.Event",
+        stored_as: Some(("", "events")),
+        strategy: strategy::event::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "batch",
+        kind: "Job",
+        plural: "jobs",
+        singular: "job",
+        categories: &["all"],
+        subresources: &[part("status", ("batch", "v1", "Job"))],
+        columns: table::job::COLUMNS,
+        schema: "io.k8s.api.batch.v1.Job",
+        strategy: strategy::job::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "coordination.k8s.io",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        columns: table::lease::COLUMNS,
+        schema: "io.k8s.api.coordination.v1.Lease",
+        strategy: strategy::lease::STRATEGY,
+        ..ROW
+    },
+];
+
+/// Types that only subresources take and give. They have no path of their own.
+static PARTS: &[Kind] = &[
+    Kind { kind: "Binding", singular: "binding", schema: "io.k8s.api.core.v1.Binding", verbs: &[], ..ROW },
+    Kind {
+        group: "authentication.k8s.io",
+        kind: "TokenRequest",
+        singular: "tokenrequest",
+        schema: "io.k8s.api.authentication.v1.TokenRequest",
+        verbs: &[],
+        ..ROW
+    },
+    Kind {
+        group: "autoscaling",
+        kind: "Scale",
+        singular: "scale",
+        schema: "io.k8s.api.autoscaling.v1.Scale",
+        columns: table::scale::COLUMNS,
+        verbs: &[],
+        ..ROW
+    },
+    Kind {
+        group: "policy",
+        kind: "Eviction",
+        singular: "eviction",
+        schema: "io.k8s.api.policy.v1.Eviction",
+        verbs: &[],
+        ..ROW
+    },
+];
+
+/// The built-in resources, in the order of discovery.
+pub fn builtin() -> &'static [Kind] {
+    BUILTIN
+}
+
+/// The resources that are served now.
+#[derive(Debug)]
+pub struct Registry {
+    kinds: Vec<&'static Kind>,
+}
+
+impl Registry {
+    /// The built-in resources.
+    pub fn builtin() -> Arc<Self> {
+        static REGISTRY: OnceLock<Arc<Registry>> = OnceLock::new();
+        Arc::clone(REGISTRY.get_or_init(|| Arc::new(Self { kinds: BUILTIN.iter().collect() })))
+    }
+
+    /// The resource behind a path.
+    pub fn by_resource(&self, group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+        self.iter().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
+    }
+
+    /// The resource whose objects have this kind.
+    pub fn by_gvk(&self, group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
+        self.iter().find(|row| row.kind == kind && row.group == group && row.version == version)
+    }
+
+    /// The kind of what a subresource takes and gives (Scale, Eviction, …), or of a resource.
+    pub fn type_of(&self, group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
+        let part = || PARTS.iter().find(|row| row.kind == kind && row.group == group && row.version == version);
+        self.by_gvk(group, version, kind).or_else(part)
+    }
+
+    /// All resources, in the order of discovery.
+    pub fn iter(&self) -> impl Iterator<Item = &'static Kind> {
+        self.kinds.iter().copied()
+    }
+}
+
+impl Kind {
+    /// `apps/v1`, `v1`
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The resource as messages name it.
+    pub fn group_resource(&self) -> crate::status::GroupResource {
+        crate::status::GroupResource::new(self.group, self.plural)
+    }
+
+    /// The subresource of this name.
+    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
+        let subresources: &'static [Subresource] = self.subresources;
+        subresources.iter().find(|subresource| subresource.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    #[test]
+    fn every_row_has_a_schema_of_its_kind() {
+        for row in BUILTIN.iter().chain(PARTS) {
+            let schema = schema::schema_of(row);
+            assert!(schema.property("metadata").is_some(), "{} has metadata", row.kind);
+            assert!(row.schema.ends_with(&format!(".{}.{}", row.version, row.kind)));
+        }
+    }
+
+    #[test]
+    fn every_subresource_leads_to_a_known_type_or_to_connect_options() {
+        let registry = Registry::builtin();
+        for row in BUILTIN {
+            for subresource in row.subresources {
+                let (group, version, kind) = subresource.gvk;
+                assert!(kind.ends_with("Options") || registry.type_of(group, version, kind).is_some(), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn resources_are_found_by_path_and_by_kind() {
+        let registry = Registry::builtin();
+        assert_eq!(registry.by_resource("apps", "v1", "deployments").unwrap().kind, "Deployment");
+        assert_eq!(registry.by_gvk("", "v1", "Pod").unwrap().plural, "pods");
+        assert!(registry.by_resource("", "v1", "deployments").is_none());
+        assert_eq!(registry.type_of("policy", "v1", "Eviction").unwrap().kind, "Eviction");
+    }
+}

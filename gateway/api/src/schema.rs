@@ -79,10 +79,38 @@ pub struct PatchStrategy {
     pub retain_keys: bool,
 }
 
+/// How Go's encoder writes a field, which decides what an object looks like after a server has read and written it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// A pointer that is left out if nil: zero values stay.
+    Pointer,
+    /// A pointer that is written as null if nil.
+    PointerAlways,
+    /// A list or map that is left out if empty.
+    Collection,
+    /// A list or map that is written as null if empty.
+    CollectionAlways,
+    /// A string, number or boolean that is left out if it is zero.
+    Scalar,
+    /// A string, number or boolean that is always written.
+    ScalarAlways,
+    /// A struct, which is always written.
+    Struct,
+    /// A time that is written as null if there is none.
+    Time,
+    /// A time that is left out if there is none.
+    TimeOrNothing,
+    /// A quantity or an int-or-string that is always written.
+    Number,
+}
+
 /// The schema of one value.
 #[derive(Debug)]
 pub struct Schema {
     type_: Type,
+    presence: Presence,
+    /// The type's name in Go, which error texts show.
+    go_type: &'static str,
     definition: Option<&'static Definition>,
     /// Of a list's items or a map's values.
     element: Option<&'static Schema>,
@@ -129,16 +157,17 @@ impl Schema {
     /// The schema of a field of an object, or of the value of a key of a map.
     pub fn property(&self, name: &str) -> Option<&'static Schema> {
         match self.definition {
-            Some(definition) => self.known_property(definition, name),
+            Some(_) => self.known(name).map(|(_, schema)| schema),
             None if self.type_ == Type::Map => self.element,
             None => None,
         }
     }
 
-    fn known_property(&self, definition: &'static Definition, name: &str) -> Option<&'static Schema> {
-        let properties = definition.properties();
+    /// A known field of an object: its name, kept for good, and its schema.
+    pub fn known(&self, name: &str) -> Option<(&'static str, &'static Schema)> {
+        let properties: &'static [(&'static str, Schema)] = self.definition.map_or(&[], Definition::properties);
         let at = properties.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-        Some(&properties[at].1)
+        Some((properties[at].0, &properties[at].1))
     }
 
     /// The fields of an object, sorted by name.
@@ -185,6 +214,16 @@ impl Schema {
     /// The OpenAPI name of the type, for example `io.k8s.api.core.v1.PodSpec`.
     pub fn name(&self) -> Option<&'static str> {
         self.definition.map(|definition| definition.name)
+    }
+
+    /// How Go's encoder writes the field.
+    pub fn presence(&self) -> Presence {
+        self.presence
+    }
+
+    /// The type's name in Go without a pointer, for example `[]v1.Container`; empty if it isn't known.
+    pub fn go_type(&self) -> &'static str {
+        self.go_type
     }
 
     /// Whether nothing is known of what is below: unknown fields are kept.

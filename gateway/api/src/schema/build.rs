@@ -7,7 +7,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use super::types::TYPES;
-use super::{Definition, ListType, MapType, PatchStrategy, Schema, Type};
+use super::{Definition, ListType, MapType, PatchStrategy, Presence, Schema, Type};
 
 /// Columns: type, field, list type, list map keys, patch strategy, patch merge key, map type.
 const LISTS: &str = include_str!("../../data/lists.tsv");
@@ -15,6 +15,23 @@ const LISTS: &str = include_str!("../../data/lists.tsv");
 const DEFAULTS: &str = include_str!("../../data/defaults.tsv");
 /// Columns: type, required fields.
 const REQUIRED: &str = include_str!("../../data/required.tsv");
+
+/// A line per type, and below it, indented, per field: name, letter of its presence, type in Go.
+const FIELDS: &str = include_str!("../../data/fields.tsv");
+
+/// Letters of the presence of a field in [`FIELDS`].
+const PRESENCES: &[(&str, Presence)] = &[
+    ("p", Presence::Pointer),
+    ("P", Presence::PointerAlways),
+    ("c", Presence::Collection),
+    ("C", Presence::CollectionAlways),
+    ("s", Presence::Scalar),
+    ("S", Presence::ScalarAlways),
+    ("o", Presence::Struct),
+    ("t", Presence::Time),
+    ("z", Presence::TimeOrNothing),
+    ("q", Presence::Number),
+];
 
 /// Types whose schema is not what their JSON is.
 const SPECIAL: &[(&str, Type)] = &[
@@ -54,6 +71,8 @@ impl Builder {
         let defaults: HashMap<(&str, &str), &str> = rows(DEFAULTS).map(|row| ((row[0], row[1]), row[2])).collect();
         let lists: HashMap<(&str, &str), Vec<&str>> = rows(LISTS).map(|row| ((row[0], row[1]), row)).collect();
 
+        let fields_in_go = fields_in_go();
+
         for (name, shape) in &shapes {
             let name = self.intern(name);
             let schema = if SPECIAL.iter().any(|(special, _)| *special == name) || shape["properties"].is_null() {
@@ -72,7 +91,9 @@ impl Builder {
                 .iter()
                 .map(|(field, shape)| {
                     let key = (name.as_str(), field.as_str());
-                    let mut schema = self.schema(shape);
+                    let (presence, go_type) = fields_in_go.get(&key).copied().unwrap_or((Presence::Scalar, "string"));
+                    let mut schema = self.schema(shape, go_type);
+                    schema.presence = presence;
                     if let Some(row) = lists.get(&key) {
                         self.mark(&mut schema, row);
                     }
@@ -91,17 +112,18 @@ impl Builder {
     }
 
     /// The schema of one value, without the markers of the field that holds it.
-    fn schema(&mut self, shape: &Value) -> Schema {
+    fn schema(&mut self, shape: &Value, go_type: &'static str) -> Schema {
         if let Some(name) = reference(shape) {
-            return self.named.get(name).map_or(leaf(Type::Any), |schema| copy(schema));
+            let schema = self.named.get(name).map_or(leaf(Type::Any), |schema| copy(schema));
+            return Schema { go_type, ..schema };
         }
-        match (shape["type"].as_str(), shape["format"].as_str()) {
+        let schema = match (shape["type"].as_str(), shape["format"].as_str()) {
             (Some("array"), _) => {
-                let items = self.schema(&shape["items"]);
+                let items = self.schema(&shape["items"], element(go_type));
                 Schema { element: Some(Box::leak(Box::new(items))), ..leaf(Type::Array) }
             }
             (Some("object"), _) if shape["additionalProperties"].is_object() => {
-                let values = self.schema(&shape["additionalProperties"]);
+                let values = self.schema(&shape["additionalProperties"], element(go_type));
                 Schema { element: Some(Box::leak(Box::new(values))), ..leaf(Type::Map) }
             }
             (Some("string"), Some("byte")) => leaf(Type::Bytes),
@@ -112,7 +134,8 @@ impl Builder {
             (Some("number"), _) => leaf(Type::Double),
             (Some("boolean"), _) => leaf(Type::Boolean),
             _ => leaf(Type::Any),
-        }
+        };
+        Schema { go_type, ..schema }
     }
 
     fn mark(&mut self, schema: &mut Schema, row: &[&str]) {
@@ -152,6 +175,8 @@ impl Builder {
 fn leaf(type_: Type) -> Schema {
     Schema {
         type_,
+        presence: Presence::Scalar,
+        go_type: "",
         definition: None,
         element: None,
         list: ListType::Atomic,
@@ -169,6 +194,35 @@ fn copy(schema: &Schema) -> Schema {
 fn reference(shape: &Value) -> Option<&str> {
     let path = shape["$ref"].as_str().or_else(|| shape["allOf"][0]["$ref"].as_str())?;
     path.rsplit('/').next()
+}
+
+/// By type and field: how Go writes it, and its type there.
+fn fields_in_go() -> HashMap<(&'static str, &'static str), (Presence, &'static str)> {
+    let mut type_ = "";
+    let mut fields = HashMap::new();
+    for line in FIELDS.lines().skip(1) {
+        let Some(field) = line.strip_prefix('\t') else {
+            type_ = line;
+            continue;
+        };
+        let mut columns = field.splitn(3, '\t');
+        let (Some(name), Some(letter), Some(go_type)) = (columns.next(), columns.next(), columns.next()) else {
+            continue;
+        };
+        let presence =
+            PRESENCES.iter().find(|(known, _)| *known == letter).map_or(Presence::Scalar, |(_, found)| *found);
+        fields.insert((type_, name), (presence, go_type));
+    }
+    fields
+}
+
+/// The Go type of the elements of a list or map; empty if the type has a name of its own.
+fn element(go_type: &'static str) -> &'static str {
+    let inner = go_type.strip_prefix("[]").or_else(|| {
+        let (_, inner) = go_type.strip_prefix("map[")?.split_once(']')?;
+        Some(inner)
+    });
+    inner.unwrap_or_default().trim_start_matches('*')
 }
 
 /// The rows below the heading.
