@@ -27,6 +27,7 @@ async fn main() {
     let opening = Instant::now();
     let store = RedbStore::open(&path, Options::default()).expect("a new file can be made here");
     println!("created in {:.1} ms", milliseconds(opening.elapsed()));
+    one_by_one(&store).await;
     creates(&store).await;
     let idle = processor_time();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -41,6 +42,18 @@ async fn main() {
     println!("opened again with {page} keys, {:.1} MB, in {elapsed:.1} ms", megabytes(size));
     store.close().await;
     std::fs::remove_file(&path).expect("it is there");
+}
+
+async fn one_by_one(store: &RedbStore) {
+    let mut latencies = Vec::new();
+    for number in 0..COMMITS {
+        let asked = Instant::now();
+        create(store, format!("/core/events/default/{number}")).await;
+        latencies.push(asked.elapsed());
+    }
+    latencies.sort_unstable();
+    let at = |part: usize| milliseconds(latencies[COMMITS * part / 100 - 1]);
+    println!("one client's create: p50 {:.2} ms, p99 {:.2} ms", at(50), at(99));
 }
 
 async fn creates(store: &RedbStore) {

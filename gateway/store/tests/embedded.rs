@@ -168,6 +168,29 @@ async fn a_late_watcher_goes_on_from_the_log_and_ends_only_where_that_is_compact
 }
 
 #[tokio::test]
+async fn a_watcher_far_behind_gets_all_of_what_memory_has_before_it_is_told_its_progress() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(directory.path().join("store.redb"), Options::default()).unwrap();
+    let mut idle = store.watch(KeyRange::prefix("/a/"), 0).await.unwrap();
+    let keys = (0..1000).map(|number| format!("/a/{number}"));
+    futures::future::join_all(keys.map(|key| store.txn(put(&key, "1"))).collect::<Vec<_>>()).await;
+    store.request_progress().await.unwrap();
+    for watch in [&mut idle, &mut store.watch(KeyRange::prefix("/a/"), 10).await.unwrap()] {
+        store.request_progress().await.unwrap();
+        let mut seen = Vec::new();
+        let told = loop {
+            match watch.next().await.unwrap().unwrap() {
+                Watched::Events(events) => seen.push(events[0].revision()),
+                Watched::Progress(revision) => break revision,
+            }
+        };
+        assert_eq!(told, 1000);
+        assert!(seen.iter().copied().eq(1001 - seen.len() as u64..=1000), "{seen:?}");
+        assert!(seen.len() >= 990);
+    }
+}
+
+#[tokio::test]
 async fn watchers_that_were_not_concerned_are_told_their_progress_unasked() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options { progress_interval: Duration::from_millis(20), ..Options::default() };
