@@ -200,9 +200,16 @@ static BUILTIN: &[Kind] = &[
     },
 ];
 
-/// Types that only subresources take and give. They have no path of their own.
+/// Types that only subresources and deletes take. They have no path of their own.
 static PARTS: &[Kind] = &[
     Kind { kind: "Binding", singular: "binding", schema: "io.k8s.api.core.v1.Binding", verbs: &[], ..ROW },
+    Kind {
+        kind: "DeleteOptions",
+        singular: "deleteoptions",
+        schema: "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+        verbs: &[],
+        ..ROW
+    },
     Kind {
         group: "authentication.k8s.io",
         kind: "TokenRequest",
@@ -229,6 +236,11 @@ static PARTS: &[Kind] = &[
         ..ROW
     },
 ];
+
+/// Types that are taken and given, but have no path of their own: Scale, Eviction, `DeleteOptions`, …
+pub fn parts() -> &'static [Kind] {
+    PARTS
+}
 
 /// The built-in resources, in the order of discovery.
 pub fn builtin() -> &'static [Kind] {
@@ -297,7 +309,7 @@ mod tests {
     fn every_row_has_a_schema_of_its_kind() {
         for row in BUILTIN.iter().chain(PARTS) {
             let schema = schema::schema_of(row);
-            assert!(schema.property("metadata").is_some(), "{} has metadata", row.kind);
+            assert!(schema.property("metadata").is_some() || row.kind == "DeleteOptions", "{} has metadata", row.kind);
             assert!(row.schema.ends_with(&format!(".{}.{}", row.version, row.kind)));
         }
     }

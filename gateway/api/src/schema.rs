@@ -4,7 +4,7 @@
 //! the tables in `data/`. All schemas of the served kinds are built together at the first use and kept for good: a few
 //! hundred kilobytes, without the descriptions.
 
-mod build;
+pub(crate) mod build;
 mod types;
 
 use std::sync::OnceLock;

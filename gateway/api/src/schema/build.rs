@@ -49,13 +49,56 @@ pub(super) fn all() -> &'static HashMap<&'static str, &'static Schema> {
     ALL.get_or_init(|| Builder::default().build())
 }
 
-/// The JSON schemas of the types in [`TYPES`] and of all that they refer to, by name.
-pub(super) fn generate() -> Map<String, Value> {
+/// The JSON schemas, with descriptions, of those of the types in [`TYPES`] that are wanted, and of all that they refer
+/// to, by name.
+pub(crate) fn generate(wanted: impl Fn(&str) -> bool) -> Map<String, Value> {
     let mut generator = SchemaSettings::openapi3().into_generator();
-    for (_, add) in TYPES {
+    for (_, add) in TYPES.iter().filter(|(name, _)| wanted(name)) {
         add(&mut generator);
     }
     generator.take_definitions(true)
+}
+
+/// What OpenAPI says of types beyond their shape. Rows are found by type.
+pub(crate) struct Markers {
+    required: HashMap<&'static str, Vec<Row>>,
+    defaults: HashMap<&'static str, Vec<Row>>,
+    lists: HashMap<&'static str, Vec<Row>>,
+}
+
+/// A row of a table without its first column.
+type Row = Vec<&'static str>;
+
+impl Markers {
+    pub(crate) fn read() -> Self {
+        Self { required: by_type(REQUIRED), defaults: by_type(DEFAULTS), lists: by_type(LISTS) }
+    }
+
+    /// Names of the required fields of a type, with commas between them.
+    pub(crate) fn required(&self, type_: &str) -> Option<&'static str> {
+        self.required.get(type_)?.first().map(|row| row[0])
+    }
+
+    /// The default of a field.
+    pub(crate) fn default(&self, type_: &str, field: &str) -> Option<Value> {
+        let row = self.defaults.get(type_)?.iter().find(|row| row[0] == field)?;
+        serde_json::from_str(row[1]).ok()
+    }
+
+    /// List type, list map keys, patch strategy, patch merge key and map type of a field; empty where there is none.
+    pub(crate) fn of_list(&self, type_: &str, field: &str) -> Option<&[&'static str]> {
+        self.lists.get(type_)?.iter().find(|row| row[0] == field).map(|row| &row[1..])
+    }
+}
+
+fn by_type(table: &'static str) -> HashMap<&'static str, Vec<Row>> {
+    let mut rows: HashMap<&'static str, Vec<Row>> = HashMap::new();
+    for line in table.lines().skip(1) {
+        let mut columns = line.split('\t');
+        let type_ = columns.next().unwrap_or_default();
+        rows.entry(type_).or_default().push(columns.collect());
+    }
+    rows
 }
 
 #[derive(Default)]
@@ -66,10 +109,8 @@ struct Builder {
 
 impl Builder {
     fn build(mut self) -> HashMap<&'static str, &'static Schema> {
-        let shapes = generate();
-        let required: HashMap<&str, &str> = rows(REQUIRED).map(|row| (row[0], row[1])).collect();
-        let defaults: HashMap<(&str, &str), &str> = rows(DEFAULTS).map(|row| ((row[0], row[1]), row[2])).collect();
-        let lists: HashMap<(&str, &str), Vec<&str>> = rows(LISTS).map(|row| ((row[0], row[1]), row)).collect();
+        let shapes = generate(|_| true);
+        let markers = Markers::read();
 
         let fields_in_go = fields_in_go();
 
@@ -78,7 +119,7 @@ impl Builder {
             let schema = if SPECIAL.iter().any(|(special, _)| *special == name) || shape["properties"].is_null() {
                 leaf(SPECIAL.iter().find(|(special, _)| *special == name).map_or(Type::Any, |(_, type_)| *type_))
             } else {
-                let required = required.get(name).map_or(&[][..], |names| self.names(names));
+                let required = markers.required(name).map_or(&[][..], |names| self.names(names));
                 let definition = Definition { name, properties: OnceLock::new(), required };
                 Schema { definition: Some(Box::leak(Box::new(definition))), ..leaf(Type::Object) }
             };
@@ -94,13 +135,10 @@ impl Builder {
                     let (presence, go_type) = fields_in_go.get(&key).copied().unwrap_or((Presence::Scalar, "string"));
                     let mut schema = self.schema(shape, go_type);
                     schema.presence = presence;
-                    if let Some(row) = lists.get(&key) {
+                    if let Some(row) = markers.of_list(name, field) {
                         self.mark(&mut schema, row);
                     }
-                    schema.default = defaults
-                        .get(&key)
-                        .and_then(|json| serde_json::from_str(json).ok())
-                        .map(|value: Value| &*Box::leak(Box::new(value)));
+                    schema.default = markers.default(name, field).map(|value| &*Box::leak(Box::new(value)));
                     (self.intern(field), schema)
                 })
                 .collect();
@@ -138,20 +176,20 @@ impl Builder {
         Schema { go_type, ..schema }
     }
 
-    fn mark(&mut self, schema: &mut Schema, row: &[&str]) {
-        schema.list = match row[2] {
-            "map" => ListType::Map(self.names(row[3])),
+    fn mark(&mut self, schema: &mut Schema, row: &[&'static str]) {
+        schema.list = match row[0] {
+            "map" => ListType::Map(self.names(row[1])),
             "set" => ListType::Set,
             _ => ListType::Atomic,
         };
-        let strategies: Vec<&str> = row[4].split(',').collect();
+        let strategies: Vec<&str> = row[2].split(',').collect();
         schema.patch = PatchStrategy {
             merge: strategies.contains(&"merge"),
-            merge_key: Some(row[5]).filter(|key| !key.is_empty()).map(|key| self.intern(key)),
+            merge_key: Some(row[3]).filter(|key| !key.is_empty()).map(|key| self.intern(key)),
             replace: strategies.contains(&"replace"),
             retain_keys: strategies.contains(&"retainKeys"),
         };
-        if row[6] == "atomic" {
+        if row[4] == "atomic" {
             schema.map = MapType::Atomic;
         }
     }
@@ -191,7 +229,7 @@ fn copy(schema: &Schema) -> Schema {
 }
 
 /// The name that a `$ref` leads to, directly or, where a description stands beside it, through `allOf`.
-fn reference(shape: &Value) -> Option<&str> {
+pub(crate) fn reference(shape: &Value) -> Option<&str> {
     let path = shape["$ref"].as_str().or_else(|| shape["allOf"][0]["$ref"].as_str())?;
     path.rsplit('/').next()
 }
@@ -223,9 +261,4 @@ fn element(go_type: &'static str) -> &'static str {
         Some(inner)
     });
     inner.unwrap_or_default().trim_start_matches('*')
-}
-
-/// The rows below the heading.
-fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
-    table.lines().skip(1).map(|line| line.split('\t').collect())
 }

@@ -2,6 +2,7 @@
 //! What they refer to comes along by itself.
 
 use k8s_openapi::api::{apps, authentication, autoscaling, batch, coordination, core, events, policy};
+use k8s_openapi::apimachinery::pkg::apis::meta;
 use schemars::{JsonSchema, SchemaGenerator};
 
 /// Adds a type and all that it refers to to a generator.
@@ -29,4 +30,7 @@ pub(super) const TYPES: &[(&str, SchemaType)] = &[
     ("io.k8s.api.core.v1.ServiceAccount", add::<core::v1::ServiceAccount>),
     ("io.k8s.api.events.v1.Event", add::<events::v1::Event>),
     ("io.k8s.api.policy.v1.Eviction", add::<policy::v1::Eviction>),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", add::<meta::v1::DeleteOptions>),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta", add::<meta::v1::ListMeta>),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.Status", add::<meta::v1::Status>),
 ];
