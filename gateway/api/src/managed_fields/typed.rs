@@ -1,0 +1,273 @@
+//! Values seen through their schema: what is one field, what has fields of its own, and what differs.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::element::{Element, same};
+use super::set::Set;
+use crate::schema::{ListType, MapType, Schema, Type};
+
+/// A schema; none where nothing is known: then objects are maps and lists are atomic.
+pub(crate) type Node = Option<&'static Schema>;
+
+/// Types that are owned as a whole wherever they stand. Fields of these types are marked in the schema; items of lists
+/// of them are not.
+const ATOMIC_TYPES: [&str; 3] = [
+    "io.k8s.api.core.v1.LocalObjectReference",
+    "io.k8s.api.core.v1.ObjectReference",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",
+];
+
+/// How a value is owned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shape {
+    /// As one field.
+    Scalar,
+    /// A list as one field.
+    AtomicList(Node),
+    /// A list item by item.
+    List(ListType, Node),
+    /// A map or object as one field.
+    AtomicMap(Node),
+    /// A map or object field by field.
+    Map(Node),
+}
+
+/// The shape of a value; where the schema doesn't tell, the value does.
+pub(crate) fn shape(node: Node, value: Option<&Value>) -> Shape {
+    let Some(schema) = node.filter(|schema| schema.type_() != Type::Any) else {
+        return match value {
+            Some(Value::Array(_)) => Shape::AtomicList(None),
+            Some(Value::Object(_) | Value::Null) | None => Shape::Map(None),
+            Some(_) => Shape::Scalar,
+        };
+    };
+    match schema.type_() {
+        Type::Object | Type::Map => {
+            let atomic =
+                schema.map_type() == MapType::Atomic || schema.name().is_some_and(|name| ATOMIC_TYPES.contains(&name));
+            if atomic { Shape::AtomicMap(node) } else { Shape::Map(node) }
+        }
+        Type::Array => match schema.list_type() {
+            ListType::Atomic => Shape::AtomicList(schema.items()),
+            kind => Shape::List(kind, schema.items()),
+        },
+        _ => Shape::Scalar,
+    }
+}
+
+/// The schema of a field of an object or an entry of a map.
+pub(crate) fn field(node: Node, name: &str) -> Node {
+    node.and_then(|schema| schema.property(name))
+}
+
+/// Whether the schema names the field; entries of maps it doesn't.
+pub(crate) fn is_declared(node: Node, name: &str) -> bool {
+    node.is_some_and(|schema| schema.type_() == Type::Object && schema.property(name).is_some())
+}
+
+/// The step that leads to an item of a list.
+pub(crate) fn element_of(kind: ListType, items: Node, item: &Value) -> Result<Element, String> {
+    let ListType::Map(keys) = kind else {
+        return match item {
+            Value::Object(_) => Err("associative list without keys has an element that's a map type".to_owned()),
+            Value::Array(_) => Err("not supported: associative list with lists as elements".to_owned()),
+            Value::Null => Err("associative list without keys has an element that's an explicit null".to_owned()),
+            scalar => Ok(Element::Value(scalar.clone())),
+        };
+    };
+    let fields = match item {
+        Value::Object(fields) => fields,
+        Value::Null => return Err("associative list with keys may not have a null element".to_owned()),
+        _ => return Err("associative list with keys may not have non-map elements".to_owned()),
+    };
+    let mut found = Vec::with_capacity(keys.len());
+    for key in keys {
+        let default = || field(items, key).and_then(Schema::default_value);
+        if let Some(value) = fields.get(*key).or_else(default) {
+            found.push(((*key).to_owned(), value.clone()));
+        }
+    }
+    if found.is_empty() {
+        let keys: Vec<_> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+        return Err(format!(
+            "associative list with keys has an element that omits all key fields [{}] (and doesn't have default values \
+             for any key fields)",
+            keys.join(" ")
+        ));
+    }
+    Ok(Element::key(found))
+}
+
+/// What one value has that another hasn't.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Comparison {
+    pub(crate) added: Set,
+    pub(crate) modified: Set,
+    pub(crate) removed: Set,
+}
+
+/// Compares two values of one type.
+pub(crate) fn compare(node: Node, old: &Value, new: &Value) -> Comparison {
+    let mut comparison = Comparison::default();
+    comparison.walk(node, Some(old), Some(new), &mut Vec::new());
+    comparison
+}
+
+impl Comparison {
+    fn walk(&mut self, node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
+        let none_below = is_hollow(old) && is_hollow(new);
+        match shape(node, new.or(old)) {
+            Shape::Map(node) if !none_below => self.walk_map(node, old, new, path),
+            Shape::List(kind, items) if !none_below => self.walk_list(kind, items, old, new, path),
+            _ => {
+                match (old, new) {
+                    (None, Some(_)) => self.added.insert(path),
+                    (Some(_), None) => self.removed.insert(path),
+                    (Some(old), Some(new)) if !same(old, new) => self.modified.insert(path),
+                    _ => {}
+                }
+                return;
+            }
+        }
+        if old.is_none() {
+            self.added.insert(path);
+        } else if new.is_none() {
+            self.removed.insert(path);
+        }
+    }
+
+    fn walk_map(&mut self, node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
+        let (old, new) = (fields_of(old), fields_of(new));
+        for (key, value) in old.into_iter().flatten() {
+            path.push(Element::field(key));
+            self.walk(field(node, key), Some(value), new.and_then(|new| new.get(key)), path);
+            path.pop();
+        }
+        for (key, value) in new.into_iter().flatten().filter(|(key, _)| !old.is_some_and(|old| old.contains_key(*key)))
+        {
+            path.push(Element::field(key));
+            self.walk(field(node, key), None, Some(value), path);
+            path.pop();
+        }
+    }
+
+    /// Items that share a key are compared as a whole.
+    fn walk_list(
+        &mut self,
+        kind: ListType,
+        items: Node,
+        old: Option<&Value>,
+        new: Option<&Value>,
+        path: &mut Vec<Element>,
+    ) {
+        let mut all: BTreeMap<Element, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
+        for item in items_of(old) {
+            if let Ok(element) = element_of(kind, items, item) {
+                all.entry(element).or_default().0.push(item);
+            }
+        }
+        for item in items_of(new) {
+            if let Ok(element) = element_of(kind, items, item) {
+                all.entry(element).or_default().1.push(item);
+            }
+        }
+        for (element, (old, new)) in all {
+            path.push(element);
+            match (old.len(), new.len()) {
+                (0 | 1, 0 | 1) => self.walk(items, old.first().copied(), new.first().copied(), path),
+                (2.., 2..) => {
+                    if old.len() != new.len() || old.iter().zip(&new).any(|(old, new)| !same(old, new)) {
+                        self.modified.insert(path);
+                    }
+                }
+                (2.., _) => {
+                    if let Some(new) = new.first() {
+                        self.walk(items, None, Some(new), path);
+                    }
+                    self.removed.insert(path);
+                }
+                _ => {
+                    if let Some(old) = old.first() {
+                        self.walk(items, Some(old), None, path);
+                    }
+                    self.added.insert(path);
+                }
+            }
+            path.pop();
+        }
+    }
+}
+
+/// All fields of a value, as one who applies it owns them.
+pub(crate) fn fields(node: Node, value: &Value) -> Set {
+    let mut set = Set::default();
+    collect(node, value, &mut Vec::new(), &mut set);
+    set
+}
+
+fn collect(node: Node, value: &Value, path: &mut Vec<Element>, set: &mut Set) {
+    match shape(node, Some(value)) {
+        Shape::Map(node) => {
+            for (key, value) in fields_of(Some(value)).into_iter().flatten() {
+                path.push(Element::field(key));
+                collect(field(node, key), value, path, set);
+                let hollow = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                if hollow || !is_declared(node, key) {
+                    set.insert(path);
+                }
+                path.pop();
+            }
+        }
+        Shape::List(kind, items) => {
+            let mut by_element: BTreeMap<Element, Vec<&Value>> = BTreeMap::new();
+            for item in items_of(Some(value)) {
+                if let Ok(element) = element_of(kind, items, item) {
+                    by_element.entry(element).or_default().push(item);
+                }
+            }
+            for (element, same_key) in by_element {
+                path.push(element);
+                if let [item] = same_key.as_slice() {
+                    collect(items, item, path, set);
+                }
+                set.insert(path);
+                path.pop();
+            }
+        }
+        _ => set.insert(path),
+    }
+}
+
+/// The set with every named field that leads to one of its paths.
+pub(crate) fn with_named_fields(node: Node, set: &Set) -> Set {
+    let is_named = |element: &Element| matches!(element, Element::Field(name) if is_declared(node, name));
+    let members = set.members().iter().chain(set.children().keys().filter(|element| is_named(element))).cloned();
+    let children = set.children().iter().map(|(element, below)| {
+        let node = match element {
+            Element::Field(name) => field(node, name),
+            _ => node.and_then(Schema::items),
+        };
+        (element.clone(), with_named_fields(node, below))
+    });
+    Set::build(members, children)
+}
+
+pub(crate) fn fields_of(value: Option<&Value>) -> Option<&Map<String, Value>> {
+    value.and_then(Value::as_object)
+}
+
+pub(crate) fn items_of(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// Whether there is nothing in it: absent, null, or empty.
+pub(crate) fn is_hollow(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Object(fields)) => fields.is_empty(),
+        Some(Value::Array(items)) => items.is_empty(),
+        Some(_) => false,
+    }
+}
