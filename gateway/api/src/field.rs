@@ -25,6 +25,8 @@ pub enum ErrorKind {
     TooMany,
     /// `Invalid value: X` where the JSON type is wrong
     TypeInvalid,
+    /// `Invalid value` where the value says nothing
+    InvalidUnshown,
     /// `Internal error`
     Internal,
 }
@@ -34,7 +36,7 @@ impl ErrorKind {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Required => "FieldValueRequired",
-            Self::Invalid => "FieldValueInvalid",
+            Self::Invalid | Self::InvalidUnshown => "FieldValueInvalid",
             Self::NotSupported => "FieldValueNotSupported",
             Self::Duplicate => "FieldValueDuplicate",
             Self::Forbidden => "FieldValueForbidden",
@@ -49,7 +51,7 @@ impl ErrorKind {
     fn words(self) -> &'static str {
         match self {
             Self::Required => "Required value",
-            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Invalid | Self::TypeInvalid | Self::InvalidUnshown => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Duplicate => "Duplicate value",
             Self::Forbidden => "Forbidden",
@@ -61,7 +63,7 @@ impl ErrorKind {
     }
 
     fn shows_value(self) -> bool {
-        !matches!(self, Self::Required | Self::Forbidden | Self::TooLong | Self::Internal)
+        !matches!(self, Self::Required | Self::Forbidden | Self::TooLong | Self::Internal | Self::InvalidUnshown)
     }
 }
 
@@ -154,6 +156,11 @@ impl Path {
         self.error(ErrorKind::Invalid, value.into(), detail)
     }
 
+    /// `Invalid value: DETAIL`
+    pub fn invalid_unshown(&self, detail: impl Into<String>) -> FieldError {
+        self.error(ErrorKind::InvalidUnshown, Value::Null, detail)
+    }
+
     /// `Forbidden: DETAIL`
     pub fn forbidden(&self, detail: impl Into<String>) -> FieldError {
         self.error(ErrorKind::Forbidden, Value::Null, detail)
@@ -172,8 +179,14 @@ impl Path {
     /// `Unsupported value: VALUE: supported values: "A", "B"`
     pub fn not_supported(&self, value: impl Into<Value>, supported: &[&str]) -> FieldError {
         let supported: Vec<String> = supported.iter().map(|v| format!("{v:?}")).collect();
-        let detail = if supported.is_empty() { String::new() } else { format!("supported values: {}", supported.join(", ")) };
+        let detail =
+            if supported.is_empty() { String::new() } else { format!("supported values: {}", supported.join(", ")) };
         self.error(ErrorKind::NotSupported, value.into(), detail)
+    }
+
+    /// `Duplicate value: VALUE: DETAIL`
+    pub fn duplicate_because(&self, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
+        self.error(ErrorKind::Duplicate, value.into(), detail)
     }
 
     /// `Too long: may not be more than MAX bytes`

@@ -10,6 +10,7 @@ pub mod lease;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod pod_spec;
 pub mod replica_set;
 pub mod secret;
 pub mod service_account;

@@ -2,5 +2,23 @@
 //!
 //! Each module is one idea, and all work on the JSON of an object through the accessors of [`json`].
 
+pub mod containers;
+pub mod diff;
+pub mod env;
+pub mod go;
 pub mod json;
+pub mod metadata;
 pub mod names;
+pub mod paths;
+pub mod pod;
+pub mod pod_update;
+pub mod pod_warnings;
+pub mod probes;
+pub mod resources;
+pub mod scheduling;
+pub mod security;
+pub mod selectors;
+pub mod template;
+pub mod volumes;
+
+pub use template::{binding, delete_options, eviction, scale};

@@ -1,0 +1,312 @@
+//! Changes of a pod: nearly nothing of its spec may change.
+
+use serde_json::Value;
+
+use crate::field::{ErrorList, Path};
+use crate::kind::Part;
+use crate::validation::json::{dig, get, int, items, str_at};
+use crate::validation::metadata::immutable;
+use crate::validation::{diff, go, names, pod};
+
+const UPDATABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
+                         `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only \
+                         additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set \
+                         to 1 if it was previously negative)";
+
+/// What is wrong with a change (`new`, `old`) of a part of a pod.
+pub fn validate(new: &Value, old: &Value, part: Part) -> ErrorList {
+    match part {
+        Part::Main => main(new, old),
+        Part::Status => status(new, old),
+        Part::EphemeralContainers => ephemeral(new, old),
+        Part::Resize => resize(new, old),
+        Part::Finalize => ErrorList::new(),
+    }
+}
+
+fn main(new: &Value, old: &Value) -> ErrorList {
+    let mut errors = pod::whole(new);
+    let path = Path::new("spec");
+    let (new, old) = (spec_of(new), spec_of(old));
+    for list in ["containers", "initContainers"] {
+        if items(new, list).len() != items(old, list).len() {
+            errors.push(path.child(list).forbidden("pod updates may not add or remove containers"));
+            return errors;
+        }
+    }
+    let deadline = path.child("activeDeadlineSeconds");
+    match (int(new, "activeDeadlineSeconds"), int(old, "activeDeadlineSeconds")) {
+        (Some(seconds), _) if !(0..=i64::from(i32::MAX)).contains(&seconds) => {
+            errors.push(deadline.invalid(seconds, names::in_range(0, i64::from(i32::MAX))));
+            return errors;
+        }
+        (Some(seconds), Some(before)) if before < seconds => {
+            errors.push(deadline.invalid(seconds, "must be less than or equal to previous value"));
+            return errors;
+        }
+        (None, Some(_)) => {
+            errors.push(deadline.invalid(Value::Null, "must not update from a positive integer to nil value"));
+        }
+        _ => {}
+    }
+    errors.extend(only_added_tolerations(new, old, &path.child("tolerations")));
+    errors.extend(only_removed_gates(new, old, &path.child("schedulingGates")));
+    let munged = with_updatable_of(new, old);
+    if munged != *old {
+        let difference = diff::unified(&go::pod_spec(old), &go::pod_spec(&munged));
+        errors.push(path.forbidden(format!("{UPDATABLE}\n{difference}")));
+    }
+    errors
+}
+
+/// The new spec with everything that may change put back to what it was.
+fn with_updatable_of(new: &Value, old: &Value) -> Value {
+    let mut munged = new.clone();
+    for list in ["containers", "initContainers"] {
+        for (index, before) in items(old, list).iter().enumerate() {
+            munged[list][index]["image"] = before.get("image").cloned().unwrap_or_default();
+        }
+    }
+    put_back(&mut munged, old, "activeDeadlineSeconds");
+    put_back(&mut munged, old, "tolerations");
+    put_back(&mut munged, old, "schedulingGates");
+    if int(old, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0)
+        && int(new, "terminationGracePeriodSeconds") == Some(1)
+    {
+        put_back(&mut munged, old, "terminationGracePeriodSeconds");
+    }
+    if !items(old, "schedulingGates").is_empty() {
+        gated_scheduling(&mut munged, new, old);
+    }
+    munged
+}
+
+/// While a pod is gated, its node selector may get narrower, and its required node affinity too.
+fn gated_scheduling(munged: &mut Value, new: &Value, old: &Value) {
+    let selector = |spec: &Value| get(spec, "nodeSelector").and_then(Value::as_object).cloned().unwrap_or_default();
+    let (now, before) = (selector(new), selector(old));
+    if before.iter().all(|(key, value)| now.get(key) == Some(value)) {
+        put_back(munged, old, "nodeSelector");
+    }
+    let terms = |spec: &Value| {
+        dig(spec, &["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"])
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let (now, before) = (terms(new), terms(old));
+    let narrower = before.is_empty()
+        || (now.len() == before.len()
+            && before.iter().zip(&now).all(|(before, now)| {
+                ["matchExpressions", "matchFields"].iter().all(|list| items(now, list).starts_with(items(before, list)))
+            }));
+    if narrower {
+        put_back(munged, old, "affinity");
+    }
+}
+
+fn put_back(munged: &mut Value, old: &Value, field: &str) {
+    let Some(spec) = munged.as_object_mut() else { return };
+    match old.get(field) {
+        Some(value) => spec.insert(field.to_owned(), value.clone()),
+        None => spec.shift_remove(field),
+    };
+}
+
+fn only_added_tolerations(new: &Value, old: &Value, path: &Path) -> ErrorList {
+    let identity =
+        |toleration: &Value| ["key", "operator", "value", "effect"].map(|f| str_at(toleration, f).to_owned());
+    let kept = items(old, "tolerations")
+        .iter()
+        .all(|before| items(new, "tolerations").iter().any(|now| identity(now) == identity(before)));
+    if kept {
+        return ErrorList::new();
+    }
+    vec![path.forbidden("existing toleration can not be modified except its tolerationSeconds")]
+}
+
+fn only_removed_gates(new: &Value, old: &Value, path: &Path) -> ErrorList {
+    let before = items(old, "schedulingGates");
+    items(new, "schedulingGates")
+        .iter()
+        .enumerate()
+        .filter(|(_, gate)| !before.contains(gate))
+        .map(|(index, gate)| {
+            let name = str_at(gate, "name");
+            path.index(index)
+                .child("name")
+                .forbidden(format!("only deletion is allowed, but found new scheduling gate '{name}'"))
+        })
+        .collect()
+}
+
+fn ephemeral(new: &Value, old: &Value) -> ErrorList {
+    let mut errors = pod::whole(new);
+    let path = Path::new("spec").child("ephemeralContainers");
+    let now = items(spec_of(new), "ephemeralContainers");
+    for before in items(spec_of(old), "ephemeralContainers") {
+        let name = str_at(before, "name");
+        match now.iter().find(|container| str_at(container, "name") == name) {
+            None => {
+                errors.push(path.forbidden(format!("existing ephemeral containers {name:?} may not be removed\n")));
+            }
+            Some(container) if container != before => {
+                let difference = diff::unified(before, container);
+                errors.push(
+                    path.forbidden(format!("existing ephemeral containers {name:?} may not be changed\n{difference}")),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    errors
+}
+
+/// A resize changes amounts of processor and memory, not the class of service.
+fn resize(new: &Value, old: &Value) -> ErrorList {
+    let mut errors = pod::whole(new);
+    let class = |pod: &Value| crate::strategy::pod::qos_class(spec_of(pod));
+    if class(new) != class(old) {
+        errors.push(Path::new("spec").invalid(class(new), "Pod QOS Class may not change as a result of resizing"));
+    }
+    errors
+}
+
+fn status(new: &Value, old: &Value) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let path = Path::new("status");
+    let (now, before) = (get(new, "status").unwrap_or(&Value::Null), get(old, "status").unwrap_or(&Value::Null));
+    if get(before, "qosClass").is_some() {
+        errors.extend(immutable(get(now, "qosClass"), get(before, "qosClass"), &path.child("qosClass")));
+    }
+    for (field, allowed) in [("podIPs", "podIPs"), ("hostIPs", "hostIPs")] {
+        errors.extend(addresses(now, field, &path.child(allowed)));
+    }
+    let policy = str_at(spec_of(new), "restartPolicy");
+    for list in ["containerStatuses", "initContainerStatuses"] {
+        if list == "containerStatuses" && policy == "Always" {
+            continue;
+        }
+        for (index, status) in items(before, list).iter().enumerate() {
+            let Some(ended) = dig(status, &["state", "terminated"]) else { continue };
+            if policy != "Never" && int(ended, "exitCode") != Some(0) {
+                continue;
+            }
+            let name = str_at(status, "name");
+            let restarted = items(now, list)
+                .iter()
+                .any(|other| str_at(other, "name") == name && dig(other, &["state", "terminated"]).is_none());
+            let sidecar = items(spec_of(new), "initContainers")
+                .iter()
+                .any(|c| str_at(c, "name") == name && str_at(c, "restartPolicy") == "Always");
+            if restarted && !sidecar {
+                let field = path.child(list).index(index).child("state");
+                errors.push(field.forbidden("may not be transitioned to non-terminated state"));
+            }
+        }
+    }
+    errors
+}
+
+fn addresses(status: &Value, field: &str, path: &Path) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let list: Vec<&str> = items(status, field).iter().map(|address| str_at(address, "ip")).collect();
+    for (index, address) in list.iter().enumerate() {
+        errors.extend(names::ip_address(address).into_iter().map(|text| path.index(index).invalid(*address, text)));
+        if list[..index].contains(address) {
+            errors.push(path.index(index).duplicate(status[field][index].clone()));
+        }
+    }
+    let families = |v6: bool| list.iter().filter(|address| address.contains(':') == v6).count();
+    if errors.is_empty() && (families(false) > 1 || families(true) > 1) {
+        errors.push(path.invalid(status[field].clone(), "may specify no more than one IP for each IP family"));
+    }
+    errors
+}
+
+fn spec_of(pod: &Value) -> &Value {
+    pod.get("spec").unwrap_or(&Value::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod() -> Value {
+        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"},
+                             "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+        (crate::strategy::pod::STRATEGY.default)(&mut pod);
+        pod
+    }
+
+    fn causes(change: impl Fn(&mut Value), part: Part) -> Vec<String> {
+        let old = pod();
+        let mut new = old.clone();
+        change(&mut new);
+        validate(&new, &old, part).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn images_and_tolerations_may_change() {
+        assert!(causes(|pod| pod["spec"]["containers"][0]["image"] = json!("nginx:2"), Part::Main).is_empty());
+        let add = |pod: &mut Value| pod["spec"]["tolerations"] = json!([{"key": "z", "operator": "Exists"}]);
+        assert!(causes(add, Part::Main).is_empty());
+        assert!(causes(|pod| pod["spec"]["activeDeadlineSeconds"] = json!(10), Part::Main).is_empty());
+    }
+
+    #[test]
+    fn the_rest_may_not_and_the_difference_is_shown() {
+        let causes = causes(|pod| pod["spec"]["restartPolicy"] = json!("Never"), Part::Main);
+        assert!(causes[0].starts_with("spec: Forbidden: pod updates may not change fields other than"));
+        assert!(causes[0].contains("\n  \"EphemeralContainers\": null,\n- \"RestartPolicy\": \"Always\",\n+ \"RestartPolicy\": \"Never\",\n  \"TerminationGracePeriodSeconds\": 30,\n"), "{}", causes[0]);
+    }
+
+    #[test]
+    fn containers_stay_in_number() {
+        let add = |pod: &mut Value| {
+            let mut another = pod["spec"]["containers"][0].clone();
+            another["name"] = json!("d");
+            pod["spec"]["containers"].as_array_mut().unwrap().push(another);
+        };
+        assert_eq!(
+            causes(add, Part::Main),
+            ["spec.containers: Forbidden: pod updates may not add or remove containers"]
+        );
+    }
+
+    #[test]
+    fn a_deadline_only_comes_nearer() {
+        let mut old = pod();
+        old["spec"]["activeDeadlineSeconds"] = json!(10);
+        let mut new = old.clone();
+        new["spec"]["activeDeadlineSeconds"] = json!(20);
+        assert_eq!(
+            validate(&new, &old, Part::Main)[0].to_string(),
+            "spec.activeDeadlineSeconds: Invalid value: 20: must be less than or equal to previous value"
+        );
+    }
+
+    #[test]
+    fn ephemeral_containers_stay() {
+        let mut old = pod();
+        old["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
+        (crate::strategy::pod::STRATEGY.default)(&mut old);
+        assert_eq!(
+            validate(&pod(), &old, Part::EphemeralContainers)[0].to_string(),
+            "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"e\" may not be removed\n"
+        );
+    }
+
+    #[test]
+    fn a_status_keeps_its_class_and_has_addresses() {
+        let mut old = pod();
+        old["status"]["qosClass"] = json!("BestEffort");
+        let mut new = old.clone();
+        new["status"]["qosClass"] = json!("Guaranteed");
+        new["status"]["podIPs"] = json!([{"ip": "x"}]);
+        let paths: Vec<String> = validate(&new, &old, Part::Status).into_iter().map(|error| error.path).collect();
+        assert_eq!(paths, ["status.qosClass", "status.podIPs[0]"]);
+    }
+}
