@@ -82,13 +82,14 @@ impl From<ContainerId> for String {
 }
 
 /// A pod's sandbox: the namespaces its containers share, and the cgroup above theirs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct PodConfig {
     /// The pod's uid: names its cgroup and directory (letters, digits, `-` and `_` only).
     pub uid: String,
     /// Host name in the pod's UTS namespace. Pods on the host's network keep the host's UTS namespace, as in Kubernetes.
     pub hostname: String,
     /// The pod's network namespace; `None` is the host's network.
+    #[serde(skip)]
     pub netns: Option<OwnedFd>,
     /// `spec.hostIPC`.
     pub host_ipc: bool,
@@ -124,7 +125,7 @@ pub struct Limits {
 }
 
 /// One container.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Its identifier; never used twice.
     pub id: ContainerId,
@@ -193,11 +194,12 @@ pub struct Rootfs {
 }
 
 /// One mount into a container.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Mount {
     /// The file or directory on the host; empty for tmpfs.
     pub source: PathBuf,
     /// When given, this is bound and not `source` (an `O_PATH` descriptor that subPath was resolved to without races).
+    #[serde(skip)]
     pub source_fd: Option<OwnedFd>,
     /// Absolute path in the container; made when missing, never outside its root.
     pub destination: String,

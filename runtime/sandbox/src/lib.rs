@@ -3,11 +3,22 @@
 //! [`Runtime`] is the gateway's side. It talks to the *spawner* ([`spawner_main`]), a small single-threaded process
 //! that forks once per request, reaps containers, and keeps pods running through a restart of the gateway.
 
+mod capabilities;
+mod cgroup;
 mod check;
 mod config;
+mod create;
 mod error;
+mod exec;
+mod kernel;
+mod logs;
+mod program;
+mod protocol;
 mod runtime;
+mod seccomp;
+mod spawner;
 mod state;
+mod wire;
 
 pub use check::{CheckItem, CheckState, check};
 pub use config::{
@@ -26,6 +37,5 @@ use std::process::ExitCode;
 /// The body of the hidden command `carob spawner …`. It must run before the process has any other thread (before
 /// tokio). `args` are the arguments after `spawner`, exactly as [`Runtime::start`] passed them.
 pub fn spawner_main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    drop(args);
-    ExitCode::FAILURE
+    spawner::main(args)
 }

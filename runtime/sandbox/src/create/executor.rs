@@ -1,0 +1,85 @@
+//! libcontainer's last step, done our way: see [`Program`].
+
+use crate::kernel::mount;
+use crate::program::{ExecFailure, Program};
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+/// Executes a [`Program`]; when it cannot, says why on a pipe that closes by itself when it can.
+#[derive(Debug, Clone)]
+pub struct CarobExecutor {
+    program: Program,
+    report: RawFd,
+    view: RawFd,
+    home: RefCell<Option<String>>,
+}
+
+impl CarobExecutor {
+    /// `report` is a close-on-exec pipe's write end that stays open in the calling process and its children.
+    /// `view` is the detached tree that goes on `/sys/fs/cgroup`.
+    pub fn new(program: Program, report: RawFd, view: RawFd) -> Self {
+        Self { program, report, view, home: RefCell::new(None) }
+    }
+}
+
+impl Executor for CarobExecutor {
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let mut program = self.program.clone();
+        if let Some(home) = self.home.borrow().as_ref()
+            && !program.env.iter().any(|entry| entry.starts_with("HOME="))
+        {
+            program.env.push(format!("HOME={home}"));
+        }
+        let failure = program.execute();
+        report(self.report, &failure);
+        Err(ExecutorError::Other(failure.message))
+    }
+
+    /// execve decides; asking before it would only be a race.
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// The environment goes to execve directly. libcontainer has looked up the user's home in the container.
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        self.home.replace(envs.get("HOME").cloned());
+        attach_view(self.view).map_err(|error| ExecutorSetEnvsError::Other(format!("/sys/fs/cgroup: {error}")))
+    }
+}
+
+/// Puts the view on `/sys/fs/cgroup`, if that is the kernel's own directory: no link of the image's is followed.
+#[expect(unsafe_code, reason = "the descriptor is known by number")]
+fn attach_view(view: RawFd) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let place = match openat2(nix::fcntl::AT_FDCWD, "/sys/fs/cgroup", how) {
+        Ok(place) => place,
+        // A kernel or a mount of the worker's without this directory: there is nothing to show it on.
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    };
+    if fstatfs(&place)?.filesystem_type() != SYSFS_MAGIC {
+        return Ok(());
+    }
+    // SAFETY: the builder opened it and its children inherit it; it is closed by execve only.
+    let view = unsafe { BorrowedFd::borrow_raw(view) };
+    mount::attach_at(view, place.as_fd())
+}
+
+/// Writes a failure to a pipe whose number survived several forks.
+#[expect(unsafe_code, reason = "the descriptor is known by number")]
+pub fn report(fd: RawFd, failure: &ExecFailure) {
+    // SAFETY: the pipe is open in this process: only execve closes it, and that has just failed.
+    let pipe = unsafe { BorrowedFd::borrow_raw(fd) };
+    if let Ok(bytes) = postcard::to_allocvec(failure) {
+        // When even this fails, the reader sees the end of the pipe without an execve and the container's exit.
+        let _ = nix::unistd::write(pipe, &bytes);
+    }
+}

@@ -1,0 +1,239 @@
+//! Creating and starting one container. Everything here runs in a fork of the spawner, the *builder*, that exits when it
+//! is done: what it mounted, opened and allocated goes with it.
+
+mod executor;
+pub use executor::report;
+mod rootfs;
+pub mod spec;
+
+use crate::capabilities::CapabilitySet;
+use crate::cgroup::{self, Cgroup};
+use crate::config::{ContainerConfig, PodConfig};
+use crate::kernel::{mount, process};
+use crate::program::{self, ExecFailure, Program};
+use crate::protocol::{Failure, StartedContainer};
+use crate::seccomp::Filters;
+use executor::CarobExecutor;
+use jiff::Timestamp;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use serde::{Deserialize, Serialize};
+use spec::Joined;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// All that a builder needs.
+#[derive(Debug)]
+pub struct Blueprint<'a> {
+    /// The pod.
+    pub pod: &'a PodConfig,
+    /// The container; mount sources that came as descriptors are in it.
+    pub container: &'a ContainerConfig,
+    /// The pod's namespaces.
+    pub joined: Joined<'a>,
+    /// The pod's mount namespace: the host's mounts, the pod's `/dev/shm` and tmpfs volumes.
+    pub mounts: &'a OwnedFd,
+    /// Where the pod's `/dev/shm` is in there.
+    pub shm: &'a Path,
+    /// Its cgroup; not made yet.
+    pub cgroup: Cgroup<'a>,
+    /// The compiled filter.
+    pub filters: Filters,
+    /// An empty directory to build in.
+    pub workshop: &'a Path,
+    /// Standard input, output and error; unused with a terminal.
+    pub stdio: Option<[OwnedFd; 3]>,
+}
+
+/// What the builder tells the spawner. With a terminal its master comes along.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The container runs.
+    Started(StartedContainer),
+    /// It doesn't.
+    Failed(Failure),
+}
+
+/// Names and durations of the stages so far.
+struct Stopwatch {
+    last: Instant,
+    stages: Vec<(String, u64)>,
+}
+
+impl Stopwatch {
+    fn lap(&mut self, name: &str) {
+        let now = Instant::now();
+        let taken = u64::try_from((now - self.last).as_micros()).unwrap_or(u64::MAX);
+        self.stages.push((name.to_owned(), taken));
+        self.last = now;
+    }
+}
+
+/// Creates and starts the container. `forked` is when the spawner began to fork.
+pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContainer, Option<OwnedFd>), Failure> {
+    let mut watch = Stopwatch { last: forked, stages: Vec::with_capacity(8) };
+    watch.lap("fork");
+    let Blueprint { pod, container, joined, mounts, shm, cgroup, filters, workshop, stdio } = blueprint;
+
+    let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
+    cgroup.create(false).map_err(in_cgroup)?;
+    cgroup.limit(&container.limits).map_err(in_cgroup)?;
+    cgroup.restrict_devices(&cgroup::rules(container.privileged, &container.devices)).map_err(in_cgroup)?;
+    cgroup.group_oom();
+    watch.lap("cgroup");
+
+    enter_workshop(mounts, workshop)?;
+    let rootfs = workshop.join(ROOTFS);
+    rootfs::overlay(&container.rootfs, &rootfs)?;
+    let cwd = if container.cwd.is_empty() { "/" } else { &container.cwd };
+    rootfs::make_directory(&rootfs, Path::new(cwd))?;
+    watch.lap("overlay");
+
+    let mut staged = rootfs::stage(&container.mounts, workshop)?;
+    staged.push(rootfs::stage_shm(shm, workshop)?);
+    let view = rootfs::cgroup_view(&cgroup.views(), &workshop.join("view"), container.privileged)?;
+    let spec = spec::build(pod, container, &joined, &staged)
+        .map_err(|error| Failure::config("container", error.to_string()))?;
+    spec.save(workshop.join("config.json")).map_err(|error| Failure::sandbox("spec", error))?;
+    watch.lap("mounts");
+
+    let mut warnings = Vec::new();
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", container.oom_score_adj.to_string()) {
+        warnings.push(format!("oom_score_adj {} could not be set: {error}", container.oom_score_adj));
+    }
+    let cgroup_paths = cgroup.paths();
+    cgroup.enter().map_err(in_cgroup)?;
+    rootfs::move_into(workshop)?;
+    watch.lap("attach");
+
+    let capabilities = if container.privileged {
+        CapabilitySet::bounding()
+    } else {
+        let wanted = CapabilitySet::from_names(&container.capabilities)
+            .map_err(|name| Failure::config("capabilities", format!("unknown capability {name:?}")))?;
+        wanted.and(CapabilitySet::bounding())
+    };
+    let program = Program {
+        argv: container.argv.clone(),
+        env: program::environment(&container.env),
+        capabilities,
+        no_new_privs: container.no_new_privs,
+        filters,
+    };
+    let (report, report_writer) = pipe()?;
+    let console = PathBuf::from("/console");
+    let listener = if container.tty {
+        Some(std::os::unix::net::UnixListener::bind(&console).map_err(|error| Failure::sandbox("terminal", error))?)
+    } else {
+        None
+    };
+    let executor = CarobExecutor::new(program, report_writer.as_raw_fd(), view.as_raw_fd());
+    let mut builder = ContainerBuilder::new("c".to_owned(), SyscallType::Linux)
+        .with_executor(executor)
+        .with_root_path("/state")
+        .map_err(|error| Failure::sandbox("create", error))?;
+    if container.tty {
+        builder = builder.with_console_socket(Some(console));
+    } else if let Some([stdin, stdout, stderr]) = stdio {
+        builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
+    }
+    let built = builder.as_init("/").with_systemd(false).as_sibling(true).with_detach(true).build();
+    let mut created = built.map_err(|error| explain(&report, &error))?;
+    let pid = created
+        .pid()
+        .map(|pid| pid.as_raw())
+        .ok_or_else(|| Failure::sandbox("create", "libcontainer gives no process id"))?;
+    watch.lap("create");
+
+    let terminal = listener.map(|listener| receive_terminal(&listener)).transpose()?;
+    drop(report_writer);
+    let started_at = Timestamp::now();
+    created.start().map_err(|error| explain(&report, &error))?;
+    // The pipe's last writer goes with the execve that succeeds.
+    if let Some(failure) = read_report(report)? {
+        return Err(Failure::Start { message: failure.message, exit_code: 128 });
+    }
+    watch.lap("start");
+    Ok((StartedContainer { pid, started_at, cgroup: cgroup_paths, stages: watch.stages, warnings }, terminal))
+}
+
+/// Where the root file system is below the workshop, and after [`rootfs::move_into`] below `/`.
+const ROOTFS: &str = "rootfs";
+
+/// A mount namespace of the builder's own, a copy of the pod's, and in it an empty tmpfs to build in.
+fn enter_workshop(mounts: &OwnedFd, workshop: &Path) -> Result<(), Failure> {
+    let wrap = |error: io::Error| Failure::sandbox("workshop", error);
+    process::setns(mounts.as_fd(), libc::CLONE_NEWNS).map_err(wrap)?;
+    process::unshare(libc::CLONE_NEWNS).map_err(wrap)?;
+    let tree = mount::tmpfs(Some(16 * 1024 * 1024), "700", mount::ATTR_NOSUID).map_err(wrap)?;
+    mount::attach(tree.as_fd(), workshop).map_err(wrap)?;
+    // /sys/fs/cgroup on a tmpfs, and no cgroup file system in sight: so libcontainer leaves cgroups to us.
+    for directory in ["state", ROOTFS, "proc", "old", "sys/fs/cgroup"] {
+        fs::create_dir_all(workshop.join(directory)).map_err(wrap)?;
+    }
+    Ok(())
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| Failure::sandbox("pipe", errno))
+}
+
+/// libcontainer's own message unless the program's failure has been reported.
+fn explain(report: &OwnedFd, error: &libcontainer::error::LibcontainerError) -> Failure {
+    let mut chain = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !chain.contains(&text) {
+            chain = format!("{chain}: {text}");
+        }
+        source = inner.source();
+    }
+    let _ = nix::fcntl::fcntl(report, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK));
+    let mut buffer = [0u8; 4096];
+    if let Ok(length) = nix::unistd::read(report, &mut buffer)
+        && let Ok(failure) = postcard::from_bytes::<ExecFailure>(&buffer[..length])
+    {
+        return Failure::Start { message: failure.message, exit_code: 128 };
+    }
+    Failure::Start { message: format!("cannot create the container: {chain}"), exit_code: 128 }
+}
+
+fn read_report(report: OwnedFd) -> Result<Option<ExecFailure>, Failure> {
+    let mut bytes = Vec::new();
+    File::from(report).read_to_end(&mut bytes).map_err(|error| Failure::sandbox("start", error))?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    postcard::from_bytes(&bytes).map(Some).map_err(|error| Failure::sandbox("start", error))
+}
+
+fn receive_terminal(listener: &std::os::unix::net::UnixListener) -> Result<OwnedFd, Failure> {
+    let wrap = |error: io::Error| Failure::sandbox("terminal", error);
+    let (stream, _) = listener.accept().map_err(wrap)?;
+    let master = receive_one(stream.as_fd()).map_err(wrap)?;
+    master.ok_or_else(|| Failure::sandbox("terminal", "libcontainer sent none"))
+}
+
+#[expect(unsafe_code, reason = "a descriptor arrives as a number")]
+fn receive_one(stream: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+    use std::os::fd::FromRawFd;
+    let mut buffer = [0u8; 256];
+    let mut control = nix::cmsg_space!([i32; 1]);
+    let mut parts = [io::IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part
+            && let Some(fd) = fds.first()
+        {
+            // SAFETY: the kernel has just installed this descriptor for us.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    Ok(None)
+}

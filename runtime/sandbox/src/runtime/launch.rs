@@ -1,0 +1,154 @@
+//! Finding the spawner of a directory, or starting one.
+
+use super::connection::Greeted;
+use crate::kernel::process;
+use crate::spawner::{self, SOCKET, short_path};
+use crate::{Error, RuntimeConfig, protocol, wire};
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// How long a spawner may take to greet, in ms. It answers between two requests, each of which takes a few ms.
+const GREETING_PATIENCE_MS: u16 = 20_000;
+/// How long one may take to end, in ms.
+const END_PATIENCE_MS: u16 = 30_000;
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::SpawnerStart(error.to_string()))?
+}
+
+/// Connects; starts a spawner when there is none.
+pub async fn connect_or_start(config: RuntimeConfig) -> Result<Greeted, Error> {
+    blocking(move || {
+        if !spawner::is_instance(&config.instance) {
+            return Err(Error::InvalidConfig {
+                field: "instance".to_owned(),
+                message: format!("{:?} is not 1 to 16 lower-case letters and digits", config.instance),
+            });
+        }
+        let in_dir = |what: &'static str| {
+            let path = config.dir.clone();
+            move |source: io::Error| Error::Io { what, path, source }
+        };
+        std::fs::create_dir_all(&config.dir).map_err(in_dir("create"))?;
+        // Two gateways that start at once must not both start a spawner.
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(config.dir.join("start.lock"))
+            .map_err(in_dir("open the lock of"))?;
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| in_dir("lock")(io::Error::from(errno)))?;
+        if let Some(socket) = connect_to(&config.dir)? {
+            return greet(socket);
+        }
+        launch(&config)?;
+        match connect_to(&config.dir)? {
+            Some(socket) => greet(socket),
+            None => Err(Error::SpawnerStart("it does not listen".to_owned())),
+        }
+    })
+    .await
+}
+
+/// `None` when nobody listens.
+fn connect_to(dir: &Path) -> Result<Option<OwnedFd>, Error> {
+    let wrap = |error: io::Error| Error::SpawnerStart(error.to_string());
+    let directory = File::open(dir).map_err(wrap)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket =
+        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|errno| wrap(errno.into()))?;
+    let address = UnixAddr::new(&short_path(&directory.as_fd(), SOCKET)).map_err(|errno| wrap(errno.into()))?;
+    match connect(socket.as_raw_fd(), &address) {
+        Ok(()) => Ok(Some(socket)),
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ECONNREFUSED) => Ok(None),
+        Err(errno) => Err(wrap(errno.into())),
+    }
+}
+
+fn greet(socket: OwnedFd) -> Result<Greeted, Error> {
+    let wrap = |error: io::Error| Error::SpawnerStart(error.to_string());
+    wire::send(socket.as_fd(), &protocol::greeting(protocol::VERSION), &[]).map_err(wrap)?;
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    let ready = poll(&mut fds, PollTimeout::from(GREETING_PATIENCE_MS)).map_err(|errno| wrap(errno.into()))?;
+    if ready == 0 {
+        return Err(Error::SpawnerStart("the running spawner does not answer".to_owned()));
+    }
+    let packet = wire::receive(socket.as_fd()).map_err(wrap)?.ok_or(Error::Disconnected)?;
+    let (version, _) = protocol::parse_greeting(&packet.body)
+        .ok_or_else(|| Error::SpawnerStart("what listens there is no spawner".to_owned()))?;
+    if version != protocol::VERSION {
+        return Err(Error::Version { ours: protocol::VERSION, theirs: version });
+    }
+    // The kernel's word for who listens, not its own.
+    let spawner = getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| wrap(errno.into()))?.pid();
+    let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+    nix::fcntl::fcntl(&socket, flags).map_err(|errno| wrap(errno.into()))?;
+    Ok(Greeted { socket, spawner })
+}
+
+/// Executes the spawner; the process we start ends when the spawner, its child, serves.
+fn launch(config: &RuntimeConfig) -> Result<(), Error> {
+    let output = Command::new(&config.exe)
+        .arg("spawner")
+        .arg("--dir")
+        .arg(&config.dir)
+        .arg("--instance")
+        .arg(&config.instance)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|source| Error::Io { what: "execute", path: config.exe.clone(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::SpawnerStart(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Waits until a process has gone.
+pub async fn wait_for_end(pid: i32) -> Result<(), Error> {
+    blocking(move || {
+        let Ok(pidfd) = process::pidfd_open(pid) else { return Ok(()) };
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(END_PATIENCE_MS)) {
+            Ok(0) => Err(Error::SpawnerStart(format!("the spawner {pid} does not end"))),
+            _ => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Whether there is neither state nor a cgroup of the instance.
+pub fn nothing_there(config: &RuntimeConfig) -> bool {
+    let no_cgroup = crate::cgroup::Layout::detect()
+        .is_ok_and(|layout| !crate::cgroup::Cgroup::instance(&layout, &config.instance).exists());
+    no_cgroup && !config.dir.join("pods").exists() && !config.dir.join(SOCKET).exists()
+}
+
+/// Kills a spawner of another version; the next one cleans up after it.
+pub async fn kill_foreign(config: &RuntimeConfig) -> Result<(), Error> {
+    let dir = config.dir.clone();
+    let pid = blocking(move || {
+        let Some(socket) = connect_to(&dir)? else { return Ok(None) };
+        let credentials = getsockopt(&socket, sockopt::PeerCredentials)
+            .map_err(|errno| Error::SpawnerStart(errno.to_string()))?;
+        let pidfd =
+            process::pidfd_open(credentials.pid()).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+        process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+        Ok(Some(credentials.pid()))
+    })
+    .await?;
+    match pid {
+        Some(pid) => wait_for_end(pid).await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,218 @@
+//! The namespaces that a pod's containers share, made by stepping into new ones and back. The spawner has one thread, so
+//! nobody sees it away from home.
+
+use crate::cgroup::Cgroup;
+use crate::config::PodConfig;
+use crate::kernel::mount;
+use crate::kernel::process::{self, Fork};
+use crate::protocol::Failure;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// `/dev/shm` of a pod, in bytes (containerd's 64 MiB).
+const SHM_SIZE: u64 = 64 * 1024 * 1024;
+
+/// The spawner's own namespaces.
+#[derive(Debug)]
+pub struct Home {
+    mnt: OwnedFd,
+    ipc: OwnedFd,
+    uts: OwnedFd,
+    net: OwnedFd,
+}
+
+/// A pod's namespaces. `None` is the host's.
+#[derive(Debug)]
+pub struct PodNamespaces {
+    /// The host's mounts, and the pod's own.
+    pub mnt: OwnedFd,
+    /// Given by the network.
+    pub net: Option<OwnedFd>,
+    /// System V and POSIX message queues, shared memory.
+    pub ipc: Option<OwnedFd>,
+    /// Host name.
+    pub uts: Option<OwnedFd>,
+    /// Shared processes, and the init that keeps them.
+    pub pid: Option<(OwnedFd, i32)>,
+}
+
+fn open(name: &str) -> io::Result<OwnedFd> {
+    Ok(File::open(format!("/proc/self/ns/{name}"))?.into())
+}
+
+impl Home {
+    /// Remembers where this process is now.
+    pub fn here() -> io::Result<Self> {
+        Ok(Self { mnt: open("mnt")?, ipc: open("ipc")?, uts: open("uts")?, net: open("net")? })
+    }
+
+    /// Does something in other namespaces and comes back, whatever happened there.
+    fn away<T>(&self, flags: i32, there: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        let result = there();
+        for (flag, fd) in [
+            (libc::CLONE_NEWNS, &self.mnt),
+            (libc::CLONE_NEWIPC, &self.ipc),
+            (libc::CLONE_NEWUTS, &self.uts),
+            (libc::CLONE_NEWNET, &self.net),
+        ] {
+            if flags & flag == 0 {
+                continue;
+            }
+            if let Err(error) = process::setns(fd.as_fd(), flag) {
+                // Going on in a pod's namespaces would mix pods up. The next spawner finds the containers.
+                eprintln!("cannot return from a pod's namespaces: {error}");
+                std::process::exit(70);
+            }
+        }
+        result
+    }
+
+    /// Does something in a pod's mount namespace.
+    pub fn in_mounts<T>(
+        &self,
+        pod: &PodNamespaces,
+        there: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.away(libc::CLONE_NEWNS, || {
+            process::setns(pod.mnt.as_fd(), libc::CLONE_NEWNS).map_err(|error| Failure::sandbox("namespaces", error))?;
+            there()
+        })
+    }
+}
+
+/// Makes a pod's namespaces. `shm` is the directory on which its `/dev/shm` is mounted in its mount namespace.
+pub fn make(home: &Home, pod: &PodConfig, net: Option<OwnedFd>, shm: &Path, cgroup: &Cgroup<'_>) -> Result<PodNamespaces, Failure> {
+    let wrap = |error: io::Error| Failure::sandbox("namespaces", error);
+    let mut flags = libc::CLONE_NEWNS;
+    if !pod.host_ipc {
+        flags |= libc::CLONE_NEWIPC;
+    }
+    // Pods on the host's network have the host's name.
+    if net.is_some() {
+        flags |= libc::CLONE_NEWUTS;
+    }
+    let (mnt, ipc, uts) = home.away(flags, || {
+        process::unshare(flags).map_err(wrap)?;
+        if net.is_some() {
+            nix::unistd::sethostname(&pod.hostname).map_err(|errno| wrap(errno.into()))?;
+        }
+        if !pod.host_ipc {
+            let attributes = mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
+            let tree = mount::tmpfs(Some(SHM_SIZE), "1777", attributes).map_err(wrap)?;
+            mount::attach(tree.as_fd(), shm).map_err(wrap)?;
+        }
+        for (name, value) in pod.sysctls.iter().filter(|(name, _)| !is_net(name)) {
+            write_sysctl(name, value)?;
+        }
+        let ipc = if pod.host_ipc { None } else { Some(open("ipc").map_err(wrap)?) };
+        let uts = if net.is_some() { Some(open("uts").map_err(wrap)?) } else { None };
+        Ok((open("mnt").map_err(wrap)?, ipc, uts))
+    })?;
+    if let Some(net) = &net
+        && pod.sysctls.keys().any(|name| is_net(name))
+    {
+        home.away(libc::CLONE_NEWNET, || {
+            process::setns(net.as_fd(), libc::CLONE_NEWNET).map_err(wrap)?;
+            for (name, value) in pod.sysctls.iter().filter(|(name, _)| is_net(name)) {
+                write_sysctl(name, value)?;
+            }
+            Ok(())
+        })?;
+    }
+    let pid = if pod.share_pid && !pod.host_pid { Some(start_init(cgroup)?) } else { None };
+    Ok(PodNamespaces { mnt, net, ipc, uts, pid })
+}
+
+fn is_net(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
+}
+
+/// The sysctls that belong to a pod's own namespaces, the only ones it may set.
+pub fn check_sysctls(pod: &PodConfig, own_network: bool) -> Result<(), Failure> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    for name in pod.sysctls.keys() {
+        let refuse = |why: &str| Err(Failure::config(format!("sysctls[{name}]"), why));
+        if name.split(['.', '/']).any(|part| part.is_empty()) || name.contains('\0') {
+            return refuse("is not the name of a sysctl");
+        }
+        let dotted = name.replace('/', ".");
+        if is_net(name) {
+            if !own_network {
+                return refuse("cannot be set on the host's network");
+            }
+        } else if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+            if pod.host_ipc {
+                return refuse("cannot be set with the host's IPC");
+            }
+        } else {
+            return refuse("does not belong to a pod's own namespaces");
+        }
+    }
+    Ok(())
+}
+
+fn write_sysctl(name: &str, value: &str) -> Result<(), Failure> {
+    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
+    fs::write(&path, value).map_err(|error| Failure::config(format!("sysctls[{name}]"), error.to_string()))
+}
+
+/// Starts the init of a shared PID namespace: it does nothing but reap, and dies with the spawner.
+#[expect(unsafe_code, reason = "forks")]
+fn start_init(cgroup: &Cgroup<'_>) -> Result<(OwnedFd, i32), Failure> {
+    let wrap = |error: io::Error| Failure::sandbox("pid namespace", error);
+    let own = cgroup.child("init");
+    own.create(false).map_err(|error| Failure::sandbox("cgroup", error))?;
+    let (ready, ready_writer) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrap(errno.into()))?;
+    let flags = u64::try_from(libc::CLONE_NEWPID).unwrap_or(0);
+    // SAFETY: the spawner has one thread.
+    match unsafe { process::clone3(flags, None) }.map_err(wrap)? {
+        Fork::Child => {
+            let entered = process::die_with_parent().is_ok() && own.enter().is_ok();
+            if entered {
+                let _ = nix::unistd::write(&ready_writer, b"1");
+            }
+            init();
+        }
+        Fork::Parent(pid) => {
+            drop(ready_writer);
+            let mut byte = [0u8; 1];
+            let length = nix::unistd::read(&ready, &mut byte).unwrap_or(0);
+            let namespace = File::open(format!("/proc/{pid}/ns/pid"));
+            match namespace {
+                Ok(namespace) if length == 1 => Ok((namespace.into(), pid)),
+                Ok(_) => Err(Failure::sandbox("pid namespace", "its init could not enter the pod's cgroup")),
+                Err(error) => Err(wrap(error)),
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "gives up inherited descriptors")]
+fn init() -> ! {
+    use nix::sys::signal::{SigSet, Signal};
+    process::set_name(c"carob-init");
+    // No container of the pod may look into it: it is a fork of the spawner.
+    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
+    // SAFETY: nothing that was inherited is used any more, and no destructor runs.
+    unsafe { process::close_from(0) };
+    process::reset_signals();
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    let _ = children.thread_block();
+    loop {
+        while process::reap().is_some() {}
+        let _ = children.wait();
+    }
+}

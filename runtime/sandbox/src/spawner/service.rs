@@ -1,0 +1,465 @@
+//! The spawner's loop and what it knows.
+
+use super::client::{Client, Incoming};
+use super::jobs::Job;
+use super::namespaces::{Home, PodNamespaces};
+use super::records::Records;
+use crate::cgroup::{Cgroup, Layout};
+use crate::config::{ContainerId, PodConfig};
+use crate::kernel::process::{self, Death};
+use crate::logs::{self, Pump};
+use crate::protocol::{Answer, Failure, Tell};
+use crate::seccomp::Filters;
+use crate::state::Exit;
+use crate::{protocol, wire};
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{SockFlag, accept4};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// A pod that has its namespaces.
+#[derive(Debug)]
+pub struct Pod {
+    /// What it was made from.
+    pub config: PodConfig,
+    /// `None` after the spawner that made it has died.
+    pub namespaces: Option<PodNamespaces>,
+    /// Where its tmpfs volumes are mounted in its mount namespace.
+    pub tmpfs: Vec<PathBuf>,
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its pod.
+    pub pod: String,
+    /// What it does.
+    pub state: State,
+    /// Write end of its standard input, or its terminal.
+    pub stdin: Option<OwnedFd>,
+    /// Its number at the log pump.
+    pub log: u64,
+}
+
+/// What a container does.
+#[derive(Debug)]
+pub enum State {
+    /// A builder works on it; a SIGKILL that came meanwhile waits.
+    Starting {
+        /// Kill it as soon as it runs.
+        kill: bool,
+    },
+    /// Its init runs.
+    Running {
+        /// Process id.
+        pid: i32,
+        /// The same, as a descriptor.
+        pidfd: OwnedFd,
+        /// When its program was executed.
+        started_at: Timestamp,
+    },
+    /// Its init was reaped; the log pump still writes.
+    Ending {
+        /// How it ended.
+        death: Death,
+        /// When its program was executed.
+        started_at: Timestamp,
+        /// When it was reaped.
+        finished_at: Timestamp,
+    },
+    /// It is recorded on disk.
+    Exited(Exit),
+}
+
+impl State {
+    /// For messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Running { .. } | Self::Ending { .. } => "running",
+            Self::Exited(_) => "exited",
+        }
+    }
+}
+
+/// What a job's end means.
+#[derive(Debug)]
+pub enum Purpose {
+    /// A container is being built for this request.
+    Start {
+        /// The request.
+        request: u64,
+        /// The container.
+        container: ContainerId,
+    },
+    /// A process is being started in a container for this request.
+    Exec {
+        /// The request.
+        request: u64,
+        /// Our ends of its streams, for the answer.
+        streams: Vec<OwnedFd>,
+    },
+    /// Something is being removed for this request.
+    Remove {
+        /// The request.
+        request: u64,
+    },
+}
+
+/// A process that we know by its id.
+#[derive(Debug)]
+enum Child {
+    Init(ContainerId),
+    Exec(u64),
+}
+
+/// Everything.
+pub struct Service {
+    pub(super) dir: PathBuf,
+    pub(super) instance: String,
+    pub(super) layout: Layout,
+    pub(super) records: Records,
+    pub(super) home: Home,
+    pub(super) pods: HashMap<String, Pod>,
+    pub(super) containers: HashMap<ContainerId, Container>,
+    pub(super) jobs: HashMap<i32, (Job, Purpose)>,
+    pub(super) pump: Option<Pump>,
+    pub(super) next_log: u64,
+    pub(super) filters: HashMap<u64, Filters>,
+    pub(super) ending: bool,
+    children: HashMap<i32, Child>,
+    /// Deaths of processes whose builder has not yet said who they are.
+    unclaimed: BTreeMap<i32, (Death, Timestamp)>,
+    clients: Vec<Client>,
+    signals: SignalFd,
+    listener: OwnedFd,
+    /// Kept for what its existence does.
+    _favour: Option<OwnedFd>,
+}
+
+/// Blocks SIGCHLD (and what would end us by accident) and gives the descriptor that tells of it.
+pub fn signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block()?;
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE] {
+        ignored.add(signal);
+    }
+    ignored.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// What became ready in one turn.
+enum Ready {
+    Signal,
+    Listener,
+    Pump,
+    Client(usize, PollFlags),
+    Job(i32),
+}
+
+impl Service {
+    /// An empty one.
+    pub fn new(
+        dir: &Path,
+        instance: &str,
+        layout: Layout,
+        signals: SignalFd,
+        pump: Pump,
+        listener: OwnedFd,
+        favour: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        for place in ["build", "shm"] {
+            super::records::make_private(&dir.join(place))?;
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            instance: instance.to_owned(),
+            layout,
+            records: Records::open(dir)?,
+            home: Home::here()?,
+            pods: HashMap::new(),
+            containers: HashMap::new(),
+            jobs: HashMap::new(),
+            pump: Some(pump),
+            next_log: 0,
+            filters: HashMap::new(),
+            ending: false,
+            children: HashMap::new(),
+            unclaimed: BTreeMap::new(),
+            clients: Vec::new(),
+            signals,
+            listener,
+            _favour: favour,
+        })
+    }
+
+    /// A pod's cgroup.
+    pub fn pod_cgroup(&self, uid: &str) -> Cgroup<'_> {
+        Cgroup::pod(&self.layout, &self.instance, uid)
+    }
+
+    /// A container's cgroup.
+    pub fn container_cgroup(&self, uid: &str, id: &ContainerId) -> Cgroup<'_> {
+        self.pod_cgroup(uid).child(id.as_str())
+    }
+
+    /// Serves until it is told to end.
+    pub fn run(&mut self) -> io::Result<()> {
+        while !self.ending {
+            for ready in self.wait()? {
+                match ready {
+                    Ready::Signal => {
+                        while let Ok(Some(_)) = self.signals.read_signal() {}
+                        self.reap();
+                    }
+                    Ready::Listener => self.accept(),
+                    Ready::Pump => self.hear_pump(),
+                    Ready::Client(index, events) => self.serve_client(index, events),
+                    Ready::Job(pid) => self.finish_job(pid, false),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Vec<Ready>> {
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        let mut what = vec![Ready::Signal, Ready::Listener];
+        if let Some(pump) = &self.pump {
+            fds.push(PollFd::new(pump.socket.as_fd(), PollFlags::POLLIN));
+            what.push(Ready::Pump);
+        }
+        // Outcomes before the newest requests.
+        for (pid, (job, _)) in &self.jobs {
+            fds.push(PollFd::new(job.fd(), PollFlags::POLLIN));
+            what.push(Ready::Job(*pid));
+        }
+        for (index, client) in self.clients.iter().enumerate() {
+            let mut events = PollFlags::POLLIN;
+            if client.has_waiting() {
+                events |= PollFlags::POLLOUT;
+            }
+            fds.push(PollFd::new(client.fd(), events));
+            what.push(Ready::Client(index, events));
+        }
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let mut ready = Vec::new();
+        for (fd, what) in fds.iter().zip(what) {
+            let events = fd.revents().unwrap_or(PollFlags::empty());
+            if !events.is_empty() {
+                ready.push(if let Ready::Client(index, _) = what { Ready::Client(index, events) } else { what });
+            }
+        }
+        // Closing clients changes their places: the last ones first.
+        ready.sort_by_key(|ready| {
+            std::cmp::Reverse(if let Ready::Client(index, _) = ready { *index } else { usize::MAX })
+        });
+        Ok(ready)
+    }
+
+    #[expect(unsafe_code, reason = "the descriptor arrives as a number")]
+    fn accept(&mut self) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        if let Ok(fd) = accept4(self.listener.as_raw_fd(), flags) {
+            // SAFETY: accept4 has just returned it to us alone.
+            self.clients.push(Client::new(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+
+    fn serve_client(&mut self, index: usize, events: PollFlags) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        if events.contains(PollFlags::POLLOUT) && !client.flush() {
+            self.clients.remove(index);
+            return;
+        }
+        if !events.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        match client.receive() {
+            None => {}
+            Some(Incoming::Gone) => {
+                self.clients.remove(index);
+            }
+            Some(Incoming::Greeted) => {
+                // The newest one acts: those before it are closed and hear no more.
+                self.clients.drain(..index);
+                let exits: Vec<Exit> = self
+                    .containers
+                    .values()
+                    .filter_map(|container| if let State::Exited(exit) = &container.state { Some(exit.clone()) } else { None })
+                    .collect();
+                for exit in exits {
+                    self.tell(&Tell::Exit(exit), Vec::new());
+                }
+            }
+            Some(Incoming::Request(request, fds)) => self.handle(request, fds),
+        }
+    }
+
+    /// Tells the gateway that acts.
+    pub fn tell(&mut self, message: &Tell, fds: Vec<OwnedFd>) {
+        if let Some(client) = self.clients.first_mut()
+            && !client.tell(message, fds)
+        {
+            self.clients.remove(0);
+        }
+    }
+
+    /// Answers a request.
+    pub fn answer(&mut self, id: u64, answer: Result<Answer, Failure>, fds: Vec<OwnedFd>) {
+        self.tell(&Tell::Answer { id, answer }, fds);
+    }
+
+    /// Reaps all that has died.
+    pub fn reap(&mut self) {
+        while let Some(death) = process::reap() {
+            if self.jobs.contains_key(&death.pid) {
+                self.finish_job(death.pid, true);
+            } else if let Some(child) = self.children.remove(&death.pid) {
+                self.child_died(child, death, Timestamp::now());
+            } else if self.pump.as_ref().is_some_and(|pump| pump.pid == death.pid) {
+                eprintln!("the log pump has died: {death:?}");
+                self.restart_pump();
+            } else {
+                self.unclaimed.insert(death.pid, (death, Timestamp::now()));
+            }
+        }
+        if self.jobs.is_empty() {
+            self.unclaimed.clear();
+        }
+    }
+
+    /// A builder says that this process is a container's init. It may have died already.
+    pub fn adopt_init(&mut self, pid: i32, container: ContainerId) {
+        self.adopt(pid, Child::Init(container));
+    }
+
+    /// A job says that this process was started for this exec request. It may have died already.
+    pub fn adopt_exec(&mut self, pid: i32, request: u64) {
+        self.adopt(pid, Child::Exec(request));
+    }
+
+    fn adopt(&mut self, pid: i32, child: Child) {
+        match self.unclaimed.remove(&pid) {
+            Some((death, at)) => self.child_died(child, death, at),
+            None => {
+                self.children.insert(pid, child);
+            }
+        }
+    }
+
+    fn child_died(&mut self, child: Child, death: Death, at: Timestamp) {
+        match child {
+            Child::Exec(id) => self.tell(&Tell::ExecExit { id, code: death.code }, Vec::new()),
+            Child::Init(id) => self.container_died(&id, death, at),
+        }
+    }
+
+    /// The init is gone: what else is in the container goes, and the log is finished before anyone hears of the end.
+    fn container_died(&mut self, id: &ContainerId, death: Death, finished_at: Timestamp) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let started_at = match &container.state {
+            State::Running { started_at, .. } => *started_at,
+            _ => finished_at,
+        };
+        container.state = State::Ending { death, started_at, finished_at };
+        container.stdin = None;
+        let (log, pod) = (container.log, container.pod.clone());
+        // In a PID namespace of its own the kernel has already done this.
+        let cgroup = self.container_cgroup(&pod, id);
+        let left = cgroup.processes();
+        if !left.is_empty() && !cgroup.kill_now() {
+            for pid in left {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        let told = self
+            .pump
+            .as_ref()
+            .is_some_and(|pump| protocol::send(pump.socket.as_fd(), &logs::Command::End { log }, &[]).is_ok());
+        if !told {
+            self.container_ended(id);
+        }
+    }
+
+    fn hear_pump(&mut self) {
+        let Some(pump) = &self.pump else { return };
+        match wire::receive(pump.socket.as_fd()) {
+            Ok(Some(packet)) => {
+                let Ok(drained) = protocol::decode::<logs::Drained>(&packet.body) else { return };
+                if drained.lost > 0 {
+                    eprintln!("{} bytes of a container's log could not be written", drained.lost);
+                }
+                let ended = self
+                    .containers
+                    .iter()
+                    .find(|(_, container)| container.log == drained.log)
+                    .map(|(id, _)| id.clone());
+                if let Some(id) = ended {
+                    self.container_ended(&id);
+                }
+            }
+            // Its death is reaped, and dealt with there.
+            Ok(None) | Err(_) => self.pump = None,
+        }
+    }
+
+    /// A new pump serves new containers; what the old one read of running ones is lost, and those that were ending end.
+    #[expect(unsafe_code, reason = "forks")]
+    fn restart_pump(&mut self) {
+        // SAFETY: the spawner has one thread.
+        self.pump = unsafe { logs::start() }.map_err(|error| eprintln!("no log pump: {error}")).ok();
+        let ending: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| matches!(container.state, State::Ending { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ending {
+            self.container_ended(&id);
+        }
+    }
+
+    /// Records the end and tells it.
+    fn container_ended(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get(id) else { return };
+        let State::Ending { death, started_at, finished_at } = &container.state else { return };
+        let cgroup = self.container_cgroup(&container.pod, id);
+        let exit = Exit {
+            container: id.clone(),
+            pod_uid: container.pod.clone(),
+            code: death.code,
+            signal: death.signal,
+            oom_killed: cgroup.oom_killed(),
+            unknown: false,
+            started_at: *started_at,
+            finished_at: *finished_at,
+            usage: cgroup.final_usage(),
+        };
+        if let Err(error) = self.records.write_exit(&exit) {
+            // It is still told and kept in memory; only the spawner's own death could lose it now.
+            eprintln!("the end of {id} could not be recorded: {error}");
+        }
+        if let Some(container) = self.containers.get_mut(id) {
+            container.state = State::Exited(exit.clone());
+        }
+        self.tell(&Tell::Exit(exit), Vec::new());
+    }
+}
