@@ -1,1 +1,200 @@
-//! 
+//! The API server: routes, identity, admission, watch, streams. Written once for all kinds.
+//!
+//! A request goes through [`routes`]: who is asking ([`authn`]), may they ([`authz`]), which row of the kinds table and
+//! which verb it is about, and then one of the [`handlers`]. Objects live in a [`carob_store::Store`] as finished bytes
+//! ([`objects`]) that lists and watches send as they are.
+
+mod admission;
+mod authn;
+mod authz;
+mod body;
+mod bootstrap;
+mod call;
+mod decoded;
+mod discovery;
+mod events;
+mod handlers;
+mod health;
+mod in_memory;
+mod kubeconfig;
+mod metrics;
+mod negotiate;
+mod objects;
+mod options;
+mod pki;
+mod query;
+mod random;
+mod request;
+mod response;
+mod reviews;
+mod routes;
+mod serve;
+mod stream;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use carob_api::kind::Kind;
+use carob_api::kinds;
+use carob_store::Store;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+pub use pki::Error as PkiError;
+
+/// What a gateway is made of.
+pub struct Config {
+    /// Where it will listen: these addresses get into the server's certificate.
+    pub listen: Vec<SocketAddr>,
+    /// More names and addresses for the certificate: the service's virtual address, the bridge's address.
+    pub extra_sans: Vec<String>,
+    /// Where keys and certificates are kept.
+    pub pki_dir: PathBuf,
+    /// Where objects are kept.
+    pub store: Arc<dyn Store>,
+    /// The way to a node's worker, for logs, exec, attach and port-forward.
+    pub dialer: Arc<dyn NodeDialer>,
+    /// Issuer and default audience of service accounts' tokens, for example `https://kubernetes.default.svc`.
+    pub service_account_issuer: String,
+    /// What else is served, beside the Kubernetes API.
+    pub extensions: Vec<Extension>,
+    /// The largest body that is read, in bytes. Kubernetes' limit is 3 MiB.
+    pub max_body_bytes: usize,
+}
+
+/// Paths served by somebody else, behind the gateway's authentication and for administrators only.
+pub struct Extension {
+    /// The paths' beginning, for example `/billing/v1`.
+    pub prefix: &'static str,
+    /// Gets requests with their path behind the prefix.
+    pub router: axum::Router,
+}
+
+/// A byte stream to a node's worker, which speaks HTTP/1.1 with upgrades on it, with kubelet's paths.
+pub trait NodeStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> NodeStream for T {}
+
+/// Opens streams to the workers of nodes.
+#[async_trait]
+pub trait NodeDialer: Send + Sync {
+    /// A new stream to the worker of this node.
+    async fn dial(&self, node: &str) -> std::io::Result<Box<dyn NodeStream>>;
+}
+
+/// Why the gateway could not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Keys and certificates could not be had.
+    #[error("cannot set up the cluster's keys")]
+    Pki(#[from] PkiError),
+    /// The key of service accounts' tokens cannot be used.
+    #[error("cannot use the key of service accounts' tokens")]
+    TokenKey(#[source] jsonwebtoken::errors::Error),
+    /// The objects that every cluster has could not be made.
+    #[error("cannot make the first objects")]
+    Bootstrap(#[source] carob_api::status::Status),
+    /// The certificates cannot be used.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// A listener cannot be used.
+    #[error("cannot listen")]
+    Listen(#[source] std::io::Error),
+}
+
+/// The API server.
+pub struct Gateway {
+    server: Arc<Server>,
+    pki: pki::Pki,
+}
+
+/// What all requests share.
+pub(crate) struct Server {
+    pub store: Arc<dyn Store>,
+    pub dialer: Arc<dyn NodeDialer>,
+    pub registry: Arc<kinds::Registry>,
+    pub tokens: authn::token::Tokens,
+    pub authorizer: Box<dyn authz::Authorizer>,
+    pub extensions: Vec<Extension>,
+    pub max_body_bytes: usize,
+    pub metrics: metrics::Metrics,
+    pub decoded: decoded::Cache,
+    pub documents: discovery::Documents,
+    /// Ends long requests when the server stops.
+    pub stopping: CancellationToken,
+}
+
+impl Server {
+    /// The row of a resource.
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+        self.registry.by_resource(group, version, plural)
+    }
+}
+
+impl Gateway {
+    /// Makes what is missing under `pki_dir` and in the store, and is ready to answer.
+    ///
+    /// # Errors
+    /// When keys or the first objects cannot be read or made.
+    pub async fn new(config: Config) -> Result<Self, Error> {
+        let mut names = config.extra_sans;
+        names.extend(config.listen.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
+        let pki = pki::Pki::open(&config.pki_dir, &names)?;
+        let tokens = authn::token::Tokens::new(&pki, &config.service_account_issuer).map_err(Error::TokenKey)?;
+        let server = Server {
+            store: config.store,
+            dialer: config.dialer,
+            registry: kinds::Registry::builtin(),
+            tokens,
+            authorizer: Box::new(authz::BuiltInPolicy),
+            extensions: config.extensions,
+            max_body_bytes: config.max_body_bytes,
+            metrics: metrics::Metrics::new(),
+            decoded: decoded::Cache::default(),
+            documents: discovery::Documents::default(),
+            stopping: CancellationToken::new(),
+        };
+        let gateway = Self { server: Arc::new(server), pki };
+        bootstrap::first_objects(&gateway.server).await.map_err(Error::Bootstrap)?;
+        Ok(gateway)
+    }
+
+    /// A client of this server that needs no socket, acting as `user` in `groups`. Must be called inside a tokio runtime.
+    pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
+        in_memory::client(&self.server, user, groups)
+    }
+
+    /// The administrator's kubeconfig for a server reached at `server`, for example `https://127.0.0.1:6443`.
+    pub fn admin_kubeconfig(&self, server: &str) -> String {
+        kubeconfig::admin(&self.pki, server)
+    }
+
+    /// The authority that signed the server's certificate, PEM.
+    pub fn ca_certificate(&self) -> &str {
+        &self.pki.ca_certificate
+    }
+
+    /// The kinds that are served.
+    pub fn registry(&self) -> &Arc<kinds::Registry> {
+        &self.server.registry
+    }
+
+    /// Lets somebody add metrics to what `/metrics` shows.
+    pub fn register_metrics(&self, register: impl FnOnce(&mut prometheus_client::registry::Registry)) {
+        self.server.metrics.register(register);
+    }
+
+    /// Serves until `shutdown`, then lets running requests end.
+    ///
+    /// # Errors
+    /// When a listener or the certificates cannot be used.
+    pub async fn serve(
+        self: Arc<Self>,
+        listeners: Vec<std::net::TcpListener>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        serve::serve(&self.server, &self.pki, listeners, shutdown).await
+    }
+}

@@ -1,0 +1,22 @@
+//! What is decided about a new object beyond its own rules: whether its namespace takes it, and what it is given.
+
+mod namespace;
+mod priority;
+mod service_account;
+mod tolerations;
+
+use carob_api::status::Status;
+use serde_json::Value;
+
+use crate::call::Call;
+pub(crate) use namespace::Place;
+
+/// Completes a new object, or refuses it.
+pub(crate) async fn admit(call: &Call, object: &mut Value) -> Result<(), Status> {
+    if (call.kind.group, call.kind.plural) == ("", "pods") {
+        service_account::admit(call, object).await?;
+        priority::admit(call, object)?;
+        tolerations::admit(object);
+    }
+    Ok(())
+}

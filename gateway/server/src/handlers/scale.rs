@@ -1,0 +1,131 @@
+//! The `scale` subresource: replicas of any kind that has them at `spec.replicas`.
+
+use axum::response::Response;
+use bytes::Bytes;
+use carob_api::field::Path;
+use carob_api::kind::{Kind, Part};
+use carob_api::selector::LabelSelector;
+use carob_api::status::Status;
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::create;
+use super::get;
+use super::patch::{PatchType, patched};
+use super::update::{self, Change};
+use crate::call::Call;
+use crate::objects::{self, text};
+use crate::options::{WriteOptions, WriteVerb};
+use crate::response;
+
+/// GET
+pub(crate) async fn get(call: &Call, scale: &'static Kind) -> Result<Response, Status> {
+    let entry = get::find(call).await?;
+    answer(call, scale, &entry.value)
+}
+
+/// PUT
+pub(crate) async fn update(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<Response, Status> {
+    let options = WriteOptions::read(call, WriteVerb::Update)?;
+    let wanted = create::decode_body(&about(call, scale), body, &options)?;
+    update::check_name(call, &wanted)?;
+    create::check_namespace(call, &wanted)?;
+    change(call, scale, &options, |_| Ok(wanted.clone())).await
+}
+
+/// PATCH
+pub(crate) async fn patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<Response, Status> {
+    let form = PatchType::of(call)?;
+    let verb = if form == PatchType::Apply { WriteVerb::Apply } else { WriteVerb::Patch };
+    let options = WriteOptions::read(call, verb)?;
+    change(call, scale, &options, |old| {
+        let wanted = patched(scale, old, form, body, options.validation, |warning| call.warn(warning))?;
+        update::check_name(call, &wanted)?;
+        Ok(wanted)
+    })
+    .await
+}
+
+async fn change(
+    call: &Call,
+    scale: &'static Kind,
+    options: &WriteOptions,
+    mut make: impl FnMut(&Value) -> Result<Value, Status>,
+) -> Result<Response, Status> {
+    let how = Change { subresource: "scale", ..Change::new(Part::Main, options) };
+    let changed = update::change(call, &how, |old| {
+        let wanted = make(&scale_of(old))?;
+        let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+        if replicas < 0 {
+            let path = Path::new("spec").child("replicas");
+            let error = path.invalid(replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid((scale.group, scale.kind), call.name(), vec![error]));
+        }
+        let version = text(&wanted, "/metadata/resourceVersion");
+        let mut new = old.clone();
+        if !version.is_empty() {
+            objects::set_metadata(&mut new, "resourceVersion", version);
+        }
+        new["spec"]["replicas"] = replicas.into();
+        Ok(new)
+    })
+    .await?;
+    match changed {
+        Some(bytes) => answer(call, scale, &bytes),
+        None => Err(call.not_found()),
+    }
+}
+
+fn answer(call: &Call, scale: &'static Kind, object: &Bytes) -> Result<Response, Status> {
+    let scaled = scale_of(&objects::decode(object)?);
+    about(call, scale).answer(StatusCode::OK, response::to_json(&scaled))
+}
+
+/// The same call, about the Scale.
+fn about(call: &Call, scale: &'static Kind) -> Call {
+    let mut other = Call::new(call.server.clone(), scale, call.identity.clone(), call.headers.clone(), call.accept);
+    other.namespace.clone_from(&call.namespace);
+    other.name.clone_from(&call.name);
+    other.query = call.query.clone();
+    other
+}
+
+/// The Scale of an object.
+fn scale_of(object: &Value) -> Value {
+    let mut metadata = Map::new();
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.pointer(&format!("/metadata/{field}")) {
+            metadata.insert(field.to_owned(), value.clone());
+        }
+    }
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let wanted = number("/spec/replicas");
+    let spec = if wanted == 0 { json!({}) } else { json!({ "replicas": wanted }) };
+    let mut status = json!({ "replicas": number("/status/replicas") });
+    if let Some(Ok(selector)) = object.pointer("/spec/selector").map(LabelSelector::from_object) {
+        status["selector"] = selector.to_string().into();
+    }
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": spec,
+        "status": status,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_shows_replicas_and_the_selector_as_text() {
+        let scale = scale_of(&json!({"metadata": {"name": "x", "labels": {"a": "b"}},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}}, "status": {"replicas": 1}}));
+        assert_eq!(
+            scale,
+            json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "x"},
+                "spec": {"replicas": 2}, "status": {"replicas": 1, "selector": "app=a"}})
+        );
+    }
+}

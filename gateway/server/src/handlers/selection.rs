@@ -1,0 +1,98 @@
+//! Which objects a list or a watch is about: label and field selectors, decided with as little decoding as possible.
+
+use std::sync::Arc;
+
+use carob_api::kind::Kind;
+use carob_api::selector::{FieldSelector, LabelSelector};
+use carob_api::status::Status;
+use carob_store::Entry;
+use serde_json::Value;
+
+use crate::{Server, events, objects};
+
+/// Label and field selectors of one request.
+pub(crate) struct Selection {
+    kind: &'static Kind,
+    labels: LabelSelector,
+    fields: FieldSelector,
+    /// Whether name and namespace, which are in the key, decide.
+    key_decides: bool,
+    everything: bool,
+}
+
+impl Selection {
+    pub fn new(kind: &'static Kind, labels: LabelSelector, fields: FieldSelector) -> Self {
+        let key_decides =
+            labels.is_everything() && fields.requirements().iter().all(|(field, _, _)| key_field(field).is_some());
+        let everything = labels.is_everything() && fields.requirements().is_empty();
+        Self { kind, labels, fields, key_decides, everything }
+    }
+
+    /// Whether every object is meant.
+    pub fn is_everything(&self) -> bool {
+        self.everything
+    }
+
+    /// The one name that objects must have, if the selector says so: then a single key need be looked at.
+    pub fn name(&self) -> Option<&str> {
+        self.fields.exact("metadata.name")
+    }
+
+    /// Whether a stored object is meant.
+    pub fn matches(&self, server: &Server, entry: &Entry) -> Result<bool, Status> {
+        if self.everything {
+            return Ok(true);
+        }
+        if !self.matches_key(&entry.key) {
+            return Ok(false);
+        }
+        if self.key_decides {
+            return Ok(true);
+        }
+        let object = server.decoded.get(entry)?;
+        Ok(self.matches_object(&object))
+    }
+
+    fn matches_key(&self, key: &str) -> bool {
+        let (namespace, name) = objects::split_key(self.kind, key);
+        self.fields.requirements().iter().all(|(field, equals, wanted)| match key_field(field) {
+            Some(KeyField::Name) => (name == wanted) == *equals,
+            Some(KeyField::Namespace) => (namespace.unwrap_or_default() == wanted) == *equals,
+            None => true,
+        })
+    }
+
+    fn matches_object(&self, object: &Arc<Value>) -> bool {
+        if !self.labels.matches(object.pointer("/metadata/labels")) {
+            return false;
+        }
+        let converted;
+        let object = if events::is_converted(self.kind) {
+            let mut form = (**object).clone();
+            events::from_stored(self.kind, &mut form);
+            converted = form;
+            &converted
+        } else {
+            &**object
+        };
+        self.fields.requirements().iter().filter(|(field, _, _)| key_field(field).is_none()).all(
+            |(field, equals, wanted)| {
+                let value = (self.kind.strategy.field)(object, field).unwrap_or_default();
+                (value == *wanted) == *equals
+            },
+        )
+    }
+}
+
+enum KeyField {
+    Name,
+    Namespace,
+}
+
+fn key_field(field: &str) -> Option<KeyField> {
+    match field {
+        "metadata.name" => Some(KeyField::Name),
+        "metadata.namespace" => Some(KeyField::Namespace),
+        _ => None,
+    }
+}

@@ -1,0 +1,52 @@
+//! Objects as the client wants to see them: tables, metadata only.
+
+use carob_api::status::Status;
+use carob_api::table::{self, IncludeObject};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::call::Call;
+
+/// A Table of objects.
+pub(crate) fn table(
+    call: &Call,
+    version: &str,
+    objects: &[&Value],
+    meta: Value,
+    with_columns: bool,
+) -> Result<Value, Status> {
+    let include = include_object(call)?;
+    let mut table = table::table(call.kind, objects, meta, include, Timestamp::now(), with_columns);
+    if version != "v1" {
+        let api_version = Value::from(format!("meta.k8s.io/{version}"));
+        table["apiVersion"] = api_version.clone();
+        for row in table["rows"].as_array_mut().into_iter().flatten() {
+            if row["object"]["kind"] == "PartialObjectMetadata" {
+                row["object"]["apiVersion"] = api_version.clone();
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// What rows hold, by `?includeObject=`.
+fn include_object(call: &Call) -> Result<IncludeObject, Status> {
+    match call.query.text("includeObject") {
+        None | Some("Metadata") => Ok(IncludeObject::Metadata),
+        Some("Object") => Ok(IncludeObject::Object),
+        Some("None") => Ok(IncludeObject::None),
+        Some(other) => Err(Status::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', \
+             'Object', 'None', or empty"
+        ))),
+    }
+}
+
+/// A `PartialObjectMetadata`.
+pub(crate) fn metadata_only(object: &Value, version: &str) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": object.get("metadata").cloned().unwrap_or_else(|| Value::Object(Map::new())),
+    })
+}

@@ -1,0 +1,340 @@
+//! The cluster's keys and certificates: made at the first start, kept under one directory, reissued when they must be.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// Names under which pods and people on the machine reach the server.
+const SERVER_NAMES: [&str; 8] = [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "carob",
+];
+
+const CA_LIFETIME: Duration = Duration::from_hours(24 * 3650);
+const LEAF_LIFETIME: Duration = Duration::from_hours(24 * 365);
+/// A leaf is replaced at a start within this time of its end.
+const RENEW_BEFORE: Duration = Duration::from_hours(24 * 60);
+/// Certificates begin a little in the past, for clients whose clocks are behind.
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
+
+/// Why the keys could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("cannot access {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A stored key or certificate is not what it should be.
+    #[error("{} is damaged; remove it to have it made anew", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A certificate could not be made.
+    #[error("cannot issue a certificate for {subject}")]
+    Issue {
+        /// For whom.
+        subject: String,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
+}
+
+/// A certificate and its key, PEM.
+#[derive(Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key, PKCS #8.
+    pub key: String,
+}
+
+/// All that the server identifies itself and others with.
+pub struct Pki {
+    /// The cluster's authority, for kubeconfigs and `ca.crt` in pods.
+    pub ca_certificate: String,
+    /// What the server shows.
+    pub server: Pair,
+    /// The administrator's client certificate (`system:masters`).
+    pub admin: Pair,
+    /// Signs tokens of service accounts; PEM, PKCS #8, ECDSA P-256.
+    pub token_key: String,
+    /// Verifies them; PEM.
+    pub token_public_key: String,
+}
+
+/// Whom a certificate is for.
+struct Subject<'a> {
+    common_name: &'a str,
+    organizations: &'a [&'a str],
+    names: &'a [String],
+    usage: ExtendedKeyUsagePurpose,
+}
+
+impl Pki {
+    /// Reads the keys under `dir`, and makes what is missing, about to expire, or lacks one of `extra_names` (host names
+    /// or addresses).
+    pub fn open(dir: &Path, extra_names: &[String]) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
+        let ca = match read_pair(dir, "ca")? {
+            Some(pair) => pair,
+            None => write_pair(dir, "ca", new_ca()?)?,
+        };
+        let ca_path = || dir.join("ca.crt");
+        let issuer_key = KeyPair::from_pem(&ca.key).map_err(|_| Error::Damaged { path: dir.join("ca.key") })?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&ca.certificate, issuer_key).map_err(|_| Error::Damaged { path: ca_path() })?;
+        let ca_der = CertificateDer::from_pem_slice(ca.certificate.as_bytes())
+            .map_err(|_| Error::Damaged { path: ca_path() })?;
+
+        let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).collect();
+        names.extend(extra_names.iter().cloned());
+        names.sort_unstable();
+        names.dedup();
+        let server = leaf(
+            dir,
+            "server",
+            &issuer,
+            &ca_der,
+            &Subject {
+                common_name: "kube-apiserver",
+                organizations: &[],
+                names: &names,
+                usage: ExtendedKeyUsagePurpose::ServerAuth,
+            },
+        )?;
+        let admin = leaf(
+            dir,
+            "admin",
+            &issuer,
+            &ca_der,
+            &Subject {
+                common_name: "kubernetes-admin",
+                organizations: &["system:masters"],
+                names: &[],
+                usage: ExtendedKeyUsagePurpose::ClientAuth,
+            },
+        )?;
+        let (token_key, token_public_key) = token_keys(dir)?;
+        Ok(Self { ca_certificate: ca.certificate, server, admin, token_key, token_public_key })
+    }
+}
+
+fn new_ca() -> Result<Pair, Error> {
+    let failed = |source| Error::Issue { subject: "carob-ca".to_owned(), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "carob-ca");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    set_lifetime(&mut params, CA_LIFETIME);
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+fn leaf(
+    dir: &Path,
+    file: &str,
+    issuer: &Issuer<'_, KeyPair>,
+    ca: &CertificateDer<'_>,
+    subject: &Subject<'_>,
+) -> Result<Pair, Error> {
+    if let Some(pair) = read_pair(dir, file)?
+        && still_good(&pair, ca, subject.names)
+    {
+        return Ok(pair);
+    }
+    let failed = |source| Error::Issue { subject: subject.common_name.to_owned(), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, subject.common_name);
+    for organization in subject.organizations {
+        params.distinguished_name.push(DnType::OrganizationName, *organization);
+    }
+    for name in subject.names {
+        params.subject_alt_names.push(match name.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(name.as_str().try_into().map_err(failed)?),
+        });
+    }
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![subject.usage.clone()];
+    params.use_authority_key_identifier_extension = true;
+    set_lifetime(&mut params, LEAF_LIFETIME);
+    let certificate = params.signed_by(&key, issuer).map_err(failed)?;
+    write_pair(dir, file, Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+fn set_lifetime(params: &mut CertificateParams, lifetime: Duration) {
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + lifetime).into();
+}
+
+/// Whether a stored leaf was issued by this CA, lasts long enough and has all the names.
+fn still_good(pair: &Pair, ca: &CertificateDer<'_>, names: &[String]) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pair.certificate.as_bytes()) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    let Ok((_, issuer)) = X509Certificate::from_der(ca) else { return false };
+    if certificate.verify_signature(Some(issuer.public_key())).is_err() || KeyPair::from_pem(&pair.key).is_err() {
+        return false;
+    }
+    let renew_at = Timestamp::now().as_second() + i64::try_from(RENEW_BEFORE.as_secs()).unwrap_or(i64::MAX);
+    if certificate.validity().not_after.timestamp() < renew_at {
+        return false;
+    }
+    let present: Vec<String> = match certificate.subject_alternative_name() {
+        Ok(Some(extension)) => extension.value.general_names.iter().filter_map(name_text).collect(),
+        _ => Vec::new(),
+    };
+    names.iter().all(|name| present.contains(name))
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn token_keys(dir: &Path) -> Result<(String, String), Error> {
+    let path = dir.join("sa.key");
+    let key = match read(&path)? {
+        Some(pem) => KeyPair::from_pem(&pem).map_err(|_| Error::Damaged { path })?,
+        None => {
+            let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "sa".to_owned(), source })?;
+            write(&path, &key.serialize_pem())?;
+            key
+        }
+    };
+    let public = key.public_key_pem();
+    write(&dir.join("sa.pub"), &public)?;
+    Ok((key.serialize_pem(), public))
+}
+
+fn read_pair(dir: &Path, file: &str) -> Result<Option<Pair>, Error> {
+    let certificate = read(&dir.join(format!("{file}.crt")))?;
+    let key = read(&dir.join(format!("{file}.key")))?;
+    Ok(certificate.zip(key).map(|(certificate, key)| Pair { certificate, key }))
+}
+
+/// The key first: a certificate without its key would be of no use, and is made again.
+fn write_pair(dir: &Path, file: &str, pair: Pair) -> Result<Pair, Error> {
+    let certificate = dir.join(format!("{file}.crt"));
+    match fs::remove_file(&certificate) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::File { path: certificate, source });
+        }
+        _ => {}
+    }
+    write(&dir.join(format!("{file}.key")), &pair.key)?;
+    write(&certificate, &pair.certificate)?;
+    Ok(pair)
+}
+
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let temporary = path.with_extension("new");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+impl Pair {
+    /// What rustls wants of it.
+    pub(crate) fn for_rustls(&self) -> Option<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+        let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).ok()?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).ok()?;
+        Some((certificate, key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("carob-pki-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        dir
+    }
+
+    #[test]
+    fn a_second_start_reuses_what_the_first_made_and_a_new_name_reissues_the_server_certificate() {
+        let dir = directory("reuse");
+        let first = Pki::open(&dir, &["10.96.0.1".into()]).expect("made");
+        let second = Pki::open(&dir, &["10.96.0.1".into()]).expect("read");
+        assert_eq!(first.ca_certificate, second.ca_certificate);
+        assert_eq!(first.server.certificate, second.server.certificate);
+        assert_eq!(first.admin.certificate, second.admin.certificate);
+        assert_eq!(first.token_key, second.token_key);
+        let third = Pki::open(&dir, &["10.96.0.1".into(), "10.1.2.3".into()]).expect("read");
+        assert_eq!(first.ca_certificate, third.ca_certificate);
+        assert_ne!(first.server.certificate, third.server.certificate);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn keys_are_readable_by_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = directory("modes");
+        Pki::open(&dir, &[]).expect("made");
+        for file in ["ca.key", "server.key", "admin.key", "sa.key"] {
+            let mode = fs::metadata(dir.join(file)).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn certificates_are_version_three_and_the_admin_is_a_master() {
+        let dir = directory("v3");
+        let pki = Pki::open(&dir, &[]).expect("made");
+        let der = CertificateDer::from_pem_slice(pki.admin.certificate.as_bytes()).expect("PEM");
+        let (_, certificate) = X509Certificate::from_der(&der).expect("DER");
+        assert_eq!(certificate.version(), x509_parser::x509::X509Version::V3);
+        let organization = certificate.subject().iter_organization().next().expect("one").as_str().expect("text");
+        assert_eq!(organization, "system:masters");
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}

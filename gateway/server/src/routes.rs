@@ -1,0 +1,344 @@
+//! The way of a request: who, may they, about what, and the handler for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::Response;
+use carob_api::kind::{Kind, Part, Scope};
+use carob_api::status::{GroupResource, Status};
+use http::header::HOST;
+use http::request::Parts;
+use http::{Method, Request, StatusCode, Uri};
+use hyper::upgrade::OnUpgrade;
+use tower::ServiceExt as _;
+use tracing::Instrument as _;
+
+use crate::authn::{self, Identity, Impersonation};
+use crate::authz::Attributes;
+use crate::call::Call;
+use crate::handlers::{binding, create, delete, eviction, get, list, patch, scale, token, update, watch};
+use crate::metrics::RequestLabels;
+use crate::negotiate::Accept;
+use crate::query::Query;
+use crate::request::{RequestInfo, ResourcePath, Target};
+use crate::reviews::Review;
+use crate::stream::{self, Stream};
+use crate::{Server, body, discovery, health, response};
+
+/// The longest that an ordinary request may take.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// Answers a request.
+pub(crate) async fn handle(server: Arc<Server>, request: Request<Body>) -> Response {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    let mut labels = labels(&server, &info);
+    let span = tracing::debug_span!("request", verb = info.verb, path = parts.uri.path());
+    let answer = answer(Arc::clone(&server), parts, body, query, info).instrument(span).await;
+    let response = answer.unwrap_or_else(|status| response::failure(&status));
+    labels.code = response.status().as_u16();
+    server.metrics.observe(&labels, started.elapsed());
+    response
+}
+
+/// Only what is known gets into labels: whoever asks for nonsense cannot make the metrics grow.
+fn labels(server: &Server, info: &RequestInfo) -> RequestLabels {
+    let mut labels = RequestLabels { verb: info.verb.to_owned(), ..RequestLabels::default() };
+    if let Target::Resource(path) = &info.target
+        && let Some(kind) = server.kind(&path.group, &path.version, &path.resource)
+    {
+        kind.group.clone_into(&mut labels.group);
+        kind.version.clone_into(&mut labels.version);
+        kind.plural.clone_into(&mut labels.resource);
+        let known = path.subresource.as_deref().filter(|name| kind.subresources.iter().any(|s| s.name == *name));
+        known.unwrap_or_default().clone_into(&mut labels.subresource);
+    }
+    labels
+}
+
+async fn answer(
+    server: Arc<Server>,
+    mut parts: Parts,
+    body: Body,
+    query: Query,
+    info: RequestInfo,
+) -> Result<Response, Status> {
+    let sender = authn::authenticate(&server, &parts).await?;
+    let identity = match authn::impersonate(sender, &parts.headers)? {
+        Impersonation::As(identity) => identity,
+        Impersonation::WithoutUser(why) => {
+            let text = format!("Internal Server Error: {:?}: {why}\n", parts.uri.path());
+            return Ok(response::text(StatusCode::INTERNAL_SERVER_ERROR, text));
+        }
+    };
+    let wanted = Attributes::of(&info);
+    if !server.authorizer.allows(&identity, &wanted).await {
+        return Err(wanted.refusal(&identity));
+    }
+    match info.target {
+        Target::Path(path) => other(&server, parts, body, &path, &query).await,
+        Target::Resource(path) => {
+            let upgrade = parts.extensions.remove::<OnUpgrade>();
+            resource(server, parts, body, query, identity, path, info.verb, upgrade).await
+        }
+    }
+}
+
+/// Paths that are no objects.
+async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query: &Query) -> Result<Response, Status> {
+    for extension in &server.extensions {
+        if let Some(rest) = path.strip_prefix(extension.prefix)
+            && (rest.is_empty() || rest.starts_with('/'))
+        {
+            return extend(extension, parts, body, rest).await;
+        }
+    }
+    let reading = matches!(parts.method, Method::GET | Method::HEAD);
+    let address = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let address = address.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default();
+    let found = if let Some(answer) = health::answer(server, path, query).await {
+        answer
+    } else if path == "/version" || path == "/version/" {
+        response::json(StatusCode::OK, &health::version())
+    } else if path == "/metrics" {
+        response::finished(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            server.metrics.text().into(),
+        )
+    } else if let Some(answer) = discovery::answer(server, path, query, &parts.headers, address) {
+        answer?
+    } else {
+        return Ok(response::page_not_found());
+    };
+    if reading { Ok(found) } else { Err(Status::method_not_allowed()) }
+}
+
+/// Hands a request on, with the path behind the extension's prefix.
+async fn extend(extension: &crate::Extension, mut parts: Parts, body: Body, rest: &str) -> Result<Response, Status> {
+    let path = if rest.is_empty() { "/" } else { rest };
+    let target = match parts.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    parts.uri = target.parse::<Uri>().map_err(|_| Status::generic_not_found())?;
+    let Ok(response) = extension.router.clone().oneshot(Request::from_parts(parts, body)).await;
+    Ok(response)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, taken apart on the way here")]
+async fn resource(
+    server: Arc<Server>,
+    parts: Parts,
+    body: Body,
+    query: Query,
+    identity: Identity,
+    path: ResourcePath,
+    verb: &'static str,
+    upgrade: Option<OnUpgrade>,
+) -> Result<Response, Status> {
+    if let Some(review) = Review::of(&path) {
+        if parts.method != Method::POST || path.name.is_some() {
+            return Err(Status::method_not_allowed());
+        }
+        let body = body::read(body, server.max_body_bytes).await?;
+        return review.answer(&server, &identity, &parts.headers, &body).await;
+    }
+    let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
+        let known = path.group.is_empty() || server.registry.iter().any(|kind| kind.group == path.group);
+        return if known { Err(Status::generic_not_found()) } else { Ok(response::page_not_found()) };
+    };
+    let operation = Operation::of(kind, &path, verb)?;
+    let patience = patience(&query)?;
+    let accept = match operation {
+        Operation::Stream(_) => Accept::JSON,
+        _ => Accept::of_objects(&parts.headers)?,
+    };
+    let raw_query = parts.uri.query().unwrap_or_default().to_owned();
+    let mut call = Call::new(server, kind, identity, parts.headers, accept);
+    call.namespace = path.namespace;
+    call.name = path.name;
+    call.query = query;
+    call.raw_query = raw_query;
+    match operation {
+        Operation::Watch => watch::watch(call).await,
+        Operation::Stream(kind) => stream::answer(&call, kind, upgrade).await,
+        operation => {
+            let work = perform(&call, operation, body);
+            let answer = match tokio::time::timeout(patience, work).await {
+                Ok(answer) => answer,
+                Err(_) => Err(Status::timeout("request did not complete within the requested timeout", 0)),
+            };
+            let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
+            response::warn(answer.headers_mut(), &call.take_warnings());
+            Ok(answer)
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Copy)]
+enum Operation {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update(Part),
+    Patch(Part),
+    Delete,
+    DeleteCollection,
+    GetScale(&'static Kind),
+    UpdateScale(&'static Kind),
+    PatchScale(&'static Kind),
+    Bind(&'static Kind),
+    Evict(&'static Kind),
+    Token(&'static Kind),
+    Stream(Stream),
+}
+
+impl Operation {
+    /// 404 for a path that leads to nothing, 405 for a verb that it doesn't take.
+    fn of(kind: &'static Kind, path: &ResourcePath, verb: &str) -> Result<Self, Status> {
+        let namespaced = kind.scope == Scope::Namespaced;
+        let in_namespace = path.namespace.is_some();
+        let shape =
+            !path.excess && (namespaced || !in_namespace) && (in_namespace || !namespaced || path.name.is_none());
+        if !shape {
+            return Err(Status::generic_not_found());
+        }
+        if let Some(subresource) = &path.subresource {
+            return Self::of_part(kind, subresource, verb);
+        }
+        let named = path.name.is_some();
+        let everywhere = namespaced && !in_namespace;
+        let operation = match verb {
+            "get" => Self::Get,
+            "list" => Self::List,
+            "watch" => Self::Watch,
+            "create" if !named && !everywhere => Self::Create,
+            "update" if named => Self::Update(Part::Main),
+            "patch" if named => Self::Patch(Part::Main),
+            "delete" => Self::Delete,
+            "deletecollection" if !everywhere => Self::DeleteCollection,
+            _ => return Err(Status::method_not_allowed()),
+        };
+        if kind.verbs.contains(&verb) { Ok(operation) } else { Err(Status::method_not_allowed()) }
+    }
+
+    fn of_part(kind: &'static Kind, subresource: &str, verb: &str) -> Result<Self, Status> {
+        let known = kind.subresources.iter().find(|known| known.name == subresource);
+        let Some(known) = known else { return Err(Status::generic_not_found()) };
+        if !known.verbs.contains(&verb) {
+            return Err(Status::method_not_allowed());
+        }
+        let (group, version, name) = known.gvk;
+        let form = || {
+            carob_api::kinds::Registry::builtin()
+                .type_of(group, version, name)
+                .ok_or_else(|| Status::internal(format!("there is no type {name}")))
+        };
+        let part = match subresource {
+            "status" => Part::Status,
+            "ephemeralcontainers" => Part::EphemeralContainers,
+            "resize" => Part::Resize,
+            "finalize" => Part::Finalize,
+            "scale" => {
+                return Ok(match verb {
+                    "get" => Self::GetScale(form()?),
+                    "update" => Self::UpdateScale(form()?),
+                    _ => Self::PatchScale(form()?),
+                });
+            }
+            "binding" => return Ok(Self::Bind(form()?)),
+            "eviction" => return Ok(Self::Evict(form()?)),
+            "token" => return Ok(Self::Token(form()?)),
+            other => {
+                let stream = Stream::of(other).ok_or_else(Status::generic_not_found)?;
+                return Ok(Self::Stream(stream));
+            }
+        };
+        match verb {
+            "get" => Ok(Self::Get),
+            "update" => Ok(Self::Update(part)),
+            "patch" => Ok(Self::Patch(part)),
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+}
+
+async fn perform(call: &Call, operation: Operation, body: Body) -> Result<Response, Status> {
+    let body = match operation {
+        Operation::Get | Operation::List | Operation::GetScale(_) => bytes::Bytes::new(),
+        _ => body::read(body, call.server.max_body_bytes).await?,
+    };
+    match operation {
+        Operation::Get => get::get(call).await,
+        Operation::List => list::list(call).await,
+        Operation::Create => create::create(call, &body).await,
+        Operation::Update(part) => update::update(call, part, &body).await,
+        Operation::Patch(part) => patch::patch(call, part, &body).await,
+        Operation::Delete => delete::delete(call, &body).await,
+        Operation::DeleteCollection => delete::delete_collection(call, &body).await,
+        Operation::GetScale(scale) => scale::get(call, scale).await,
+        Operation::UpdateScale(scale) => scale::update(call, scale, &body).await,
+        Operation::PatchScale(scale) => scale::patch(call, scale, &body).await,
+        Operation::Bind(form) => binding::bind(call, form, &body).await,
+        Operation::Evict(form) => eviction::evict(call, form, &body).await,
+        Operation::Token(form) => token::issue(call, form, &body).await,
+        Operation::Watch | Operation::Stream(_) => {
+            let resource = GroupResource::new(call.kind.group, call.kind.plural);
+            Err(Status::method_not_supported(&resource, "this"))
+        }
+    }
+}
+
+/// How long the request may take: `?timeout=`, a duration as Go writes it.
+fn patience(query: &Query) -> Result<Duration, Status> {
+    let Some(text) = query.text("timeout") else { return Ok(LONGEST) };
+    match go_duration(text) {
+        Some(duration) if duration.is_zero() => Ok(LONGEST),
+        Some(duration) => Ok(duration.min(LONGEST)),
+        None => Err(Status::bad_request(format!(
+            "invalid timeout specified in the request URL - time: invalid duration {text:?}"
+        ))),
+    }
+}
+
+/// `1m30s`, `500ms`, `0`.
+fn go_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 7] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let length = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == &rest[..length])?;
+        seconds += number * unit;
+        rest = &rest[length..];
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        assert_eq!(go_duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(go_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(go_duration("0"), Some(Duration::ZERO));
+        for bad in ["x", "5", "1y", "", "-"] {
+            assert_eq!(go_duration(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Connections: TLS, HTTP/1.1 and HTTP/2, with limits against clients that are slow, greedy or many.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authn::{Certified, Identity};
+use crate::pki::Pki;
+use crate::{Error, Server, routes};
+
+/// How many connections may be open.
+const MAX_CONNECTIONS: usize = 8192;
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the head of a request may take, and a connection be idle.
+const HEAD: Duration = Duration::from_secs(90);
+/// The largest head.
+const MAX_HEAD: usize = 64 << 10;
+const MAX_HEADERS: usize = 128;
+/// HTTP/2: requests of one connection at a time.
+const MAX_STREAMS: u32 = 512;
+/// HTTP/2: how often a silent connection is asked whether it lives, and how long it has for the answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(15);
+/// How long running requests have to end when the server stops.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Serves until `shutdown`.
+pub(crate) async fn serve(
+    server: &Arc<Server>,
+    pki: &Pki,
+    listeners: Vec<std::net::TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let acceptor = TlsAcceptor::from(Arc::new(tls(pki)?));
+    let conversations = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        listener.set_nonblocking(true).map_err(Error::Listen)?;
+        let listener = TcpListener::from_std(listener).map_err(Error::Listen)?;
+        let door = Door {
+            server: Arc::clone(server),
+            acceptor: acceptor.clone(),
+            conversations: conversations.clone(),
+            slots: Arc::clone(&slots),
+        };
+        accepting.spawn(door.accept(listener, shutdown.clone()));
+    }
+    shutdown.cancelled().await;
+    accepting.join_all().await;
+    // Watches and other long requests end now; the rest may finish.
+    server.stopping.cancel();
+    conversations.close();
+    if tokio::time::timeout(FAREWELL, conversations.wait()).await.is_err() {
+        tracing::info!("some connections did not end in time");
+    }
+    Ok(())
+}
+
+fn tls(pki: &Pki) -> Result<rustls::ServerConfig, Error> {
+    let general = |text: &str| Error::Tls(rustls::Error::General(text.to_owned()));
+    let (certificate, key) = pki.server.for_rustls().ok_or_else(|| general("the server's certificate is damaged"))?;
+    let ca = CertificateDer::from_pem_slice(pki.ca_certificate.as_bytes())
+        .map_err(|_| general("the authority's certificate is damaged"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).map_err(Error::Tls)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| general(&error.to_string()))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate, ca], key)
+        .map_err(Error::Tls)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Where connections come in.
+struct Door {
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    conversations: TaskTracker,
+    slots: Arc<Semaphore>,
+}
+
+impl Door {
+    async fn accept(self, listener: TcpListener, shutdown: CancellationToken) {
+        loop {
+            let slot = tokio::select! {
+                () = shutdown.cancelled() => return,
+                slot = Arc::clone(&self.slots).acquire_owned() => slot,
+            };
+            let Ok(slot) = slot else { return };
+            let (stream, peer) = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of descriptors, most likely: others must close first.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+            };
+            let server = Arc::clone(&self.server);
+            let acceptor = self.acceptor.clone();
+            self.conversations.spawn(async move {
+                server.metrics.connections.inc();
+                let gauge = server.metrics.connections.clone();
+                converse(server, acceptor, stream, peer).await;
+                gauge.dec();
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// One connection from its handshake to its end.
+async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%peer, "TLS handshake took too long");
+            return;
+        }
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let certified = certificate.and_then(|der| Identity::of_certificate(der)).map(Certified);
+    let stopping = server.stopping.clone();
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        if let Some(certified) = &certified {
+            request.extensions_mut().insert(certified.clone());
+        }
+        let answer = routes::handle(Arc::clone(&server), request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(64)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_PATIENCE);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
