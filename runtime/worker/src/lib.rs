@@ -1,1 +1,88 @@
-//! 
+//! From a Pod's spec to running sandboxes and a status: what the kubelet is in Kubernetes.
+//!
+//! The worker is an ordinary client of the API. One watch brings the pods bound to this node; each pod is an actor of its
+//! own (`pod/actor.rs`) that prepares volumes and network, starts containers through the sandbox, probes them, restarts
+//! them and writes their status. Everything that survives a restart of this process lives in the sandbox's annotations
+//! and in the pod's status, never only in memory.
+
+mod admission;
+mod container;
+mod context;
+mod events;
+mod files;
+mod http;
+mod images;
+mod metrics;
+mod node;
+mod objects;
+mod observer;
+mod pod;
+mod pods;
+mod stream;
+mod volumes;
+
+pub use context::{ClusterInfo, WorkerConfig};
+pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
+
+use carob_sandbox::{Exit, RecoveredPod};
+use context::Context;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// What keeps a worker from starting.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A directory of the worker's could not be made.
+    #[error("cannot make directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine's facts (processors, memory, kernel) could not be read.
+    #[error("cannot read {what}")]
+    Machine {
+        /// What was read.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// One node's agent. [`Worker::run`] registers the node and runs its pods; [`Worker::router`] answers for their logs and
+/// streams.
+pub struct Worker {
+    context: Arc<Context>,
+    /// What [`Worker::run`] consumes: pods found again, and the exits to come.
+    inherited: Mutex<Option<(Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>)>>,
+}
+
+impl Worker {
+    /// Prepares the directories under `data_dir` and reads the machine's facts. Nothing runs yet.
+    pub async fn new(config: WorkerConfig) -> Result<Arc<Worker>, Error> {
+        let (context, recovered, exits) = Context::new(config).await?;
+        Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits))) }))
+    }
+
+    /// Runs until `shutdown` is cancelled. Containers keep running then: the next worker adopts them. A second call
+    /// returns at once.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let inherited = self.inherited.lock().ok().and_then(|mut guard| guard.take());
+        let Some((recovered, exits)) = inherited else { return };
+        let node = node::run(self.context.clone(), shutdown.clone());
+        let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
+        let changes = objects::watch(self.context.clone(), shutdown.clone());
+        let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
+        tokio::join!(node, pods, changes, events);
+    }
+
+    /// The kubelet's HTTP paths: logs, exec, attach, port-forward, metrics and start latencies.
+    pub fn router(self: &Arc<Self>) -> axum::Router {
+        http::router(self.context.clone())
+    }
+}

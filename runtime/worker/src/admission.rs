@@ -1,0 +1,112 @@
+//! Whether a bound pod fits this node: the last check before it starts, since schedulers race and users set nodeName.
+
+use crate::container::resources::{PodAmounts, pod_requests};
+use k8s_openapi::api::core::v1::PodSpec;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// The amounts that pods on this node share, and who holds them.
+pub(crate) struct Admission {
+    allocatable: Allocatable,
+    held: Mutex<HashMap<String, PodAmounts>>,
+}
+
+/// What pods may hold together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allocatable {
+    /// Thousandths of a CPU.
+    pub cpu_millis: i64,
+    /// Bytes.
+    pub memory_bytes: i64,
+    /// Number of pods.
+    pub pods: i64,
+}
+
+/// Why a pod was refused: `reason` and `message` of its status.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Admission {
+    pub fn new(allocatable: Allocatable) -> Self {
+        Self { allocatable, held: Mutex::default() }
+    }
+
+    /// What pods may hold together.
+    pub fn allocatable(&self) -> Allocatable {
+        self.allocatable
+    }
+
+    /// Takes the pod's requests, or says which resource is short. A pod that already holds its share keeps it.
+    pub fn admit(&self, uid: &str, spec: &PodSpec) -> Result<(), Refusal> {
+        let wanted = pod_requests(spec);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.contains_key(uid) {
+            return Ok(());
+        }
+        let used = held.values().fold(PodAmounts::default(), |sum, pod| PodAmounts {
+            cpu_millis: sum.cpu_millis + pod.cpu_millis,
+            memory_bytes: sum.memory_bytes + pod.memory_bytes,
+        });
+        let count = i64::try_from(held.len()).unwrap_or(i64::MAX);
+        let checks = [
+            ("OutOfpods", "pods", 1, count, self.allocatable.pods),
+            ("OutOfcpu", "cpu", wanted.cpu_millis, used.cpu_millis, self.allocatable.cpu_millis),
+            ("OutOfmemory", "memory", wanted.memory_bytes, used.memory_bytes, self.allocatable.memory_bytes),
+        ];
+        for (reason, resource, requested, used, capacity) in checks {
+            if requested > 0 && used + requested > capacity {
+                let message = format!(
+                    "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+                );
+                return Err(Refusal { reason, message });
+            }
+        }
+        held.insert(uid.to_owned(), wanted);
+        Ok(())
+    }
+
+    /// Takes the pod's requests without asking: it runs already.
+    pub fn readmit(&self, uid: &str, spec: &PodSpec) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), pod_requests(spec));
+    }
+
+    /// Gives back what the pod held.
+    pub fn release(&self, uid: &str) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(cpu: &str) -> PodSpec {
+        serde_json::from_value(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]})).unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_does_not_fit_is_refused_with_the_kubelets_reason_until_room_appears() {
+        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10 });
+        admission.admit("a", &spec("600m")).unwrap();
+        let refusal = admission.admit("b", &spec("500m")).unwrap_err();
+        assert_eq!(refusal.reason, "OutOfcpu");
+        assert_eq!(
+            refusal.message,
+            "Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000"
+        );
+        admission.admit("a", &spec("600m")).unwrap();
+        admission.release("a");
+        admission.admit("b", &spec("500m")).unwrap();
+    }
+
+    #[test]
+    fn the_number_of_pods_is_a_limit_of_its_own() {
+        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 1 });
+        admission.admit("a", &spec("0")).unwrap();
+        assert_eq!(admission.admit("b", &spec("0")).unwrap_err().reason, "OutOfpods");
+    }
+}

@@ -1,0 +1,156 @@
+//! Puts a container's configuration together: the spec, the image and the pod's sandbox become one `ContainerConfig`.
+
+use super::env::{Facts, Objects};
+use super::mounts::mounts;
+use super::user::{ImageUser, Wishes, user};
+use super::{ConfigError, command, env, resources, security};
+use crate::context::Context;
+use crate::files::PodFiles;
+use crate::volumes::MountedVolume;
+use carob_image::Image;
+use carob_sandbox::{ContainerConfig, ContainerId, DeviceNode, Rootfs};
+use k8s_openapi::api::core::v1::Container;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// What one start of a container needs beyond the context.
+pub(crate) struct Inputs<'a> {
+    pub id: ContainerId,
+    pub attempt: u32,
+    pub facts: Facts<'a>,
+    pub container: &'a Container,
+    pub image: &'a Image,
+    pub objects: &'a Objects,
+    pub volumes: &'a HashMap<String, MountedVolume>,
+    pub files: &'a PodFiles,
+    pub hostname: &'a str,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where the files of one start of a container are.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerPaths {
+    /// Holds the writable layer and the termination message.
+    pub directory: PathBuf,
+    /// The termination message, as the program wrote it.
+    pub termination_log: PathBuf,
+    /// The CRI log.
+    pub log: PathBuf,
+}
+
+impl ContainerPaths {
+    pub fn new(ctx: &Context, namespace: &str, pod: &str, uid: &str, container: &str, attempt: u32) -> Self {
+        let directory = ctx.dirs.pod(uid).join("containers").join(container).join(attempt.to_string());
+        Self {
+            termination_log: directory.join("termination-log"),
+            log: ctx.dirs.pod_logs(namespace, pod, uid).join(container).join(format!("{attempt}.log")),
+            directory,
+        }
+    }
+
+    /// Makes the directories and the empty message file, which any user in the container may write.
+    pub fn create(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::create_dir_all(&self.directory)?;
+        if let Some(logs) = self.log.parent() {
+            std::fs::create_dir_all(logs)?;
+        }
+        std::fs::write(&self.termination_log, b"")?;
+        std::fs::set_permissions(&self.termination_log, std::fs::Permissions::from_mode(0o666))
+    }
+}
+
+/// The sandbox's configuration. Makes the container's directories; everything else is computed.
+pub(crate) fn build(
+    ctx: &Context,
+    inputs: Inputs<'_>,
+    paths: &ContainerPaths,
+) -> Result<ContainerConfig, ConfigError> {
+    let Inputs { id, attempt: _, facts, container, image, objects, volumes, files, hostname, annotations } = inputs;
+    let (meta, spec) = (&facts.pod.metadata, facts.pod.spec.as_ref());
+    let spec = spec.ok_or_else(|| ConfigError("pod has no spec".to_owned()))?;
+    let (namespace, name) =
+        (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let uid = meta.uid.as_deref().unwrap_or_default();
+
+    let services = env::kubernetes_service(ctx.cluster.api_service_ip, ctx.cluster.api_port);
+    let own = env::environment(container, &facts, objects, &services)?;
+    let argv = command::argv(container, &image.config.entrypoint, &image.config.cmd, &own)?;
+    let own_security = container.security_context.as_ref();
+    let pod_security = spec.security_context.as_ref();
+    let pod_shown = format!("{name}_{namespace}({uid})");
+    let wishes = Wishes {
+        pod: &pod_shown,
+        container: &container.name,
+        pod_context: pod_security,
+        context: own_security,
+        image_user: &image.config.user,
+    };
+    let mut home = None;
+    let identity = user(&wishes, |name| {
+        let found = image.resolve_user(name).map_err(|error| error.describe())?;
+        Ok(ImageUser { uid: found.uid, gid: found.gid, groups: found.groups })
+    })?;
+    if let Ok(found) = image.resolve_user(&identity.uid.to_string()) {
+        home = Some(found.home);
+    }
+    let security = security::security(pod_security, own_security, ctx.dirs.seccomp())?;
+    let mounts = mounts(container, volumes, &own, files.mounts(), paths.termination_log.clone())?;
+    paths.create().map_err(|error| {
+        ConfigError(format!("cannot make the container's directory {}: {error}", paths.directory.display()))
+    })?;
+
+    let mut defaults = vec![("HOSTNAME".to_owned(), hostname.to_owned())];
+    let has = |name: &str, list: &[(String, String)]| list.iter().any(|(key, _)| key == name);
+    if !has("PATH", &image.config.env) {
+        defaults.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    }
+    if container.tty == Some(true) {
+        defaults.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    if let Some(home) = home {
+        defaults.push(("HOME".to_owned(), home));
+    }
+    defaults.extend(image.config.env.iter().cloned());
+
+    let cwd = container.working_dir.clone().filter(|cwd| !cwd.is_empty());
+    Ok(ContainerConfig {
+        id,
+        pod_uid: uid.to_owned(),
+        argv,
+        env: env::over_image(&defaults, own),
+        cwd: cwd.unwrap_or_else(|| image.config.working_dir.clone()),
+        user: identity,
+        rootfs: Rootfs {
+            lower: image.layers.clone(),
+            upper: paths.directory.join("rootfs"),
+            read_only: security.read_only_root,
+        },
+        mounts,
+        limits: resources::container_cgroup(container),
+        capabilities: security.capabilities,
+        privileged: security.privileged,
+        no_new_privs: security.no_new_privs,
+        seccomp: security.seccomp,
+        masks: security.masks,
+        tty: container.tty.unwrap_or(false),
+        stdin: container.stdin.unwrap_or(false),
+        log_path: paths.log.clone(),
+        oom_score_adj: resources::oom_score_adj(spec, container, facts.allocatable.memory_bytes),
+        rlimits: Vec::new(),
+        devices: Vec::<DeviceNode>::new(),
+        annotations,
+    })
+}
+
+/// What containerd gives images that set no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Removes what one start of a container left on disk, except its log.
+pub(crate) fn remove_directory(directory: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %directory.display(), %error, "a container's directory could not be removed");
+    }
+}

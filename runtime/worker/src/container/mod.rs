@@ -1,0 +1,15 @@
+//! From a container of a pod's spec to the sandbox's configuration.
+
+pub(crate) mod build;
+pub(crate) mod command;
+pub(crate) mod env;
+pub(crate) mod expand;
+pub(crate) mod mounts;
+pub(crate) mod resources;
+pub(crate) mod security;
+pub(crate) mod user;
+
+/// A configuration that cannot be carried out; the text is the container's `CreateContainerConfigError` message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ConfigError(pub String);

@@ -1,0 +1,151 @@
+//! A container's mounts: its volumes in the order of their paths, and the pod's own files.
+
+use super::ConfigError;
+use super::expand::{expand, first_unknown};
+use crate::volumes::{MountedVolume, sub_path};
+use carob_sandbox::{Mount, MountKind, Propagation};
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// A file of the pod that appears in every container unless a volume is mounted there.
+pub(crate) struct PodFile {
+    pub destination: &'static str,
+    pub source: PathBuf,
+}
+
+/// All mounts of a container, shallow paths first, as CRI runtimes order them.
+pub(crate) fn mounts(
+    container: &Container,
+    volumes: &HashMap<String, MountedVolume>,
+    env: &[(String, String)],
+    files: Vec<PodFile>,
+    termination_log: PathBuf,
+) -> Result<Vec<Mount>, ConfigError> {
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = volumes.get(&mount.name).ok_or_else(|| {
+            ConfigError(format!(
+                "cannot find volume \"{}\" to mount into container \"{}\"",
+                mount.name, container.name
+            ))
+        })?;
+        mounts.push(volume_mount(container, mount, volume, env)?);
+    }
+    for file in files {
+        if !mounts.iter().any(|mount| same_path(&mount.destination, file.destination)) {
+            mounts.push(bind(file.source, file.destination.to_owned(), false));
+        }
+    }
+    let destination = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
+    let destination = destination.unwrap_or("/dev/termination-log");
+    if !mounts.iter().any(|mount| same_path(&mount.destination, destination)) {
+        mounts.push(bind(termination_log, destination.to_owned(), false));
+    }
+    mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
+    Ok(mounts)
+}
+
+fn same_path(one: &str, other: &str) -> bool {
+    Path::new(one).components().eq(Path::new(other).components())
+}
+
+fn bind(source: PathBuf, destination: String, read_only: bool) -> Mount {
+    Mount { source, source_fd: None, destination, read_only, propagation: Propagation::Private, kind: MountKind::Bind }
+}
+
+fn volume_mount(
+    container: &Container,
+    mount: &VolumeMount,
+    volume: &MountedVolume,
+    env: &[(String, String)],
+) -> Result<Mount, ConfigError> {
+    let sub_path = expanded_sub_path(mount, env)?;
+    let path = &mount.mount_path;
+    let destination = if path.starts_with('/') { path.clone() } else { format!("/{path}") };
+    let mut result =
+        bind(volume.path.clone(), destination, volume.read_only || mount.read_only.unwrap_or(false));
+    result.propagation = match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => Propagation::HostToContainer,
+        Some("Bidirectional") => Propagation::Bidirectional,
+        _ => Propagation::Private,
+    };
+    if let Some(sub_path) = sub_path {
+        if volume.memory {
+            return Err(ConfigError(format!(
+                "volume \"{}\": subPath on an emptyDir of medium Memory is not supported",
+                mount.name
+            )));
+        }
+        let fd = sub_path::resolve(&volume.path, &sub_path).map_err(|error| {
+            ConfigError(format!(
+                "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
+                mount.name, container.name
+            ))
+        })?;
+        result.source = volume.path.join(&sub_path);
+        result.source_fd = Some(fd);
+    }
+    Ok(result)
+}
+
+/// `subPath`, or `subPathExpr` with all its variables known; the empty one is none.
+fn expanded_sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, ConfigError> {
+    let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let text = match mount.sub_path_expr.as_deref().filter(|expression| !expression.is_empty()) {
+        Some(expression) => {
+            if let Some(name) = first_unknown(expression, lookup) {
+                return Err(ConfigError(format!("missing value for {name:?}")));
+            }
+            expand(expression, lookup)
+        }
+        None => mount.sub_path.clone().unwrap_or_default(),
+    };
+    if text.starts_with('/') {
+        return Err(ConfigError(format!("error SubPath `{text}` must not be an absolute path")));
+    }
+    if text.split('/').any(|part| part == "..") {
+        return Err(ConfigError(format!("unable to provision SubPath `{text}`: must not contain '..'")));
+    }
+    Ok((!text.is_empty()).then_some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn volumes(path: &Path) -> HashMap<String, MountedVolume> {
+        [("v".to_owned(), MountedVolume { path: path.to_owned(), read_only: false, memory: false })].into()
+    }
+
+    fn container(mounts: serde_json::Value) -> Container {
+        serde_json::from_value(json!({"name": "c", "volumeMounts": mounts})).unwrap()
+    }
+
+    fn hosts() -> Vec<PodFile> {
+        vec![PodFile { destination: "/etc/hosts", source: "/pod/hosts".into() }]
+    }
+
+    #[test]
+    fn a_volume_on_a_pods_file_takes_its_place_and_parents_come_first() {
+        let container = container(json!([
+            {"name": "v", "mountPath": "/data/deep/er"},
+            {"name": "v", "mountPath": "/etc/hosts/"},
+            {"name": "v", "mountPath": "/data"}
+        ]));
+        let mounts = mounts(&container, &volumes(Path::new("/vol")), &[], hosts(), "/log".into()).unwrap();
+        let paths: Vec<&str> = mounts.iter().map(|mount| mount.destination.as_str()).collect();
+        assert_eq!(paths, ["/data", "/etc/hosts/", "/dev/termination-log", "/data/deep/er"]);
+    }
+
+    #[test]
+    fn sub_paths_may_not_climb_and_expressions_need_their_variables() {
+        let error = |mount: serde_json::Value| {
+            mounts(&container(json!([mount])), &volumes(Path::new("/")), &[], vec![], "/log".into()).unwrap_err().0
+        };
+        assert!(error(json!({"name": "v", "mountPath": "/x", "subPath": "a/../../etc"})).contains("must not contain"));
+        assert!(error(json!({"name": "v", "mountPath": "/x", "subPathExpr": "$(NO)"})).contains("missing value"));
+        assert!(error(json!({"name": "w", "mountPath": "/x"})).contains("cannot find volume"));
+    }
+}

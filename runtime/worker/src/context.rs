@@ -1,0 +1,159 @@
+//! What every part of the worker shares: the API client, the runtime crates, directories and the table of pods.
+
+use crate::admission::Admission;
+use crate::events::Recorder;
+use crate::metrics::Metrics;
+use crate::node::Machine;
+use crate::objects::Interests;
+use crate::pod::PodTable;
+use crate::{ContainerObserver, Error};
+use carob_image::Images;
+use carob_network::Network;
+use carob_sandbox::{Exit, RecoveredPod, Runtime};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// All that a worker is made of.
+pub struct WorkerConfig {
+    /// Name of the Node object, and of this worker in `spec.nodeName`.
+    pub node_name: String,
+    /// `D`: the worker keeps `D/pods` and `D/logs/pods`.
+    pub data_dir: PathBuf,
+    /// A client that may do what a node may.
+    pub client: kube::Client,
+    /// The sandbox.
+    pub runtime: Runtime,
+    /// Pods that were there when the sandbox was connected.
+    pub recovered: Vec<RecoveredPod>,
+    /// Exits of containers, as the sandbox delivers them.
+    pub exits: mpsc::UnboundedReceiver<Exit>,
+    /// The image store.
+    pub images: Images,
+    /// The pods' network.
+    pub network: Network,
+    /// Learns of every container.
+    pub observer: Arc<dyn ContainerObserver>,
+    /// Facts of the cluster that pods are told.
+    pub cluster: ClusterInfo,
+}
+
+/// Facts of the cluster that pods are told.
+#[derive(Debug, Clone)]
+pub struct ClusterInfo {
+    /// Address of the `kubernetes` service.
+    pub api_service_ip: IpAddr,
+    /// Its port.
+    pub api_port: u16,
+    /// The cluster's certificate authority, in PEM; pods find it in `kube-root-ca.crt`.
+    pub ca_pem: String,
+    /// As in `cluster.local`.
+    pub cluster_domain: String,
+    /// Cluster DNS servers; without any, pods use the host's resolvers.
+    pub dns_servers: Vec<IpAddr>,
+}
+
+/// The directories of the worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Dirs {
+    pods: PathBuf,
+    logs: PathBuf,
+    seccomp: PathBuf,
+}
+
+impl Dirs {
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            pods: data_dir.join("pods"),
+            logs: data_dir.join("logs").join("pods"),
+            seccomp: data_dir.join("seccomp"),
+        }
+    }
+
+    /// `D/pods`
+    pub fn pods(&self) -> &Path {
+        &self.pods
+    }
+
+    /// `D/logs/pods`
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// `D/pods/{uid}`: volumes, files and writable layers of a pod.
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.pods.join(uid)
+    }
+
+    /// `D/logs/pods/{namespace}_{name}_{uid}`: a directory per container.
+    pub fn pod_logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.logs.join(format!("{namespace}_{name}_{uid}"))
+    }
+
+    /// `D/seccomp`: profiles of type Localhost.
+    pub fn seccomp(&self) -> &Path {
+        &self.seccomp
+    }
+}
+
+/// What every part of the worker shares.
+pub(crate) struct Context {
+    pub node: String,
+    pub dirs: Dirs,
+    pub client: kube::Client,
+    pub runtime: Runtime,
+    pub images: Images,
+    pub network: Network,
+    pub observer: Arc<dyn ContainerObserver>,
+    pub cluster: ClusterInfo,
+    pub machine: Machine,
+    pub host_ip: IpAddr,
+    pub admission: Admission,
+    pub events: Arc<Recorder>,
+    pub metrics: Metrics,
+    pub interests: Interests,
+    pub pods: PodTable,
+}
+
+impl Context {
+    pub async fn new(
+        config: WorkerConfig,
+    ) -> Result<(Arc<Self>, Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>), Error> {
+        let dirs = Dirs::new(&config.data_dir);
+        for path in [dirs.pods(), dirs.logs()] {
+            tokio::fs::create_dir_all(path)
+                .await
+                .map_err(|source| Error::Directory { path: path.to_owned(), source })?;
+        }
+        let machine = Machine::read()?;
+        let host_ip = host_address().unwrap_or(IpAddr::V4(config.network.gateway_address()));
+        let context = Arc::new(Self {
+            admission: Admission::new(machine.allocatable()),
+            events: Arc::new(Recorder::new(config.node_name.clone())),
+            node: config.node_name,
+            dirs,
+            client: config.client,
+            runtime: config.runtime,
+            images: config.images,
+            network: config.network,
+            observer: config.observer,
+            cluster: config.cluster,
+            machine,
+            host_ip,
+            metrics: Metrics::default(),
+            interests: Interests::default(),
+            pods: PodTable::default(),
+        });
+        Ok((context, config.recovered, config.exits))
+    }
+}
+
+/// The address that this machine uses towards the world. Connecting a datagram socket sends nothing: the kernel only
+/// chooses the route (the destination is a documentation address, RFC 5737).
+fn host_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_unspecified()).then_some(address)
+}

@@ -1,0 +1,213 @@
+//! `kubectl exec`: a further process in a container, its streams on a WebSocket.
+
+use super::websocket::{Channels, Input, Output, PROTOCOLS, STDERR, STDOUT, exit_status, internal_error};
+use super::{Refused, find, running};
+use crate::context::Context;
+use crate::stream::FdStream;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use carob_sandbox::{ContainerId, ExecConfig, ExecProcess};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// `PodExecOptions`
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    pub command: Vec<String>,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+impl Options {
+    /// Reads the query; the kubelet's own names (`input`, `output`, `error`) are understood too.
+    pub fn parse(query: &[(String, String)]) -> Self {
+        let mut options = Self::default();
+        for (key, value) in query {
+            let truth = matches!(value.as_str(), "1" | "true");
+            match key.as_str() {
+                "command" => options.command.push(value.clone()),
+                "stdin" | "input" => options.stdin |= truth,
+                "stdout" | "output" => options.stdout |= truth,
+                "stderr" | "error" => options.stderr |= truth,
+                "tty" => options.tty |= truth,
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+/// The upgrade, or what to say to a client that speaks SPDY (kubectl before 1.31) or plain HTTP.
+pub(super) fn upgrade(upgrade: Upgrade) -> Result<WebSocketUpgrade, Refused> {
+    match upgrade {
+        Ok(upgrade) => Ok(upgrade.protocols(PROTOCOLS).max_message_size(16 << 20)),
+        Err(_) => Err(Refused::bad_request(
+            "streams need a WebSocket upgrade with subprotocol v5.channel.k8s.io or v4.channel.k8s.io (kubectl 1.31 and later)",
+        )),
+    }
+}
+
+pub(super) async fn exec(
+    State(ctx): State<Arc<Context>>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Query(query): Query<Vec<(String, String)>>,
+    request: Upgrade,
+) -> Result<Response, Refused> {
+    let options = Options::parse(&query);
+    if !(options.stdin || options.stdout || options.stderr) {
+        return Err(Refused::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+    }
+    if options.command.is_empty() {
+        return Err(Refused::bad_request("you must specify at least one command for the container"));
+    }
+    let (_, view) = find(&ctx, &namespace, &pod)?;
+    let id = running(&view, &container)?;
+    Ok(upgrade(request)?.on_upgrade(move |socket| serve(ctx, socket, id, options)))
+}
+
+async fn serve(ctx: Arc<Context>, socket: WebSocket, id: ContainerId, options: Options) {
+    let first = if options.stdout || !options.stderr { STDOUT } else { STDERR };
+    let Channels { input, output, gone, writer } = Channels::open(socket, first).await;
+    let config = ExecConfig {
+        argv: options.command,
+        env: if options.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
+        tty: options.tty,
+        stdin: options.stdin,
+        ..ExecConfig::default()
+    };
+    let status = match ctx.runtime.exec(&id, config).await {
+        Ok(process) => match stream(process, input, &output, &gone).await {
+            Some(code) => exit_status(code),
+            None => internal_error("error executing command in container: the sandbox went away"),
+        },
+        Err(carob_sandbox::Error::Start { message, exit_code }) => {
+            // As with containerd: the words go to the client, and the code where scripts look for it.
+            let text = format!("failed to exec in container: failed to start exec: {message}");
+            if exit_code == 127 || exit_code == 126 {
+                output.send(STDERR, format!("{message}\n").as_bytes()).await;
+                exit_status(exit_code)
+            } else {
+                internal_error(&format!("error executing command in container: {text}"))
+            }
+        }
+        Err(error) => internal_error(&format!("error executing command in container: {error}")),
+    };
+    output.finish(&status).await;
+    drop(output);
+    // The last bytes matter more than this task's end; a client that hangs is left after a while.
+    if tokio::time::timeout(Duration::from_secs(30), writer).await.is_err() {
+        tracing::debug!(%id, "an exec's client doesn't take its last bytes");
+    }
+}
+
+/// Joins the process's streams with the socket's; its exit code, `None` when nobody can say.
+async fn stream(
+    process: ExecProcess,
+    input: mpsc::Receiver<Input>,
+    output: &Output,
+    gone: &CancellationToken,
+) -> Option<i32> {
+    let ExecProcess { pid: _, stdin, stdout, stderr, terminal, mut exit } = process;
+    let exited = CancellationToken::new();
+    let terminal = terminal.and_then(|fd| FdStream::new(fd).ok()).map(Arc::new);
+    let stdin = stdin.and_then(|fd| FdStream::new(fd).ok()).map(Arc::new);
+    let open = |fd: Option<OwnedFd>| fd.and_then(|fd| FdStream::new(fd).ok()).map(Arc::new);
+    let sink = terminal.clone().or(stdin);
+    let feeder = tokio::spawn(feed(input, sink, terminal.is_some()));
+    let outputs = [(STDOUT, terminal.or(open(stdout))), (STDERR, open(stderr))];
+    let pumps: Vec<_> = outputs
+        .into_iter()
+        .filter_map(|(channel, stream)| {
+            stream.map(|stream| tokio::spawn(pump(stream, channel, output.clone(), exited.clone())))
+        })
+        .collect();
+    // A client that goes away closes the process's input; a process that heeds it not runs on, as in the kubelet.
+    let code = tokio::select! {
+        code = &mut exit => code.ok(),
+        () = gone.cancelled() => None,
+    };
+    exited.cancel();
+    for pump in pumps {
+        if gone.is_cancelled() {
+            pump.abort();
+        } else if let Err(error) = pump.await {
+            tracing::error!(%error, "an exec's output was lost");
+        }
+    }
+    feeder.abort();
+    code
+}
+
+/// Writes the client's input to the process until it is closed.
+pub(super) async fn feed(mut input: mpsc::Receiver<Input>, mut sink: Option<Arc<FdStream>>, is_terminal: bool) {
+    while let Some(message) = input.recv().await {
+        match (message, &sink) {
+            (Input::Stdin(bytes), Some(stream)) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    sink = None;
+                }
+            }
+            (Input::StdinClosed, Some(stream)) => {
+                if is_terminal {
+                    // A terminal has no end of file; control-D is what it has instead.
+                    let _hung_up = stream.write_all(&[4]).await;
+                } else {
+                    sink = None;
+                }
+            }
+            (Input::Resize { columns, rows }, Some(stream)) if is_terminal => resize(stream, columns, rows),
+            _ => {}
+        }
+    }
+}
+
+fn resize(terminal: &FdStream, columns: u16, rows: u16) {
+    let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    if let Err(error) = rustix::termios::tcsetwinsize(terminal.get(), size) {
+        tracing::debug!(%error, "a terminal could not be resized");
+    }
+}
+
+/// How long an ended process's streams may stay silent before they count as ended too: something else holds them open.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Sends what the process writes until its end.
+async fn pump(stream: Arc<FdStream>, channel: u8, output: Output, exited: CancellationToken) {
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let read = async {
+            tokio::select! {
+                biased;
+                read = stream.read(&mut buffer) => read.unwrap_or(0),
+                () = async { exited.cancelled().await; tokio::time::sleep(LINGER).await } => 0,
+            }
+        };
+        let n = read.await;
+        if n == 0 || !output.send(channel, &buffer[..n]).await {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_name_the_command_word_by_word() {
+        let query = [("command", "sh"), ("command", "-c"), ("command", "a b"), ("stdout", "true"), ("tty", "1")];
+        let query: Vec<(String, String)> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let options = Options::parse(&query);
+        assert_eq!(options.command, ["sh", "-c", "a b"]);
+        assert!(options.stdout && options.tty && !options.stdin && !options.stderr);
+    }
+}

@@ -1,0 +1,324 @@
+//! `kubectl logs`: a container's log files as text, from where and as long as the query asks.
+
+use super::cri::{self, Entry, tail_offset};
+use super::{Refused, container, find};
+use crate::context::Context;
+use crate::pod::PodView;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use jiff::Timestamp;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// What is asked for (`PodLogOptions`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Options {
+    follow: bool,
+    previous: bool,
+    timestamps: bool,
+    tail: Option<usize>,
+    since: Option<Timestamp>,
+    limit: Option<u64>,
+    /// Only this stream: `Some(true)` is stderr.
+    stderr: Option<bool>,
+}
+
+impl Options {
+    fn parse(query: &[(String, String)], now: Timestamp) -> Result<Self, Refused> {
+        let mut options = Self::default();
+        for (key, value) in query {
+            let invalid = || Refused::bad_request(format!("Invalid value for {key}: {value:?}"));
+            let truth = || matches!(value.as_str(), "" | "1" | "t" | "T" | "true" | "TRUE" | "True");
+            match key.as_str() {
+                "follow" => options.follow = truth(),
+                "previous" => options.previous = truth(),
+                "timestamps" => options.timestamps = truth(),
+                "tailLines" => options.tail = Some(value.parse().map_err(|_| invalid())?),
+                "limitBytes" => options.limit = Some(value.parse().map_err(|_| invalid())?),
+                "sinceSeconds" => {
+                    let seconds: i64 = value.parse().map_err(|_| invalid())?;
+                    let ago = jiff::SignedDuration::from_secs(seconds);
+                    options.since = Some(now.checked_sub(ago).map_err(|_| invalid())?);
+                }
+                "sinceTime" => options.since = Some(value.parse().map_err(|_| invalid())?),
+                "stream" => {
+                    options.stderr = match value.as_str() {
+                        "Stdout" => Some(false),
+                        "Stderr" => Some(true),
+                        _ => None,
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+}
+
+pub(super) async fn logs(
+    State(ctx): State<Arc<Context>>,
+    Path((namespace, pod, name)): Path<(String, String, String)>,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Result<Response, Refused> {
+    let options = Options::parse(&query, Timestamp::now())?;
+    let (handle, view) = find(&ctx, &namespace, &pod)?;
+    let found = container(&view, &name)?;
+    let attempt = match (found.attempt, options.previous) {
+        (Some(attempt), false) => attempt,
+        (Some(attempt), true) if attempt > 0 => attempt - 1,
+        (_, true) => {
+            let text = format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
+            return Err(Refused::bad_request(text));
+        }
+        (None, false) => {
+            let why = found.waiting.as_deref().unwrap_or("ContainerCreating");
+            let text = format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {why}");
+            return Err(Refused::bad_request(text));
+        }
+    };
+    let log = view.logs.join(&name).join(format!("{attempt}.log"));
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(8);
+    let follow = Follow { log, name, attempt, view: handle.view.clone(), previous: options.previous };
+    tokio::spawn(async move {
+        if let Err(error) = send(&follow, &options, &sender).await {
+            // The reader may have gone; then nobody hears this either.
+            let _gone = sender.send(Err(error)).await;
+        }
+    });
+    let stream = futures::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    });
+    Ok(([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(stream)).into_response())
+}
+
+/// A log and whether its container still writes it.
+struct Follow {
+    log: PathBuf,
+    name: String,
+    attempt: u32,
+    view: watch::Receiver<PodView>,
+    previous: bool,
+}
+
+impl Follow {
+    fn container_runs(&self) -> bool {
+        let view = self.view.borrow();
+        let container = view.containers.iter().find(|container| container.name == self.name);
+        !self.previous
+            && self.view.has_changed().is_ok()
+            && container.is_some_and(|container| container.running.is_some() && container.attempt == Some(self.attempt))
+    }
+}
+
+/// How often a followed file is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+async fn send(follow: &Follow, options: &Options, sender: &mpsc::Sender<Result<Bytes, io::Error>>) -> io::Result<()> {
+    let mut text = Render::new(options.clone());
+    let (log, tail) = (follow.log.clone(), options.tail);
+    // The files to read whole, and where to begin in the first.
+    let start = tokio::task::spawn_blocking(move || begin(&log, tail)).await.map_err(io::Error::other)??;
+    let mut reader: Option<(BufReader<std::fs::File>, u64)> = None;
+    for (path, offset) in start {
+        let mut file = std::fs::File::open(&path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let inode = file.metadata()?.ino();
+        let mut open = BufReader::with_capacity(64 * 1024, file);
+        if !drain(&mut open, &mut text, sender).await? {
+            return Ok(());
+        }
+        reader = Some((open, inode));
+    }
+    while options.follow && !text.is_done() {
+        // Ask before reading: what was written before the end is then read for sure.
+        let runs = follow.container_runs();
+        if reader.is_none()
+            && let Ok(file) = std::fs::File::open(&follow.log)
+        {
+            let inode = file.metadata()?.ino();
+            reader = Some((BufReader::with_capacity(64 * 1024, file), inode));
+        }
+        if let Some((open, inode)) = &mut reader {
+            if !drain(open, &mut text, sender).await? {
+                return Ok(());
+            }
+            let now = std::fs::metadata(&follow.log).map(|meta| meta.ino());
+            if now.is_ok_and(|now| now != *inode) {
+                // Rotated: the rest of the old file, then the new one from its beginning.
+                if !drain(open, &mut text, sender).await? {
+                    return Ok(());
+                }
+                reader = None;
+                continue;
+            }
+        }
+        if !runs {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = sender.closed() => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Which files to read and from where, so that the last `tail` lines come out.
+fn begin(log: &std::path::Path, tail: Option<usize>) -> io::Result<Vec<(PathBuf, u64)>> {
+    let files = cri::files(log);
+    let Some(mut wanted) = tail else { return Ok(files.into_iter().map(|file| (file, 0)).collect()) };
+    let mut chosen = Vec::new();
+    for file in files.into_iter().rev() {
+        let (offset, lines) = tail_offset(&mut std::fs::File::open(&file)?, wanted)?;
+        chosen.push((file, offset));
+        wanted -= lines;
+        if wanted == 0 {
+            break;
+        }
+    }
+    chosen.reverse();
+    Ok(chosen)
+}
+
+/// Sends all whole lines that are there; false when the reader has gone or the limit is reached.
+async fn drain(
+    reader: &mut BufReader<std::fs::File>,
+    text: &mut Render,
+    sender: &mpsc::Sender<Result<Bytes, io::Error>>,
+) -> io::Result<bool> {
+    let mut out = Vec::new();
+    loop {
+        let n = reader.read_until(b'\n', &mut text.pending)?;
+        let whole = text.pending.last() == Some(&b'\n');
+        if whole {
+            let line = std::mem::take(&mut text.pending);
+            text.line(&line, &mut out);
+        }
+        let end = n == 0 || !whole;
+        if (end || out.len() > 32 * 1024 || text.is_done())
+            && !out.is_empty()
+            && sender.send(Ok(Bytes::from(std::mem::take(&mut out)))).await.is_err()
+        {
+            return Ok(false);
+        }
+        if text.is_done() {
+            return Ok(false);
+        }
+        if end {
+            return Ok(true);
+        }
+    }
+}
+
+/// Entries as the text that the query asks for.
+struct Render {
+    options: Options,
+    left: u64,
+    at_line_start: bool,
+    /// The beginning of a line whose rest hasn't been written yet.
+    pending: Vec<u8>,
+}
+
+impl Render {
+    fn new(options: Options) -> Self {
+        Self { left: options.limit.unwrap_or(u64::MAX), options, at_line_start: true, pending: Vec::new() }
+    }
+
+    fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        let Some(entry) = cri::parse(line) else { return };
+        if self.options.stderr.is_some_and(|stderr| stderr != entry.stderr) {
+            return;
+        }
+        let early = |since| entry.timestamp().is_some_and(|time| time < since);
+        if self.options.since.is_some_and(early) {
+            return;
+        }
+        self.entry(&entry, out);
+    }
+
+    fn entry(&mut self, entry: &Entry<'_>, out: &mut Vec<u8>) {
+        if self.options.timestamps && self.at_line_start {
+            self.put(entry.time.as_bytes(), out);
+            self.put(b" ", out);
+        }
+        self.put(entry.text, out);
+        if !entry.partial {
+            self.put(b"\n", out);
+        }
+        self.at_line_start = !entry.partial;
+    }
+
+    fn put(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let n = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        out.extend_from_slice(&bytes[..n]);
+        self.left -= n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(query: &[(&str, &str)]) -> Options {
+        let query: Vec<(String, String)> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Options::parse(&query, Timestamp::from_second(100).unwrap()).unwrap()
+    }
+
+    fn text(query: &[(&str, &str)], lines: &[&str]) -> String {
+        let (mut render, mut out) = (Render::new(options(query)), Vec::new());
+        for line in lines {
+            render.line(line.as_bytes(), &mut out);
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    const LINES: [&str; 3] = [
+        "1970-01-01T00:00:10Z stdout F one\n",
+        "1970-01-01T00:01:35Z stderr P tw\n",
+        "1970-01-01T00:01:36Z stderr F o\n",
+    ];
+
+    #[test]
+    fn partial_entries_join_under_one_timestamp() {
+        assert_eq!(text(&[], &LINES), "one\ntwo\n");
+        let with = text(&[("timestamps", "true")], &LINES);
+        assert_eq!(with, "1970-01-01T00:00:10Z one\n1970-01-01T00:01:35Z two\n");
+    }
+
+    #[test]
+    fn since_streams_and_limits_cut() {
+        assert_eq!(text(&[("sinceSeconds", "10")], &LINES), "two\n");
+        assert_eq!(text(&[("sinceTime", "1970-01-01T00:01:36Z")], &LINES), "o\n");
+        assert_eq!(text(&[("limitBytes", "5")], &LINES), "one\nt");
+        assert_eq!(text(&[("stream", "Stdout")], &LINES), "one\n");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let query = [("tailLines".to_owned(), "x".to_owned())];
+        assert!(Options::parse(&query, Timestamp::UNIX_EPOCH).is_err());
+    }
+
+    #[test]
+    fn the_tail_reaches_into_rotated_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("0.log");
+        std::fs::write(directory.path().join("0.log.20240101-000000"), "t stdout F a\nt stdout F b\n").unwrap();
+        std::fs::write(&log, "t stdout F c\n").unwrap();
+        let chosen = begin(&log, Some(2)).unwrap();
+        assert_eq!(chosen.len(), 2);
+        assert_eq!(chosen[0].1, 13);
+        assert_eq!(begin(&log, Some(1)).unwrap(), [(log, 0)]);
+    }
+}

@@ -1,0 +1,130 @@
+//! Where the time of a pod's start goes: a histogram per stage, and the breakdown of each pod.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabel {
+    stage: String,
+}
+
+/// The worker's metrics.
+pub(crate) struct Metrics {
+    registry: Registry,
+    stages: Family<StageLabel, Histogram>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let stages = Family::<StageLabel, Histogram>::new_with_constructor(|| {
+            // 50 µs to 13 s, doubling.
+            Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
+        });
+        let mut registry = Registry::with_prefix("carob_worker");
+        let help = "Time that a stage of a pod's start took";
+        registry.register_with_unit("pod_start_stage", help, Unit::Seconds, stages.clone());
+        Self { registry, stages }
+    }
+}
+
+impl Metrics {
+    fn observe(&self, stage: &str, took: Duration) {
+        self.stages.get_or_create(&StageLabel { stage: stage.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    /// All metrics in the `OpenMetrics` text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(std::fmt::Error) => String::new(),
+        }
+    }
+}
+
+/// One pod's start, from the moment the worker saw the pod.
+#[derive(Debug, Clone)]
+pub(crate) struct StartLatency {
+    inner: Arc<Mutex<Stages>>,
+}
+
+#[derive(Debug)]
+struct Stages {
+    seen: Instant,
+    seen_at: jiff::Timestamp,
+    stages: Vec<(String, Duration, Duration)>,
+    running: Option<Duration>,
+}
+
+impl StartLatency {
+    /// Begins now.
+    pub fn begin() -> Self {
+        let stages =
+            Stages { seen: Instant::now(), seen_at: jiff::Timestamp::now(), stages: Vec::new(), running: None };
+        Self { inner: Arc::new(Mutex::new(stages)) }
+    }
+
+    /// Notes a stage that began at `begin` and ends now. After the pod ran once, nothing is noted any more.
+    pub fn stage(&self, metrics: &Metrics, name: &str, begin: Instant) {
+        self.took(metrics, name, begin, begin.elapsed());
+    }
+
+    /// Notes a stage of known length.
+    pub fn took(&self, metrics: &Metrics, name: &str, begin: Instant, took: Duration) {
+        let mut stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if stages.running.is_some() {
+            return;
+        }
+        metrics.observe(name, took);
+        let offset = begin.saturating_duration_since(stages.seen);
+        stages.stages.push((name.to_owned(), offset, took));
+    }
+
+    /// The status that says Running has been accepted.
+    pub fn running(&self, metrics: &Metrics) {
+        let mut stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if stages.running.is_none() {
+            let total = stages.seen.elapsed();
+            stages.running = Some(total);
+            metrics.observe("total", total);
+        }
+    }
+
+    /// The breakdown, in milliseconds.
+    pub fn to_json(&self) -> serde_json::Value {
+        let stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
+        let list: Vec<_> = stages
+            .stages
+            .iter()
+            .map(|(name, offset, took)| {
+                serde_json::json!({"stage": name, "atMillis": millis(*offset), "millis": millis(*took)})
+            })
+            .collect();
+        serde_json::json!({
+            "seenAt": stages.seen_at.to_string(),
+            "runningAfterMillis": stages.running.map(millis),
+            "stages": list,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_noted_until_the_pod_runs() {
+        let (metrics, latency) = (Metrics::default(), StartLatency::begin());
+        latency.took(&metrics, "network", Instant::now(), Duration::from_millis(2));
+        latency.running(&metrics);
+        latency.took(&metrics, "network", Instant::now(), Duration::from_millis(2));
+        assert_eq!(latency.to_json()["stages"].as_array().unwrap().len(), 1);
+        assert!(metrics.text().contains("carob_worker_pod_start_stage_seconds_count{stage=\"network\"} 1"));
+    }
+}

@@ -1,0 +1,314 @@
+//! The Node object: registered with the machine's capacity, kept alive by a lease every ten seconds and a status every
+//! five minutes.
+
+use crate::Error;
+use crate::admission::Allocatable;
+use crate::context::Context;
+use crate::events::{About, Severity};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    ContainerImage, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// Renewal of the lease, and how long others wait for it (Kubernetes: 10 s and 40 s).
+const LEASE_EVERY: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: i32 = 40;
+/// The status is written this often when nothing changes: every 30th lease.
+const STATUS_EVERY: u32 = 30;
+/// Pods that one node takes.
+const MAX_PODS: i64 = 500;
+/// Memory kept back for Carob itself and the machine: 1 part in 16, half a GiB at most.
+const RESERVED_PART: i64 = 16;
+const RESERVED_MOST: i64 = 512 << 20;
+/// The Kubernetes release whose node behaviour is offered.
+const KUBELET_VERSION: &str = "v1.35.0";
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Facts of the machine, read once.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    pub cpu_millis: i64,
+    pub memory_bytes: i64,
+    info: NodeSystemInfo,
+    hostname: String,
+}
+
+impl Machine {
+    /// Reads /proc and /etc.
+    pub fn read() -> Result<Self, Error> {
+        let failed = |what| move |source| Error::Machine { what, source };
+        let cpus = std::thread::available_parallelism().map_err(failed("the number of processors"))?.get();
+        let meminfo = fs::read_to_string("/proc/meminfo").map_err(failed("/proc/meminfo"))?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(failed("the kernel's release"))?;
+        let hostname = fs::read_to_string("/proc/sys/kernel/hostname").map_err(failed("the host name"))?;
+        // Containers of this machine's maker may lack these; a node without them is still a node.
+        let optional = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let info = NodeSystemInfo {
+            architecture: architecture().to_owned(),
+            boot_id: optional("/proc/sys/kernel/random/boot_id"),
+            container_runtime_version: format!("carob://{}", env!("CARGO_PKG_VERSION")),
+            kernel_version: kernel.trim().to_owned(),
+            kube_proxy_version: String::new(),
+            kubelet_version: KUBELET_VERSION.to_owned(),
+            machine_id: optional("/etc/machine-id"),
+            operating_system: "linux".to_owned(),
+            os_image: os_name(&optional("/etc/os-release")),
+            system_uuid: optional("/sys/class/dmi/id/product_uuid"),
+            ..NodeSystemInfo::default()
+        };
+        Ok(Self {
+            cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000,
+            memory_bytes: total_memory(&meminfo).unwrap_or(0),
+            info,
+            hostname: hostname.trim().to_owned(),
+        })
+    }
+
+    /// What is left for pods.
+    pub fn allocatable(&self) -> Allocatable {
+        let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST);
+        Allocatable { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes - reserved, pods: MAX_PODS }
+    }
+
+    /// The host's name, which pods on its network bear.
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+}
+
+/// Go's name of this architecture, as images use it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn total_memory(meminfo: &str) -> Option<i64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn os_name(os_release: &str) -> String {
+    let name = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.unwrap_or("Linux").trim_matches('"').to_owned()
+}
+
+/// Registers the node and keeps it alive until `shutdown`.
+pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = keep_alive(&ctx) => {}
+    }
+}
+
+async fn keep_alive(ctx: &Context) {
+    let mut wait = Duration::from_millis(100);
+    while let Err(error) = register(ctx).await {
+        tracing::warn!(%error, node = ctx.node, "the node could not be registered yet");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(7));
+    }
+    tracing::info!(node = ctx.node, "the node is registered");
+    ctx.events.record(About::node(&ctx.node), Severity::Normal, "Starting", "Starting kubelet.".to_owned());
+    let mut ticks = tokio::time::interval(LEASE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut count: u32 = 0;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = renew_lease(ctx).await {
+            tracing::debug!(%error, "the node's lease could not be renewed");
+        }
+        count = count.wrapping_add(1);
+        // A node that was removed under us (its lease too) comes back with the next status.
+        if count % STATUS_EVERY == 0
+            && let Err(error) = register(ctx).await
+        {
+            tracing::debug!(%error, "the node's status could not be written");
+        }
+    }
+}
+
+/// Creates the node if it isn't there, and writes its labels and status.
+async fn register(ctx: &Context) -> Result<(), kube::Error> {
+    let api: Api<Node> = Api::all(ctx.client.clone());
+    let labels = labels(&ctx.node);
+    let existing = api.get_opt(&ctx.node).await?;
+    let node = match existing {
+        Some(node) => {
+            let has = node.metadata.labels.clone().unwrap_or_default();
+            if labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
+                let patch = json!({"metadata": {"labels": labels}});
+                api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await?
+            } else {
+                node
+            }
+        }
+        None => {
+            let node = Node {
+                metadata: ObjectMeta {
+                    name: Some(ctx.node.clone()),
+                    labels: Some(labels),
+                    annotations: Some(
+                        [("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into())].into(),
+                    ),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(NodeSpec::default()),
+                status: None,
+            };
+            api.create(&PostParams::default(), &node).await?
+        }
+    };
+    let status = status(ctx, node.status.as_ref(), Timestamp::now()).await;
+    let patch = json!({"status": status});
+    api.patch_status(&ctx.node, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok(())
+}
+
+fn labels(node: &str) -> BTreeMap<String, String> {
+    [
+        ("kubernetes.io/hostname", node),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
+    let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
+    let amounts = |cpu_millis: i64, memory_bytes: i64| -> BTreeMap<String, Quantity> {
+        let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
+        [
+            ("cpu", cpu),
+            ("memory", format!("{}Ki", memory_bytes / 1024)),
+            ("pods", MAX_PODS.to_string()),
+        ]
+        .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+        .into()
+    };
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let images = ctx.images.list().await.unwrap_or_default();
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", ctx.host_ip.to_string()),
+            address("Hostname", ctx.node.clone()),
+        ]),
+        capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes)),
+        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes)),
+        conditions: Some(conditions(before, now)),
+        node_info: Some(machine.info.clone()),
+        images: Some(
+            images
+                .into_iter()
+                .take(50)
+                .map(|image| ContainerImage {
+                    names: Some(vec![image.reference]),
+                    size_bytes: i64::try_from(image.size).ok(),
+                })
+                .collect(),
+        ),
+        ..NodeStatus::default()
+    }
+}
+
+/// Conditions with the kubelet's reasons and messages; a transition time is kept as long as the status is.
+fn conditions(before: Option<&NodeStatus>, now: Timestamp) -> Vec<NodeCondition> {
+    const CONDITIONS: [(&str, &str, &str, &str); 4] = [
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ];
+    let old = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    CONDITIONS
+        .iter()
+        .map(|(type_, status, reason, message)| {
+            let same = old.iter().find(|condition| condition.type_ == *type_ && condition.status == *status);
+            NodeCondition {
+                type_: (*type_).to_owned(),
+                status: (*status).to_owned(),
+                reason: Some((*reason).to_owned()),
+                message: Some((*message).to_owned()),
+                last_heartbeat_time: Some(Time(now)),
+                last_transition_time: same
+                    .and_then(|condition| condition.last_transition_time.clone())
+                    .or(Some(Time(now))),
+            }
+        })
+        .collect()
+}
+
+async fn renew_lease(ctx: &Context) -> Result<(), kube::Error> {
+    let api: Api<Lease> = Api::namespaced(ctx.client.clone(), LEASE_NAMESPACE);
+    let patch = json!({"spec": {"renewTime": MicroTime(Timestamp::now()), "holderIdentity": ctx.node}});
+    match api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        other => return other.map(drop),
+    }
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    let owner = nodes.get_opt(&ctx.node).await?.and_then(|node| node.metadata.uid);
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(ctx.node.clone()),
+            namespace: Some(LEASE_NAMESPACE.to_owned()),
+            owner_references: owner.map(|uid| {
+                vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: ctx.node.clone(),
+                    uid,
+                    ..OwnerReference::default()
+                }]
+            }),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(ctx.node.clone()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        }),
+    };
+    api.create(&PostParams::default(), &lease).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_and_names_are_read_from_the_systems_files() {
+        assert_eq!(total_memory("MemTotal:        8000 kB\nMemFree: 1 kB\n"), Some(8_192_000));
+        assert_eq!(os_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(os_name(""), "Linux");
+    }
+
+    #[test]
+    fn a_condition_keeps_its_transition_time_while_its_status_lasts() {
+        let (early, late) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(1000).unwrap());
+        let mut before = NodeStatus { conditions: Some(conditions(None, early)), ..NodeStatus::default() };
+        before.conditions.as_mut().unwrap()[3].status = "Unknown".to_owned();
+        let after = conditions(Some(&before), late);
+        assert_eq!(after[0].last_transition_time, Some(Time(early)));
+        assert_eq!(after[3].last_transition_time, Some(Time(late)));
+        assert_eq!(after[0].last_heartbeat_time, Some(Time(late)));
+    }
+}

@@ -1,0 +1,75 @@
+//! What billing learns of containers: the hooks that the worker calls, free of any knowledge of what is done with them.
+
+use async_trait::async_trait;
+use carob_sandbox::CgroupPaths;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// Called for every container that runs. `started` may be called again for one that a restarted worker found running, and
+/// `exited` again for one whose removal was interrupted: both carry the same container id then.
+#[async_trait]
+pub trait ContainerObserver: Send + Sync {
+    /// The container's program runs.
+    async fn started(&self, container: &ObservedContainer);
+    /// The container has ended. The worker removes its cgroup only after this returned.
+    async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd);
+}
+
+/// Who a container is and where its counters are.
+#[derive(Debug, Clone)]
+pub struct ObservedContainer {
+    /// 64 hexadecimal digits; unique for ever.
+    pub container_id: String,
+    /// uid of the pod.
+    pub pod_uid: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Name of the container in the pod's spec.
+    pub container: String,
+    /// 0 for the first start, then one more for each restart.
+    pub attempt: u32,
+    /// Labels of the pod when the container started.
+    pub labels: BTreeMap<String, String>,
+    /// The node.
+    pub node: String,
+    /// When the program was started.
+    pub started_at: Timestamp,
+    /// What the container asked for.
+    pub requests: ContainerRequests,
+    /// Where the kernel counts what it uses.
+    pub cgroup: CgroupPaths,
+}
+
+/// `resources.requests` of a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerRequests {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// How a container ended, with its last counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContainerEnd {
+    /// When the kernel reported the exit.
+    pub finished_at: Timestamp,
+    /// Exit code; 128 + n for a signal.
+    pub exit_code: i32,
+    /// CPU time in nanoseconds over its whole life.
+    pub cpu_ns: u64,
+    /// The most memory it held, in bytes.
+    pub memory_peak_bytes: u64,
+}
+
+/// An observer that notes nothing, for workers without billing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+#[async_trait]
+impl ContainerObserver for Unobserved {
+    async fn started(&self, _container: &ObservedContainer) {}
+    async fn exited(&self, _container: &ObservedContainer, _end: &ContainerEnd) {}
+}

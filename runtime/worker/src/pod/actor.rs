@@ -1,0 +1,635 @@
+//! One pod's life: a task that owns the pod's state, hears of everything that happens to it, and decides what follows.
+//!
+//! Slow work (pulling, starting, stopping, writing the status) runs in tasks that report back as [`Done`]; the actor
+//! itself never waits for anything but the next thing to happen. After each it *reconciles*: compares what is with what
+//! the spec wants and starts the work that is missing.
+
+use super::backoff::{Backoff, go_seconds};
+use super::plan::{Outcome, Progress, Step, plan, runs_again};
+use super::prepare::{Prepared, Sandbox, prepare};
+use super::record::{CRASH_LOOP, Record, Role, State};
+use super::start::{Start, StartFailure, StartedContainer, start};
+use super::stop::Stopping;
+use super::writer::Writer;
+use super::{ContainerView, Message, PodHandle, PodView};
+use crate::container::resources::is_sidecar;
+use crate::context::Context;
+use crate::events::{About, Severity};
+use crate::metrics::StartLatency;
+use crate::observer::ObservedContainer;
+use crate::volumes::{MountedVolume, VolumeError, Volumes};
+use carob_sandbox::{ContainerId, Exit, RecoveredPod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// What a task of the actor's has finished.
+pub(super) enum Done {
+    Prepared(Prepared),
+    Started(usize, Result<StartedContainer, StartFailure>),
+    PostStart(usize, String, Result<(), String>),
+    Stopped(usize),
+    Patched(u64, Result<Box<Pod>, kube::Error>),
+    Refreshed(Result<Volumes, VolumeError>),
+    /// A container's end is settled: billed, persisted, removed.
+    Settled,
+    /// A sandbox whose namespaces have died is removed.
+    SandboxRemoved,
+    CleanedUp,
+    Deleted(Result<(), kube::Error>),
+}
+
+/// What the actor does for one container, beside what is known of it (its [`Record`]).
+#[derive(Default)]
+pub(super) struct Control {
+    pub starting: bool,
+    pub live: Option<Live>,
+    /// Not before.
+    pub retry_at: Option<Instant>,
+    /// What to show from a moment on, while a back-off lasts.
+    pub shows_later: Option<(Instant, State)>,
+    pub crash: Backoff,
+    pub pull: Backoff,
+    /// A stop task is under way.
+    pub stopping: bool,
+    /// Killed by a probe or a changed spec: its end doesn't count against the pod.
+    pub restart_wanted: bool,
+}
+
+/// A running container.
+pub(super) struct Live {
+    pub id: ContainerId,
+    pub observed: Arc<ObservedContainer>,
+    /// The observer's `started`, still under way perhaps.
+    pub noted: Option<JoinHandle<()>>,
+    pub paths: crate::container::build::ContainerPaths,
+    pub stop_signal: i32,
+    /// Cancelled when the container has ended.
+    pub ended: CancellationToken,
+    pub probes: Vec<AbortHandle>,
+}
+
+/// How far the pod's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Life {
+    Living,
+    /// Nothing runs and nothing will; the final status is being written.
+    Over,
+    /// Sandbox, network and volumes are being removed.
+    CleaningUp,
+    /// All is removed; the object may stay until somebody deletes it.
+    Cleaned,
+    /// The API has been asked to remove the object.
+    Deleting,
+}
+
+pub(super) struct Actor {
+    pub ctx: Arc<Context>,
+    pub pod: Arc<Pod>,
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub records: Vec<Record>,
+    pub controls: Vec<Control>,
+    pub sandbox: Option<Sandbox>,
+    /// `None` until all are filled.
+    pub volumes: Option<Arc<HashMap<String, MountedVolume>>>,
+    pub preparing: bool,
+    pub prepare_retry: Option<(Instant, Duration)>,
+    pub refresh_at: Option<Instant>,
+    pub refreshing: bool,
+    pub volumes_changed: bool,
+    pub tasks: JoinSet<Done>,
+    pub sender: mpsc::UnboundedSender<Message>,
+    pub receiver: mpsc::UnboundedReceiver<Message>,
+    pub view: watch::Sender<PodView>,
+    pub writer: Writer,
+    pub stopping: Option<Stopping>,
+    pub start_time: Timestamp,
+    /// Reason and message of a pod that was refused or has run out of time.
+    pub verdict: Option<(&'static str, String)>,
+    pub life: Life,
+    pub gone: bool,
+    pub cancel: CancellationToken,
+    /// Ends that came before the start's own answer.
+    pub early_exits: Vec<Exit>,
+    pub settling: usize,
+    pub cleaning: bool,
+    pub latency: StartLatency,
+    pub delete_retry: Option<Instant>,
+}
+
+/// Starts the pod's actor. `recovered` is what the sandbox had of it when this process began.
+pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod>) {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let (view, view_receiver) = watch::channel(PodView::default());
+    let latency = StartLatency::begin();
+    ctx.pods.insert(&uid, PodHandle { sender: sender.clone(), view: view_receiver, latency: latency.clone() });
+    let status = pod.status.as_ref();
+    let start_time = status.and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0);
+    let mut actor = Actor {
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        records: Vec::new(),
+        controls: Vec::new(),
+        sandbox: None,
+        volumes: None,
+        preparing: false,
+        prepare_retry: None,
+        refresh_at: None,
+        refreshing: false,
+        volumes_changed: false,
+        tasks: JoinSet::new(),
+        sender,
+        receiver,
+        view,
+        writer: Writer::default(),
+        stopping: None,
+        start_time,
+        verdict: None,
+        life: Life::Living,
+        gone: false,
+        cancel: CancellationToken::new(),
+        early_exits: Vec::new(),
+        settling: 0,
+        cleaning: false,
+        latency,
+        delete_retry: None,
+        ctx: ctx.clone(),
+        pod: Arc::new(pod),
+        uid,
+    };
+    actor.records = initial_records(actor.spec());
+    actor.controls = actor.records.iter().map(|_| Control::default()).collect();
+    tokio::spawn(async move {
+        actor.begin(recovered);
+        actor.run().await;
+    });
+}
+
+fn initial_records(spec: &PodSpec) -> Vec<Record> {
+    let image = |container: &Container| container.image.clone().unwrap_or_default();
+    let init = spec.init_containers.iter().flatten().map(|container| {
+        let role = if is_sidecar(container) { Role::Sidecar } else { Role::Init };
+        Record::new(&container.name, &image(container), role)
+    });
+    let main = spec.containers.iter().map(|container| Record::new(&container.name, &image(container), Role::Main));
+    init.chain(main).collect()
+}
+
+impl Actor {
+    pub fn spec(&self) -> &PodSpec {
+        static EMPTY: std::sync::OnceLock<PodSpec> = std::sync::OnceLock::new();
+        self.pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
+    }
+
+    /// The container's spec; records are in the order of init containers, then mains.
+    pub fn container(&self, index: usize) -> &Container {
+        let spec = self.spec();
+        let init = spec.init_containers.as_deref().unwrap_or_default();
+        if index < init.len() { &init[index] } else { &spec.containers[index - init.len()] }
+    }
+
+    /// Takes up a pod: fresh, found again after a restart of this process, or ended long ago.
+    fn begin(&mut self, recovered: Option<RecoveredPod>) {
+        let ended = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let ended = matches!(ended, Some("Succeeded" | "Failed"));
+        let known = recovered.is_some();
+        self.restore(recovered);
+        if ended && self.controls.iter().all(|control| control.live.is_none()) {
+            // Only what may be left of it on disk has to go.
+            self.life = Life::Over;
+            self.writer.pretend_written();
+            return;
+        }
+        if known || self.deletion_requested() {
+            self.ctx.admission.readmit(&self.uid, self.spec());
+        } else if let Err(refusal) = self.ctx.admission.admit(&self.uid, self.spec()) {
+            let about = About::pod(&self.pod);
+            self.ctx.events.record(about, Severity::Warning, refusal.reason, refusal.message.clone());
+            self.verdict = Some((refusal.reason, format!("Pod was rejected: {}", refusal.message)));
+            self.writer.mark_now();
+            return;
+        }
+        let keys = crate::objects::of_volumes(&self.namespace, self.spec());
+        self.ctx.interests.add(&self.uid, keys);
+        // Usually the pod runs before this is due, and Pending is never written.
+        self.writer.mark_later(Duration::from_millis(250));
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.reconcile();
+            if self.gone && self.life == Life::Cleaned {
+                break;
+            }
+            let wake = self.next_wake();
+            let timer = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = self.receiver.recv() => {
+                    if let Some(message) = message {
+                        self.hear(message);
+                    }
+                }
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if let Ok(done) = done {
+                        self.done(done);
+                    }
+                }
+                () = timer => {}
+            }
+            // What has happened at the same time becomes one status.
+            while let Ok(message) = self.receiver.try_recv() {
+                self.hear(message);
+            }
+            while let Some(done) = self.tasks.try_join_next() {
+                if let Ok(done) = done {
+                    self.done(done);
+                }
+            }
+        }
+        let logs = self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid);
+        remove_tree(&logs).await;
+        self.ctx.pods.remove(&self.uid);
+        tracing::debug!(pod = self.name, namespace = self.namespace, uid = self.uid, "the pod is gone");
+    }
+
+    /// When to look again if nothing happens. Only what the next reconciliation will act on counts, or the loop would spin.
+    fn next_wake(&self) -> Option<Instant> {
+        let always = [self.writer.due(), self.delete_retry];
+        if self.life != Life::Living {
+            return always.into_iter().flatten().min();
+        }
+        let controls = self.controls.iter().flat_map(|control| {
+            [control.retry_at, control.shows_later.as_ref().map(|(at, _)| *at)].into_iter().flatten()
+        });
+        let running = self.stopping.is_none();
+        let prepare = self.prepare_retry.filter(|_| running && !self.preparing).map(|(at, _)| at);
+        let refresh = self.refresh_at.filter(|_| running && !self.refreshing && self.sandbox.is_some());
+        let own = [prepare, refresh, self.deadline()].into_iter().flatten();
+        controls.chain(own).chain(always.into_iter().flatten()).min()
+    }
+
+    /// When `activeDeadlineSeconds` is over.
+    fn deadline(&self) -> Option<Instant> {
+        if self.stopping.is_some() || self.life != Life::Living {
+            return None;
+        }
+        let seconds = self.spec().active_deadline_seconds?;
+        let left = seconds.saturating_sub(Timestamp::now().duration_since(self.start_time).as_secs());
+        Some(Instant::now() + Duration::from_secs(left.max(0).unsigned_abs()))
+    }
+
+    pub fn deletion_requested(&self) -> bool {
+        self.gone || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Object(pod) => self.object(pod),
+            Message::Gone => {
+                self.gone = true;
+                self.writer.stop();
+            }
+            Message::Exit(exit) => self.exited(exit),
+            Message::Probed(verdict) => self.probed(&verdict),
+            Message::VolumesChanged => self.volumes_changed = true,
+        }
+    }
+
+    /// A newer object: deletion, changed images, labels or deadlines, conditions written by others.
+    fn object(&mut self, pod: Arc<Pod>) {
+        if !newer(&pod, &self.pod) {
+            return;
+        }
+        let gates_changed = pod.status.as_ref().map(|status| &status.conditions)
+            != self.pod.status.as_ref().map(|status| &status.conditions);
+        if pod.metadata.labels != self.pod.metadata.labels
+            || pod.metadata.annotations != self.pod.metadata.annotations
+        {
+            self.volumes_changed = true;
+        }
+        let generation_changed = pod.metadata.generation != self.pod.metadata.generation;
+        self.pod = pod;
+        if generation_changed {
+            self.spec_changed();
+        }
+        if (gates_changed && self.spec().readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()))
+            || generation_changed
+        {
+            self.writer.mark_now();
+        }
+    }
+
+    /// The only thing of a running pod's containers that can change is the image: such containers are replaced.
+    fn spec_changed(&mut self) {
+        for index in 0..self.records.len() {
+            let image = self.container(index).image.clone().unwrap_or_default();
+            if self.records[index].image == image {
+                continue;
+            }
+            self.records[index].image = image;
+            if self.records[index].is_running() && self.stopping.is_none() {
+                let text = format!("Container {} definition changed, will be restarted", self.records[index].name);
+                self.restart(index, text, None);
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Prepared(prepared) => self.prepared(prepared),
+            Done::Started(index, Ok(started)) => self.started(index, started),
+            Done::Started(index, Err(failure)) => self.start_failed(index, failure),
+            Done::PostStart(index, id, result) => self.post_started(index, &id, result),
+            Done::Stopped(index) => self.controls[index].stopping = false,
+            Done::Patched(sequence, result) => self.patched(sequence, result),
+            Done::Refreshed(result) => self.refreshed(result),
+            Done::Settled => self.settling -= 1,
+            Done::SandboxRemoved => self.preparing = false,
+            Done::CleanedUp => {
+                self.life = Life::Cleaned;
+                self.ctx.admission.release(&self.uid);
+            }
+            Done::Deleted(result) => self.deleted(&result),
+        }
+    }
+
+    /// Compares what is with what should be, and begins what is missing. Safe to call at any time.
+    fn reconcile(&mut self) {
+        let now = Instant::now();
+        if self.life == Life::Living {
+            self.show_back_offs(now);
+            if self.deletion_requested() {
+                self.begin_deletion();
+            } else if self.verdict.is_some() && self.stopping.is_none() {
+                self.begin_stop(self.grace_of_spec());
+            } else if self.deadline().is_some_and(|deadline| deadline <= now) {
+                let message = "Pod was active on the node longer than the specified deadline".to_owned();
+                let about = About::pod(&self.pod);
+                self.ctx.events.record(about, Severity::Normal, "DeadlineExceeded", message.clone());
+                self.verdict = Some(("DeadlineExceeded", message));
+                self.begin_stop(self.grace_of_spec());
+            }
+            if self.stopping.is_none() {
+                self.reconcile_running(now);
+            }
+            if self.stopping.is_some() {
+                self.stop_in_order();
+                if self.is_quiet() {
+                    self.life = Life::Over;
+                    self.writer.mark_now();
+                }
+            }
+        }
+        self.reconcile_end(now);
+        self.publish_view();
+        self.flush_status(now);
+    }
+
+    fn reconcile_running(&mut self, now: Instant) {
+        let sandbox_missing = self.sandbox.is_none() || self.volumes.is_none();
+        if sandbox_missing && !self.preparing && self.prepare_retry.is_none_or(|(at, _)| at <= now) {
+            self.preparing = true;
+            let (ctx, pod, latency) = (self.ctx.clone(), self.pod.clone(), self.latency.clone());
+            let existing = self.sandbox.clone();
+            self.tasks.spawn(async move { Done::Prepared(prepare(&ctx, &pod, existing, &latency).await) });
+        }
+        if sandbox_missing {
+            return;
+        }
+        self.refresh_volumes(now);
+        let step = self.plan();
+        if step.over.is_some() {
+            self.begin_stop(self.grace_of_spec());
+            return;
+        }
+        for index in step.start {
+            let control = &self.controls[index];
+            if control.starting || control.live.is_some() || control.retry_at.is_some_and(|at| at > now) {
+                continue;
+            }
+            self.begin_start(index);
+        }
+    }
+
+    fn plan(&self) -> Step {
+        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
+        let parts: Vec<(Role, Progress)> = self
+            .records
+            .iter()
+            .zip(&self.controls)
+            .enumerate()
+            .map(|(index, (record, control))| {
+                let progress = if control.starting {
+                    Progress::Starting
+                } else {
+                    match (&record.state, record.newest_end()) {
+                        (State::Running { .. }, _) => Progress::Running { started: record.started },
+                        (_, Some(ended)) => {
+                            let container = self.container(index);
+                            let again =
+                                control.restart_wanted || runs_again(policy, container, record.role, ended.code);
+                            Progress::Ended { success: ended.code == 0, again }
+                        }
+                        (_, None) => Progress::New,
+                    }
+                };
+                (record.role, progress)
+            })
+            .collect();
+        plan(&parts)
+    }
+
+    fn begin_start(&mut self, index: usize) {
+        let (Some(sandbox), Some(volumes)) = (self.sandbox.clone(), self.volumes.clone()) else { return };
+        let control = &mut self.controls[index];
+        (control.starting, control.retry_at, control.shows_later) = (true, None, None);
+        let start_inputs = Start {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            container: self.container(index).clone(),
+            role: self.records[index].role,
+            attempt: self.records[index].starts,
+            sandbox,
+            volumes,
+            cancel: self.cancel.clone(),
+            latency: self.latency.clone(),
+        };
+        self.tasks.spawn(async move { Done::Started(index, start(start_inputs).await) });
+    }
+
+    fn prepared(&mut self, prepared: Prepared) {
+        self.preparing = false;
+        let about = || About::pod(&self.pod);
+        let failure = match (prepared.sandbox, prepared.volumes) {
+            (Ok(sandbox), Ok(volumes)) => {
+                self.sandbox = Some(sandbox);
+                self.volumes = Some(Arc::new(volumes.mounted));
+                self.refresh_at = volumes.renew_after.map(|after| Instant::now() + after);
+                self.prepare_retry = None;
+                return;
+            }
+            (Ok(sandbox), Err(error)) => {
+                self.ctx.events.record(about(), Severity::Warning, "FailedMount", error.to_string());
+                self.sandbox = Some(sandbox);
+                error.to_string()
+            }
+            (Err(message), _) => {
+                let text = format!("Failed to create pod sandbox: {message}");
+                self.ctx.events.record(about(), Severity::Warning, "FailedCreatePodSandBox", text.clone());
+                text
+            }
+        };
+        // 500 ms doubling to two minutes, as for the kubelet's volume operations.
+        let delay = self.prepare_retry.map_or(Duration::from_millis(500), |(_, last)| last * 2);
+        let delay = delay.min(Duration::from_secs(122));
+        self.prepare_retry = Some((Instant::now() + delay, delay));
+        tracing::debug!(pod = self.name, namespace = self.namespace, failure, "the pod isn't ready for containers");
+        self.writer.mark_now();
+    }
+
+    /// Brings volumes up to date when what they come from changed, or a token in them ages.
+    fn refresh_volumes(&mut self, now: Instant) {
+        let due = self.volumes_changed || self.refresh_at.is_some_and(|at| at <= now);
+        let Some(sandbox) = self.sandbox.as_ref().filter(|_| due && !self.refreshing) else { return };
+        (self.refreshing, self.volumes_changed, self.refresh_at) = (true, false, None);
+        let (ctx, pod, address) = (self.ctx.clone(), self.pod.clone(), sandbox.address);
+        self.tasks.spawn(async move {
+            let facts = super::prepare::facts(&ctx, &pod, address);
+            Done::Refreshed(crate::volumes::set_up(&ctx, &facts, false).await)
+        });
+    }
+
+    fn refreshed(&mut self, result: Result<Volumes, VolumeError>) {
+        self.refreshing = false;
+        match result {
+            Ok(volumes) => self.refresh_at = volumes.renew_after.map(|after| Instant::now() + after),
+            Err(error) => {
+                let about = About::pod(&self.pod);
+                self.ctx.events.record(about, Severity::Warning, "FailedMount", error.to_string());
+                self.refresh_at = Some(Instant::now() + Duration::from_secs(60));
+            }
+        }
+    }
+
+    fn show_back_offs(&mut self, now: Instant) {
+        for (record, control) in self.records.iter_mut().zip(&mut self.controls) {
+            if let Some((at, _)) = &control.shows_later
+                && *at <= now
+                && let Some((_, state)) = control.shows_later.take()
+            {
+                if let State::Ended(ended) = std::mem::replace(&mut record.state, state) {
+                    record.last = Some(ended);
+                }
+                self.writer.mark_now();
+            }
+            if control.retry_at.is_some_and(|at| at <= now) {
+                control.retry_at = None;
+            }
+        }
+    }
+
+    /// Plans the next run of a container that has just ended, and what is shown while it waits.
+    pub(super) fn back_off(&mut self, index: usize) {
+        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always").to_owned();
+        let record = &self.records[index];
+        let Some(ended) = record.newest_end() else { return };
+        let wanted = self.controls[index].restart_wanted;
+        if !wanted && !runs_again(&policy, self.container(index), record.role, ended.code) {
+            return;
+        }
+        let now = Instant::now();
+        let delay = self.controls[index].crash.next(now);
+        if delay.is_zero() {
+            return;
+        }
+        let shown = format!("{}_{}({})", self.name, self.namespace, self.uid);
+        let name = record.name.clone();
+        let message = format!("back-off {} restarting failed container={name} pod={shown}", go_seconds(delay));
+        let state = State::Waiting { reason: CRASH_LOOP.to_owned(), message: Some(message) };
+        let control = &mut self.controls[index];
+        control.retry_at = Some(now + delay);
+        control.shows_later = Some((now + Duration::from_secs(1), state));
+        let about = About::container(&self.pod, &name);
+        let text = format!("Back-off restarting failed container {name} in pod {shown}");
+        self.ctx.events.record(about, Severity::Warning, "BackOff", text);
+    }
+
+    /// Nothing runs, is being started or prepared.
+    fn is_quiet(&self) -> bool {
+        !self.preparing
+            && !self.refreshing
+            && self.controls.iter().all(|control| !control.starting && control.live.is_none())
+    }
+
+    /// Whether the pod ended by itself, and how.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        self.plan().over
+    }
+
+    fn publish_view(&self) {
+        let containers = self.records.iter().zip(&self.controls).enumerate().map(|(index, (record, control))| {
+            let container = self.container(index);
+            ContainerView {
+                name: record.name.clone(),
+                init: record.role != Role::Main,
+                running: control.live.as_ref().map(|live| live.id.clone()),
+                attempt: record.starts.checked_sub(1),
+                waiting: match &record.state {
+                    State::Waiting { reason, message } => Some(message.clone().unwrap_or_else(|| reason.clone())),
+                    _ => None,
+                },
+                tty: container.tty == Some(true),
+                stdin: container.stdin == Some(true),
+                stdin_once: container.stdin_once == Some(true),
+            }
+        });
+        let view = PodView {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
+            host_network: self.spec().host_network == Some(true),
+            logs: self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid),
+            containers: containers.collect(),
+        };
+        self.view.send_if_modified(|old| {
+            let changed = *old != view;
+            if changed {
+                *old = view;
+            }
+            changed
+        });
+    }
+}
+
+/// Whether `new` is a later version of the object than `old` (versions of one API server are numbers that grow).
+pub(super) fn newer(new: &Pod, old: &Pod) -> bool {
+    let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
+    match (version(new), version(old)) {
+        (Some(new), Some(old)) => new >= old,
+        _ => true,
+    }
+}
+
+/// Removes a directory and all in it; what isn't there is no error.
+pub(super) async fn remove_tree(path: &std::path::Path) {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
+        }
+        _ => {}
+    }
+}

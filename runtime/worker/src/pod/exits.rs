@@ -1,0 +1,354 @@
+//! What follows from a container's start, its probes' verdicts and its end.
+
+use super::actor::{Actor, Control, Done, Life, Live};
+use super::hooks;
+use super::probes::{self, Kind, Subject, Verdict};
+use super::record::{CREATING, Ended, PULL_BACK_OFF, Role, State, end_reason};
+use super::start::{StartFailure, StartedContainer};
+use crate::container::build::{ContainerPaths, remove_directory};
+use crate::context::Context;
+use crate::events::{About, Severity};
+use crate::http::cri;
+use crate::observer::{ContainerEnd, ObservedContainer};
+use carob_sandbox::Exit;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of a termination message that are shown, and of a log in its place (Kubernetes' limits).
+const MESSAGE_BYTES: usize = 4096;
+const LOG_BYTES: usize = 2048;
+const LOG_LINES: usize = 80;
+
+impl Actor {
+    pub(super) fn started(&mut self, index: usize, started: StartedContainer) {
+        let StartedContainer { id, observed, paths, stop_signal, user, resolved, pulled } = started;
+        let observed = Arc::new(observed);
+        let record = &mut self.records[index];
+        if let Some(ended) = record.newest_end().cloned() {
+            record.last = Some(ended);
+        }
+        record.state = State::Running { id: id.as_str().to_owned(), started_at: observed.started_at };
+        record.starts = observed.attempt + 1;
+        (record.user, record.resolved) = (Some(user), Some(resolved));
+        if pulled {
+            self.controls[index].pull.reset();
+        }
+        self.controls[index].restart_wanted = false;
+        let noted = self.note_started(&observed);
+        let hook = self.container(index).lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone());
+        let live = Live {
+            id: id.clone(),
+            observed,
+            noted: Some(noted),
+            paths,
+            stop_signal,
+            ended: CancellationToken::new(),
+            probes: Vec::new(),
+        };
+        self.go_live(index, live, hook);
+        if let Some(position) = self.early_exits.iter().position(|exit| exit.container == id) {
+            let exit = self.early_exits.remove(position);
+            self.exited(exit);
+        }
+    }
+
+    /// Tells the observer, without waiting for it.
+    pub(super) fn note_started(&self, observed: &Arc<ObservedContainer>) -> JoinHandle<()> {
+        let (ctx, observed) = (self.ctx.clone(), observed.clone());
+        tokio::spawn(async move { ctx.observer.started(&observed).await })
+    }
+
+    /// The container runs: its hook, then its probes.
+    pub(super) fn go_live(&mut self, index: usize, live: Live, hook: Option<LifecycleHandler>) {
+        let id = live.id.clone();
+        let control = &mut self.controls[index];
+        (control.starting, control.live, control.stopping) = (false, Some(live), false);
+        let record = &mut self.records[index];
+        (record.started, record.ready) = (false, false);
+        let Some(hook) = hook else {
+            self.watch_health(index);
+            // Others of the pod that are about to run go into the same status.
+            if self.controls.iter().any(|control| control.starting) {
+                self.writer.mark_later(Duration::from_millis(20));
+            } else {
+                self.writer.mark_now();
+            }
+            return;
+        };
+        // As in Kubernetes, the container isn't shown as running before its hook has ended.
+        let address = self.sandbox.as_ref().and_then(|sandbox| sandbox.address);
+        let (ctx, container) = (self.ctx.clone(), self.container(index).clone());
+        self.tasks.spawn(async move {
+            let result = hooks::run(&ctx, &hook, &container, &id, address).await;
+            Done::PostStart(index, id.as_str().to_owned(), result)
+        });
+    }
+
+    pub(super) fn post_started(&mut self, index: usize, id: &str, result: Result<(), String>) {
+        if self.controls[index].live.as_ref().is_none_or(|live| live.id.as_str() != id) {
+            return;
+        }
+        match result {
+            Ok(()) => self.watch_health(index),
+            Err(message) => {
+                let about = About::container(&self.pod, &self.records[index].name);
+                self.ctx.events.record(about, Severity::Warning, "FailedPostStartHook", message);
+                self.restart(index, "FailedPostStartHook".to_owned(), None);
+            }
+        }
+        self.writer.mark_now();
+    }
+
+    /// Begins the container's probes; what has none is well from the start.
+    fn watch_health(&mut self, index: usize) {
+        let container = Arc::new(self.container(index).clone());
+        let Some(live) = self.controls[index].live.as_mut() else { return };
+        let subject = Subject {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            container: container.clone(),
+            index,
+            id: live.id.clone(),
+            address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
+            sender: self.sender.clone(),
+        };
+        let record = &mut self.records[index];
+        if let Some(startup) = container.startup_probe.clone().filter(|_| !record.started) {
+            live.probes.push(probes::spawn(subject, Kind::Startup, startup));
+            return;
+        }
+        record.started = true;
+        match container.readiness_probe.clone() {
+            Some(readiness) => live.probes.push(probes::spawn(subject.clone(), Kind::Readiness, readiness)),
+            None => record.ready = true,
+        }
+        if let Some(liveness) = container.liveness_probe.clone() {
+            live.probes.push(probes::spawn(subject, Kind::Liveness, liveness));
+        }
+    }
+
+    pub(super) fn probed(&mut self, verdict: &Verdict) {
+        let index = verdict.container;
+        let current = self.controls[index].live.as_ref().is_some_and(|live| live.id.as_str() == verdict.id);
+        if !current || self.stopping.is_some() && verdict.kind != Kind::Readiness {
+            return;
+        }
+        match (verdict.kind, verdict.success) {
+            (Kind::Readiness, ready) => self.records[index].ready = ready,
+            (Kind::Startup, true) => {
+                self.records[index].started = true;
+                self.watch_health(index);
+            }
+            (Kind::Liveness, true) => return,
+            (kind, false) => {
+                let container = self.container(index);
+                let (probe, what) = if kind == Kind::Startup {
+                    (&container.startup_probe, "startup")
+                } else {
+                    (&container.liveness_probe, "liveness")
+                };
+                let grace = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
+                let text = format!("Container {} failed {what} probe, will be restarted", container.name);
+                self.restart(index, text, grace);
+            }
+        }
+        self.writer.mark_now();
+    }
+
+    /// Stops a container so that it is started anew.
+    pub(super) fn restart(&mut self, index: usize, why: String, grace_seconds: Option<i64>) {
+        if self.controls[index].stopping || self.controls[index].live.is_none() {
+            return;
+        }
+        // With restartPolicy Never a failed probe is the end.
+        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
+        self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
+        let grace = grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
+        let (_, deadline) = watch::channel(Instant::now() + grace);
+        self.stop_container(index, deadline, why);
+    }
+
+    pub(super) fn start_failed(&mut self, index: usize, failure: StartFailure) {
+        let now = Instant::now();
+        let waits = |reason: &str, message: &str| State::Waiting {
+            reason: reason.to_owned(),
+            message: Some(message.to_owned()),
+        };
+        let (record, control) = (&mut self.records[index], &mut self.controls[index]);
+        control.starting = false;
+        if let State::Ended(ended) = &record.state {
+            record.last = Some(ended.clone());
+        }
+        match failure {
+            StartFailure::Cancelled => {}
+            StartFailure::Image { reason, message } => {
+                record.state = waits(&reason, &message);
+                let delay = control.pull.next_after_failure(now);
+                control.retry_at = Some(now + delay);
+                let image = &record.image;
+                if reason != "ErrImageNeverPull" && reason != "InvalidImageName" {
+                    let text = format!("Back-off pulling image \"{image}\"");
+                    let later = waits(PULL_BACK_OFF, &format!("{text}: {reason}: {message}"));
+                    control.shows_later = Some((now + Duration::from_secs(2), later));
+                    let about = || About::container(&self.pod, &record.name);
+                    self.ctx.events.record(about(), Severity::Normal, "BackOff", text);
+                    let error = format!("Error: {PULL_BACK_OFF}");
+                    self.ctx.events.record(about(), Severity::Warning, "Failed", error);
+                }
+            }
+            StartFailure::Config { message } => {
+                record.state = waits("CreateContainerConfigError", &message);
+                control.retry_at = Some(now + Duration::from_secs(5));
+            }
+            StartFailure::Create { message } => {
+                record.state = waits("CreateContainerError", &message);
+                control.retry_at = Some(now + Duration::from_secs(5));
+            }
+            StartFailure::Program { message, code } => {
+                let at = Some(jiff::Timestamp::now());
+                record.state = State::Ended(Ended {
+                    id: None,
+                    code,
+                    signal: None,
+                    reason: "StartError".to_owned(),
+                    message: Some(message),
+                    started_at: Some(jiff::Timestamp::UNIX_EPOCH),
+                    finished_at: at,
+                });
+                record.starts += 1;
+                self.back_off(index);
+            }
+        }
+        self.writer.mark_now();
+    }
+
+    /// A container has ended. The same end may be reported again.
+    pub(super) fn exited(&mut self, exit: Exit) {
+        let id = exit.container.as_str();
+        let holds = |control: &Control| control.live.as_ref().is_some_and(|live| live.id == exit.container);
+        let Some(index) = self.controls.iter().position(holds) else {
+            let known = self.records.iter().any(|record| {
+                [record.newest_end(), record.last.as_ref()].into_iter().flatten().any(|e| e.id.as_deref() == Some(id))
+            });
+            if !known && self.controls.iter().any(|control| control.starting) {
+                self.early_exits.push(exit);
+            } else if !known || self.life >= Life::Cleaned {
+                self.forget(exit);
+            }
+            return;
+        };
+        let Some(live) = self.controls[index].live.take() else { return };
+        live.ended.cancel();
+        for probe in &live.probes {
+            probe.abort();
+        }
+        let ended = self.ended(index, &live.paths, &exit);
+        let record = &mut self.records[index];
+        (record.started, record.ready) = (false, false);
+        record.state = State::Ended(ended);
+        self.controls[index].stopping = false;
+        if self.stopping.is_none() {
+            self.back_off(index);
+        }
+        self.writer.mark_now();
+        self.settle(live.observed, live.noted, live.paths.directory.clone(), &exit);
+    }
+
+    /// Bills a container's end, waits until its status is written, then removes what is left of it.
+    pub(super) fn settle(
+        &mut self,
+        observed: Arc<ObservedContainer>,
+        noted: Option<JoinHandle<()>>,
+        directory: PathBuf,
+        exit: &Exit,
+    ) {
+        self.settling += 1;
+        let (ctx, id) = (self.ctx.clone(), exit.container.clone());
+        let end = ContainerEnd {
+            finished_at: exit.finished_at,
+            exit_code: exit.code,
+            cpu_ns: exit.usage.cpu_ns,
+            memory_peak_bytes: exit.usage.memory_peak_bytes,
+        };
+        let persisted = self.writer.persisted();
+        self.tasks.spawn(async move {
+            if let Some(noted) = noted
+                && let Err(error) = noted.await
+            {
+                tracing::error!(%error, "the observer failed on a container's start");
+            }
+            ctx.observer.exited(&observed, &end).await;
+            persisted.await;
+            release(&ctx, &id).await;
+            remove_directory(&directory);
+            Done::Settled
+        });
+    }
+
+    /// The end of a container that this pod no longer knows.
+    fn forget(&mut self, exit: Exit) {
+        let ctx = self.ctx.clone();
+        self.settling += 1;
+        self.tasks.spawn(async move {
+            release(&ctx, &exit.container).await;
+            Done::Settled
+        });
+    }
+
+    /// The terminated state of an exit.
+    pub(super) fn ended(&self, index: usize, paths: &ContainerPaths, exit: &Exit) -> Ended {
+        Ended {
+            id: Some(exit.container.as_str().to_owned()),
+            code: exit.code,
+            // CRI runtimes fold the signal into the code; the kubelet never fills the field.
+            signal: None,
+            reason: if exit.unknown {
+                "ContainerStatusUnknown".to_owned()
+            } else {
+                end_reason(exit.code, exit.oom_killed).to_owned()
+            },
+            message: termination_message(self.container(index), paths, exit.code),
+            started_at: Some(exit.started_at),
+            finished_at: Some(exit.finished_at),
+        }
+    }
+
+    /// A state that says nothing yet.
+    pub(super) fn creating() -> State {
+        State::Waiting { reason: CREATING.to_owned(), message: None }
+    }
+}
+
+async fn release(ctx: &Context, id: &carob_sandbox::ContainerId) {
+    if let Err(error) = ctx.runtime.remove_container(id).await {
+        tracing::warn!(%id, %error, "an ended container could not be removed");
+    }
+    if let Err(error) = ctx.images.release(id.as_str()).await {
+        tracing::warn!(%id, error = error.describe(), "a container's image could not be released");
+    }
+}
+
+/// What the program left in its termination message file, or the end of its log where the policy says so.
+fn termination_message(container: &Container, paths: &ContainerPaths, code: i32) -> Option<String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MESSAGE_BYTES).unwrap_or(u64::MAX);
+    if let Ok(file) = std::fs::File::open(&paths.termination_log) {
+        // A message that cannot be read is no message.
+        let _unreadable = file.take(limit).read_to_end(&mut bytes);
+    }
+    if !bytes.is_empty() {
+        return Some(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let fall_back = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") && code != 0;
+    if !fall_back {
+        return None;
+    }
+    let text = cri::last_text(&paths.log, LOG_LINES, LOG_BYTES).unwrap_or_default();
+    (!text.is_empty()).then_some(text)
+}

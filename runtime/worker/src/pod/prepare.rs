@@ -1,0 +1,165 @@
+//! What a pod needs before its first container: network, sandbox, files and volumes.
+
+use crate::container::env::Facts;
+use crate::container::resources::{PodAmounts, pod_cgroup};
+use crate::context::Context;
+use crate::files::{self, PodFiles};
+use crate::metrics::StartLatency;
+use crate::volumes::{self, VolumeError, Volumes};
+use carob_sandbox::PodConfig;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+/// A pod's sandbox: it exists, and this is its address.
+#[derive(Debug, Clone)]
+pub(super) struct Sandbox {
+    pub address: Option<IpAddr>,
+    pub hostname: String,
+    pub files: PodFiles,
+}
+
+/// The outcome of one try. What succeeded stays: the next try is given the sandbox.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub sandbox: Result<Sandbox, String>,
+    pub volumes: Result<Volumes, VolumeError>,
+}
+
+/// Keys of the sandbox's annotations, by which a pod is found again after a restart.
+pub(super) const NAMESPACE: &str = "namespace";
+pub(super) const NAME: &str = "name";
+pub(crate) const ADDRESS: &str = "address";
+
+/// References of this pod's fields.
+pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>) -> Facts<'a> {
+    let allocatable = ctx.admission.allocatable();
+    Facts {
+        pod,
+        pod_ip: address,
+        host_ip: ctx.host_ip,
+        node: &ctx.node,
+        allocatable: PodAmounts { cpu_millis: allocatable.cpu_millis, memory_bytes: allocatable.memory_bytes },
+    }
+}
+
+/// Makes the sandbox (unless `existing`) and the volumes.
+pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>, latency: &StartLatency) -> Prepared {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    if let Some(sandbox) = existing {
+        let volumes = volumes::set_up(ctx, &facts(ctx, pod, sandbox.address), false).await;
+        return Prepared { sandbox: Ok(sandbox), volumes };
+    }
+    ctx.runtime.warm();
+    let failed = |message: String| Prepared { sandbox: Err(message), volumes: Ok(Volumes::default()) };
+    let begin = Instant::now();
+    let (netns, address) = if spec.host_network == Some(true) {
+        (None, Some(ctx.host_ip))
+    } else {
+        match ctx.network.attach(uid).await {
+            Ok(network) => (Some(network.netns), Some(IpAddr::V4(network.address))),
+            Err(error) => return failed(format!("failed to set up the pod's network: {}", chain(&error))),
+        }
+    };
+    latency.stage(&ctx.metrics, "network", begin);
+
+    let begin = Instant::now();
+    let directory = ctx.dirs.pod(uid);
+    let hostname = files::hostname(pod, ctx.machine.hostname());
+    let made = std::fs::create_dir_all(&directory)
+        .and_then(|()| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o711)))
+        .and_then(|()| PodFiles::write(&directory, pod, ctx.machine.hostname(), address, &ctx.cluster));
+    let files = match made {
+        Ok(files) => files,
+        Err(error) => {
+            ctx.network.release(uid);
+            return failed(format!("cannot write {}: {error}", directory.display()));
+        }
+    };
+    latency.stage(&ctx.metrics, "files", begin);
+
+    let annotations = [
+        (NAMESPACE, pod.metadata.namespace.clone().unwrap_or_default()),
+        (NAME, pod.metadata.name.clone().unwrap_or_default()),
+        (ADDRESS, address.map(|address| address.to_string()).unwrap_or_default()),
+    ];
+    let config = PodConfig {
+        uid: uid.to_owned(),
+        hostname: hostname.clone(),
+        netns,
+        host_ipc: spec.host_ipc == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
+        limits: pod_cgroup(spec),
+        sysctls: sysctls(spec),
+        annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+    };
+    let create = async {
+        let begin = Instant::now();
+        let result = ctx.runtime.create_pod(config).await;
+        latency.stage(&ctx.metrics, "pod sandbox", begin);
+        result
+    };
+    let facts = facts(ctx, pod, address);
+    let fill = async {
+        let begin = Instant::now();
+        let result = volumes::set_up(ctx, &facts, true).await;
+        latency.stage(&ctx.metrics, "volumes", begin);
+        result
+    };
+    // A tmpfs is mounted into a sandbox that is there; all other volumes can be filled meanwhile.
+    let (created, volumes) = if has_memory_volume(spec) {
+        match create.await {
+            Ok(()) => (Ok(()), fill.await),
+            Err(error) => (Err(error), Ok(Volumes::default())),
+        }
+    } else {
+        tokio::join!(create, fill)
+    };
+    match created {
+        Ok(()) => Prepared { sandbox: Ok(Sandbox { address, hostname, files }), volumes },
+        Err(error) => {
+            ctx.network.release(uid);
+            if let Err(error) = ctx.runtime.remove_pod(uid).await {
+                tracing::warn!(uid, error = chain(&error), "what is left of a failed sandbox could not be removed");
+            }
+            failed(chain(&error))
+        }
+    }
+}
+
+fn has_memory_volume(spec: &PodSpec) -> bool {
+    spec.volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.empty_dir.as_ref())
+        .any(|source| source.medium.as_deref() == Some("Memory"))
+}
+
+/// The pod's sysctls. In a network of its own a pod may bind low ports without privileges, as CRI runtimes allow.
+fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    if spec.host_network != Some(true) {
+        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+    }
+    for sysctl in spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten()) {
+        all.insert(sysctl.name.clone(), sysctl.value.clone());
+    }
+    all
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,330 @@
+//! One run of a probe or a hook: a command in the container, an HTTP request, a TCP connection or a gRPC health check.
+
+use crate::context::Context;
+use crate::stream::FdStream;
+use carob_sandbox::{ContainerId, ExecConfig};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// What a run showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Success,
+    /// It failed; the text follows `probe failed: ` in the event.
+    Failure(String),
+    /// It could not be carried out.
+    Unknown(String),
+}
+
+/// Most output of a command that is kept for an event.
+const OUTPUT: usize = 10 * 1024;
+const USER_AGENT: &str = "kube-probe/1.35";
+
+/// Runs a command in the container; exit code 0 is success.
+pub(super) async fn command(ctx: &Context, id: &ContainerId, argv: &[String], timeout: Duration) -> Outcome {
+    let config = ExecConfig { argv: argv.to_vec(), ..ExecConfig::default() };
+    let process = match ctx.runtime.exec(id, config).await {
+        Ok(process) => process,
+        // A program that isn't there is a failure, as in the kubelet; anything else says nothing about the container.
+        Err(carob_sandbox::Error::Start { message, .. }) => return Outcome::Failure(message),
+        Err(error) => return Outcome::Unknown(error.to_string()),
+    };
+    let pid = process.pid;
+    let run = async {
+        let (out, err, code) = tokio::join!(read(process.stdout), read(process.stderr), process.exit);
+        (out + &err, code)
+    };
+    match tokio::time::timeout(timeout, run).await {
+        Ok((_, Ok(0))) => Outcome::Success,
+        Ok((output, Ok(_))) => Outcome::Failure(output),
+        Ok((_, Err(_closed))) => Outcome::Unknown("the sandbox went away".to_owned()),
+        Err(_elapsed) => {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                tracing::debug!(%error, %pid, "a command that took too long could not be killed");
+            }
+            Outcome::Failure(format!("command {argv:?} timed out after {}", seconds(timeout)))
+        }
+    }
+}
+
+async fn read(fd: Option<OwnedFd>) -> String {
+    let Some(Ok(stream)) = fd.map(FdStream::new) else { return String::new() };
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(n) = stream.read(&mut buffer).await {
+        if n == 0 {
+            break;
+        }
+        let room = OUTPUT.saturating_sub(bytes.len());
+        bytes.extend_from_slice(&buffer[..n.min(room)]);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs())
+}
+
+/// The number of a port that may be given by its name in the container.
+pub(super) fn port(container: &Container, port: &IntOrString) -> Option<u16> {
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
+            named.map(|port| port.container_port).or_else(|| name.parse().ok()).and_then(|port| u16::try_from(port).ok())
+        }
+    }
+}
+
+/// Connects to a TCP port.
+pub(super) async fn tcp(host: &str, port: u16, timeout: Duration) -> Outcome {
+    match connect(host, port, timeout).await {
+        Ok(_) => Outcome::Success,
+        Err(message) => Outcome::Failure(message),
+    }
+}
+
+async fn connect(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, String> {
+    match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(format!("dial tcp {host}:{port}: connect: {}", plain(&error))),
+        Err(_) => Err(format!("dial tcp {host}:{port}: i/o timeout")),
+    }
+}
+
+/// What the system calls the error, without Rust's `(os error n)`.
+fn plain(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+/// Sends a GET; 200 to 399 is success.
+pub(super) async fn http_get(
+    action: &HTTPGetAction,
+    container: &Container,
+    pod_ip: Option<IpAddr>,
+    timeout: Duration,
+) -> Outcome {
+    let Some(port) = port(container, &action.port) else {
+        return Outcome::Unknown(format!("couldn't find port: {:?}", action.port));
+    };
+    let given = action.host.as_deref().filter(|host| !host.is_empty()).map(str::to_owned);
+    let Some(host) = given.or_else(|| pod_ip.map(|ip| ip.to_string())) else {
+        return Outcome::Unknown("the pod has no address".to_owned());
+    };
+    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
+    if scheme == "https" {
+        return https_unverified(action, &host, port, timeout).await;
+    }
+    let path = path(action);
+    let failed = |why: String| Outcome::Failure(format!("Get \"{scheme}://{host}:{port}{path}\": {why}"));
+    let stream = match connect(&host, port, timeout).await {
+        Ok(stream) => stream,
+        Err(why) => return failed(why),
+    };
+    match tokio::time::timeout(timeout, get(stream, action, &host, port, &path)).await {
+        Ok(Ok(code)) => judge(code),
+        Ok(Err(why)) => failed(why),
+        Err(_) => failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
+    }
+}
+
+fn judge(code: u16) -> Outcome {
+    if (200..400).contains(&code) {
+        Outcome::Success
+    } else {
+        Outcome::Failure(format!("HTTP probe failed with statuscode: {code}"))
+    }
+}
+
+fn path(action: &HTTPGetAction) -> String {
+    let path = action.path.as_deref().unwrap_or("/");
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+async fn get<S>(stream: S, action: &HTTPGetAction, host: &str, port: u16, path: &str) -> Result<u16, String>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let text = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let connection = tokio::spawn(connection);
+    let mut request = http::Request::get(path);
+    let headers = || action.http_headers.iter().flatten();
+    let has = |name: &str| headers().any(|header| header.name.eq_ignore_ascii_case(name));
+    if !has("host") {
+        request = request.header("Host", format!("{host}:{port}"));
+    }
+    if !has("user-agent") {
+        request = request.header("User-Agent", USER_AGENT);
+    }
+    if !has("accept") {
+        request = request.header("Accept", "*/*");
+    }
+    for header in headers() {
+        request = request.header(&header.name, &header.value);
+    }
+    let request =
+        request.header("Connection", "close").body(Full::<bytes::Bytes>::default()).map_err(|error| error.to_string())?;
+    let answer = sender.send_request(request).await.map_err(text);
+    connection.abort();
+    Ok(answer?.status().as_u16())
+}
+
+/// HTTPS without checking the certificate, as the kubelet probes.
+async fn https_unverified(action: &HTTPGetAction, host: &str, port: u16, timeout: Duration) -> Outcome {
+    let path = path(action);
+    let failed = |why: String| Outcome::Failure(format!("Get \"https://{host}:{port}{path}\": {why}"));
+    let run = async {
+        let stream = connect(host, port, timeout).await?;
+        let stream = super::probes::tls::connect(stream, host).await.map_err(|error| error.to_string())?;
+        get(stream, action, host, port, &path).await
+    };
+    match tokio::time::timeout(timeout, run).await {
+        Ok(Ok(code)) => judge(code),
+        Ok(Err(why)) => failed(why),
+        Err(_) => failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
+    }
+}
+
+/// `grpc.health.v1.Health/Check`; SERVING is success.
+pub(super) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
+    let failed = |why: String| Outcome::Failure(format!("error: health rpc probe failed: {why}"));
+    let stream = match connect(host, port, timeout).await {
+        Ok(stream) => stream,
+        Err(_) => {
+            return Outcome::Failure(format!(
+                "timeout: failed to connect service \"{host}:{port}\" within {}",
+                seconds(timeout)
+            ));
+        }
+    };
+    match tokio::time::timeout(timeout, health(stream, host, port, service)).await {
+        Ok(Ok(1)) => Outcome::Success,
+        Ok(Ok(0)) => Outcome::Failure("service unhealthy (responded with \"UNKNOWN\")".to_owned()),
+        Ok(Ok(3)) => Outcome::Failure("service unhealthy (responded with \"SERVICE_UNKNOWN\")".to_owned()),
+        Ok(Ok(_)) => Outcome::Failure("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
+        Ok(Err(why)) => failed(why),
+        Err(_) => Outcome::Failure(format!("timeout: health rpc did not complete within {}", seconds(timeout))),
+    }
+}
+
+async fn health(stream: TcpStream, host: &str, port: u16, service: &str) -> Result<u8, String> {
+    let text = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(text)?;
+    let connection = tokio::spawn(connection);
+    // message HealthCheckRequest { string service = 1; }
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.push(0x0a);
+        message.push(u8::try_from(service.len()).map_err(|_| "the service's name is too long".to_owned())?);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let length = u32::try_from(message.len()).map_err(|error| error.to_string())?;
+    let mut frame = vec![0];
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&message);
+    let request = http::Request::post(format!("http://{host}:{port}/grpc.health.v1.Health/Check"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", USER_AGENT)
+        .body(Full::new(bytes::Bytes::from(frame)))
+        .map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(text)?;
+        let status = response.headers().get("grpc-status").cloned();
+        let body = response.into_body().collect().await.map_err(text)?;
+        let status = status.or_else(|| body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned()));
+        match status.as_ref().and_then(|status| status.to_str().ok()) {
+            None | Some("0") => Ok(body.to_bytes()),
+            Some(code) => Err(format!("rpc error: code = {code}")),
+        }
+    };
+    let answer = answer.await;
+    connection.abort();
+    serving_status(&answer?)
+}
+
+/// message HealthCheckResponse { ServingStatus status = 1; } behind gRPC's five bytes; an absent field is 0.
+fn serving_status(frame: &[u8]) -> Result<u8, String> {
+    match frame.get(5..) {
+        Some([0x08, status, ..]) => Ok(*status),
+        Some([]) => Ok(0),
+        _ => Err("malformed answer".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn serve(answer: &'static str) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            let _request = stream.read(&mut buffer).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        port
+    }
+
+    fn action(port: u16) -> HTTPGetAction {
+        serde_json::from_value(json!({"port": port, "path": "/ok"})).unwrap()
+    }
+
+    async fn probe(port: u16) -> Outcome {
+        let address = Some("127.0.0.1".parse().unwrap());
+        http_get(&action(port), &Container::default(), address, SECOND).await
+    }
+
+    #[tokio::test]
+    async fn http_codes_below_400_are_success() {
+        let port = serve("HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(probe(port).await, Outcome::Success);
+        let port = serve("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(probe(port).await, Outcome::Failure("HTTP probe failed with statuscode: 503".into()));
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused_in_gos_words() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let text = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+        assert_eq!(tcp("127.0.0.1", port, SECOND).await, Outcome::Failure(text.clone()));
+        let get = format!("Get \"http://127.0.0.1:{port}/ok\": {text}");
+        assert_eq!(probe(port).await, Outcome::Failure(get));
+    }
+
+    #[test]
+    fn ports_may_be_names() {
+        let container: Container =
+            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
+        assert_eq!(port(&container, &IntOrString::String("web".into())), Some(8080));
+        assert_eq!(port(&container, &IntOrString::Int(81)), Some(81));
+        assert_eq!(port(&container, &IntOrString::String("no".into())), None);
+    }
+
+    #[test]
+    fn health_answers_are_read() {
+        assert_eq!(serving_status(&[0, 0, 0, 0, 2, 8, 1]), Ok(1));
+        assert_eq!(serving_status(&[0, 0, 0, 0, 0]), Ok(0));
+        assert!(serving_status(&[0]).is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! Taking up a pod after a restart of this process: the sandbox's word on what runs, the API's on what was.
+
+use super::actor::{Actor, Live};
+use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
+use super::record::{CREATING, Ended, Role, State};
+use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, STOP_SIGNAL, USER, observed_requests};
+use crate::container::build::ContainerPaths;
+use crate::files::PodFiles;
+use crate::observer::ObservedContainer;
+use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerId, ContainerState, Exit, RecoveredContainer, RecoveredPod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+impl Actor {
+    /// Sets the records by the object's status, then by what the sandbox has.
+    pub(super) fn restore(&mut self, recovered: Option<RecoveredPod>) {
+        self.restore_from_status();
+        let Some(pod) = recovered else {
+            self.mark_lost();
+            return;
+        };
+        let address: Option<IpAddr> = pod.annotations.get(ADDRESS).and_then(|address| address.parse().ok());
+        if pod.alive {
+            let files = PodFiles::existing(&self.ctx.dirs.pod(&self.uid));
+            self.sandbox = Some(Sandbox { address, hostname: pod.hostname.clone(), files });
+        }
+        let mut containers = pod.containers;
+        let attempt = |container: &RecoveredContainer| {
+            container.annotations.get(ATTEMPT).and_then(|attempt| attempt.parse::<u32>().ok()).unwrap_or(0)
+        };
+        containers.sort_by_key(attempt);
+        for container in containers {
+            let attempt = attempt(&container);
+            self.restore_container(container, attempt);
+        }
+        self.mark_lost();
+        if !pod.alive {
+            self.remove_dead_sandbox();
+        }
+    }
+
+    fn restore_from_status(&mut self) {
+        let Some(status) = self.pod.status.clone() else { return };
+        let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        for status in all {
+            let Some(record) = self.records.iter_mut().find(|record| record.name == status.name) else { continue };
+            let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            record.last = last.map(ended);
+            if !status.image_id.is_empty() {
+                record.resolved = Some((status.image.clone(), status.image_id.clone()));
+            }
+            let has_run = status.container_id.is_some() || status.restart_count > 0 || record.last.is_some();
+            let restarts = u32::try_from(status.restart_count).unwrap_or(0);
+            record.starts = if has_run { restarts + 1 } else { 0 };
+            record.state = state(status);
+        }
+    }
+
+    /// Containers that the status calls running and the sandbox doesn't have: the machine was restarted meanwhile.
+    fn mark_lost(&mut self) {
+        for (record, control) in self.records.iter_mut().zip(&self.controls) {
+            let State::Running { id, started_at } = &record.state else { continue };
+            if control.live.is_some() {
+                continue;
+            }
+            record.state = State::Ended(Ended {
+                id: Some(id.clone()),
+                code: 137,
+                signal: None,
+                reason: "ContainerStatusUnknown".to_owned(),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                started_at: Some(*started_at),
+                finished_at: Some(Timestamp::now()),
+            });
+        }
+        if self.sandbox.is_none() && self.controls.iter().all(|control| control.live.is_none()) {
+            let main_begun = self.records.iter().any(|record| record.role == Role::Main && record.starts > 0);
+            if !main_begun {
+                return;
+            }
+            // A new sandbox will be made for what restarts: sidecars begin anew with it.
+            for record in self.records.iter_mut().filter(|record| record.role == Role::Sidecar) {
+                record.started = false;
+            }
+        }
+    }
+
+    /// The namespaces died with the spawner: what is left goes, and the next start makes a new sandbox.
+    fn remove_dead_sandbox(&mut self) {
+        self.preparing = true;
+        let (ctx, uid) = (self.ctx.clone(), self.uid.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = ctx.runtime.remove_pod(&uid).await {
+                tracing::warn!(uid, %error, "a dead sandbox could not be removed");
+            }
+            ctx.network.release(&uid);
+            super::actor::Done::SandboxRemoved
+        });
+    }
+
+    fn restore_container(&mut self, container: RecoveredContainer, attempt: u32) {
+        let RecoveredContainer { id, annotations, state } = container;
+        let name = annotations.get(CONTAINER).cloned().unwrap_or_default();
+        let Some(index) = self.records.iter().position(|record| record.name == name) else {
+            tracing::warn!(%id, name, "a container was found that the pod's spec doesn't have");
+            return;
+        };
+        let paths = ContainerPaths::new(&self.ctx, &self.namespace, &self.name, &self.uid, &name, attempt);
+        let text = |key: &str| annotations.get(key).cloned().unwrap_or_default();
+        let resolved = (text(IMAGE), text(IMAGE_ID));
+        let user = serde_json::from_str(&text(USER)).ok();
+        match state {
+            ContainerState::Running { pid: _, started_at, cgroup } => {
+                let observed = self.observed(index, &id, attempt, started_at, cgroup);
+                let noted = self.note_started(&observed);
+                let record = &mut self.records[index];
+                let last = record.newest_end().filter(|end| end.id.as_deref() != Some(id.as_str())).cloned();
+                record.last = last.or(record.last.take());
+                record.state = State::Running { id: id.as_str().to_owned(), started_at };
+                record.starts = attempt + 1;
+                (record.resolved, record.user) = (Some(resolved), user);
+                let was_ready = self.was_ready(&name);
+                let live = Live {
+                    id,
+                    observed,
+                    noted: Some(noted),
+                    paths,
+                    stop_signal: text(STOP_SIGNAL).parse().unwrap_or(nix::libc::SIGTERM),
+                    ended: CancellationToken::new(),
+                    probes: Vec::new(),
+                };
+                // Its hook ran in the process before; only probes begin again.
+                self.go_live(index, live, None);
+                // Until its probes say otherwise, it is as well as it was.
+                let record = &mut self.records[index];
+                record.started |= was_ready.0;
+                record.ready |= was_ready.1;
+            }
+            ContainerState::Exited(exit) => self.restore_exited(index, attempt, &paths, resolved, &exit),
+        }
+    }
+
+    fn observed(
+        &self,
+        index: usize,
+        id: &ContainerId,
+        attempt: u32,
+        started_at: Timestamp,
+        cgroup: CgroupPaths,
+    ) -> Arc<ObservedContainer> {
+        Arc::new(ObservedContainer {
+            container_id: id.as_str().to_owned(),
+            pod_uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            pod: self.name.clone(),
+            container: self.records[index].name.clone(),
+            attempt,
+            labels: self.pod.metadata.labels.clone().unwrap_or_default(),
+            node: self.ctx.node.clone(),
+            started_at,
+            requests: observed_requests(self.container(index)),
+            cgroup,
+        })
+    }
+
+    fn restore_exited(
+        &mut self,
+        index: usize,
+        attempt: u32,
+        paths: &ContainerPaths,
+        resolved: (String, String),
+        exit: &Exit,
+    ) {
+        // Its counters are in the exit; the directories are no longer needed.
+        let cgroup = CgroupPaths { version: CgroupVersion::V2, cpuacct: PathBuf::new(), memory: PathBuf::new() };
+        let observed = self.observed(index, &exit.container, attempt, exit.started_at, cgroup);
+        let end = self.ended(index, paths, exit);
+        let record = &mut self.records[index];
+        if attempt + 1 >= record.starts {
+            let before = record.newest_end().filter(|old| old.id != end.id).cloned();
+            record.last = before.or(record.last.take());
+            record.state = State::Ended(end);
+            record.starts = attempt + 1;
+            record.resolved = Some(resolved);
+        }
+        self.settle(observed, None, paths.directory.clone(), exit);
+        self.back_off(index);
+    }
+
+    /// Whether the API was told that the container has started, and that it is ready.
+    fn was_ready(&self, name: &str) -> (bool, bool) {
+        let Some(status) = self.pod.status.as_ref() else { return (false, false) };
+        let mut all =
+            status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        all.find(|status| status.name == name)
+            .map_or((false, false), |status| (status.started == Some(true), status.ready))
+    }
+}
+
+/// What an orphan's object may have been, so that an actor can stop it as it stops any other pod.
+pub(crate) fn orphan(pod: &RecoveredPod) -> Pod {
+    let text = |key: &str| pod.annotations.get(key).cloned();
+    let mut names: Vec<String> =
+        pod.containers.iter().filter_map(|container| container.annotations.get(CONTAINER).cloned()).collect();
+    names.sort();
+    names.dedup();
+    let containers = names.into_iter().map(|name| Container { name, ..Container::default() }).collect();
+    Pod {
+        metadata: ObjectMeta {
+            uid: Some(pod.uid.clone()),
+            name: text(NAME),
+            namespace: text(NAMESPACE),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec { containers, host_network: Some(pod.host_network), ..PodSpec::default() }),
+        status: None,
+    }
+}
+
+fn state(status: &ContainerStatus) -> State {
+    let Some(state) = &status.state else { return Actor::creating() };
+    if let Some(terminated) = &state.terminated {
+        return State::Ended(ended(terminated));
+    }
+    if let Some(running) = &state.running {
+        let id = status.container_id.as_deref().unwrap_or_default();
+        let started_at = running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        return State::Running { id: id.trim_start_matches("carob://").to_owned(), started_at };
+    }
+    let waiting = state.waiting.clone().unwrap_or_default();
+    State::Waiting { reason: waiting.reason.unwrap_or_else(|| CREATING.to_owned()), message: waiting.message }
+}
+
+fn ended(terminated: &ContainerStateTerminated) -> Ended {
+    let id = terminated.container_id.as_deref();
+    Ended {
+        id: id.map(|id| id.trim_start_matches("carob://").to_owned()),
+        code: terminated.exit_code,
+        signal: terminated.signal,
+        reason: terminated.reason.clone().unwrap_or_default(),
+        message: terminated.message.clone(),
+        started_at: terminated.started_at.as_ref().map(|time| time.0),
+        finished_at: terminated.finished_at.as_ref().map(|time| time.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn states_are_read_back_from_a_status() {
+        let read = |value| state(&serde_json::from_value::<ContainerStatus>(value).unwrap());
+        let base = |state: serde_json::Value| {
+            json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "containerID": "carob://abc", "state": state})
+        };
+        let running = read(base(json!({"running": {"startedAt": "1970-01-01T00:00:00Z"}})));
+        assert_eq!(running, State::Running { id: "abc".into(), started_at: Timestamp::UNIX_EPOCH });
+        let State::Ended(ended) = read(base(json!({"terminated": {"exitCode": 3, "reason": "Error"}}))) else {
+            panic!("a terminated container has ended");
+        };
+        assert_eq!((ended.code, ended.reason.as_str()), (3, "Error"));
+        assert!(matches!(read(base(json!({}))), State::Waiting { .. }));
+    }
+}

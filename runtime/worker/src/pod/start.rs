@@ -1,0 +1,221 @@
+//! One start of one container: image, configuration, sandbox.
+
+use super::prepare::{Sandbox, chain, facts};
+use super::record::Role;
+use crate::container::build::{ContainerPaths, Inputs, build};
+use crate::container::{env, resources};
+use crate::context::Context;
+use crate::events::{About, Severity};
+use crate::images;
+use crate::metrics::StartLatency;
+use crate::observer::{ContainerRequests, ObservedContainer};
+use crate::volumes::MountedVolume;
+use carob_sandbox::{ContainerId, User};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// A container that runs.
+#[derive(Debug)]
+pub(super) struct StartedContainer {
+    pub id: ContainerId,
+    pub observed: ObservedContainer,
+    pub paths: ContainerPaths,
+    pub stop_signal: i32,
+    pub user: User,
+    /// The image's reference and `imageID`.
+    pub resolved: (String, String),
+    pub pulled: bool,
+}
+
+/// Why a container doesn't run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum StartFailure {
+    /// Waiting: the image isn't here.
+    Image { reason: String, message: String },
+    /// Waiting: the configuration cannot be carried out.
+    Config { message: String },
+    /// Waiting: the sandbox could not make the container.
+    Create { message: String },
+    /// Ended at once: the program cannot be started.
+    Program { message: String, code: i32 },
+    /// The pod is being stopped.
+    Cancelled,
+}
+
+/// What a start needs.
+pub(super) struct Start {
+    pub ctx: Arc<Context>,
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub role: Role,
+    pub attempt: u32,
+    pub sandbox: Sandbox,
+    pub volumes: Arc<HashMap<String, MountedVolume>>,
+    pub cancel: CancellationToken,
+    pub latency: StartLatency,
+}
+
+/// Keys of a container's annotations in the sandbox.
+pub(super) const CONTAINER: &str = "container";
+pub(super) const ATTEMPT: &str = "attempt";
+pub(super) const IMAGE: &str = "image";
+pub(super) const IMAGE_ID: &str = "imageId";
+pub(super) const STOP_SIGNAL: &str = "stopSignal";
+pub(super) const USER: &str = "user";
+
+/// Starts the container. Cancelling is heeded until the sandbox is asked: from then on the answer is awaited, so that no
+/// container runs that nobody knows.
+pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure> {
+    let Start { ctx, pod, container, attempt, sandbox, volumes, cancel, latency, .. } = &start;
+    let meta = &pod.metadata;
+    let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let uid = meta.uid.as_deref().unwrap_or_default();
+    let about = || About::container(pod, &container.name);
+
+    let begin = Instant::now();
+    let ready = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(StartFailure::Cancelled),
+        ready = images::ensure(ctx, pod, container) => ready,
+    };
+    let ready = ready.map_err(|failure| StartFailure::Image { reason: failure.reason, message: failure.message })?;
+    latency.stage(&ctx.metrics, if ready.pulled.is_some() { "image pull" } else { "image" }, begin);
+
+    let begin = Instant::now();
+    let image = &ready.image;
+    let config_error = |message: String| {
+        ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
+        StartFailure::Config { message }
+    };
+    let objects = ctx.objects(namespace, &env::needs(container)).await.map_err(config_error)?;
+    let id = ContainerId::random().map_err(|error| StartFailure::Create { message: chain(&error) })?;
+    let paths = ContainerPaths::new(ctx, namespace, name, uid, &container.name, *attempt);
+    let resolved = (image.reference.clone(), image.repo_digest());
+    let own_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let stop_signal = signal_number(own_signal.or(image.config.stop_signal.as_deref()));
+    let annotations = [
+        (CONTAINER, container.name.clone()),
+        (ATTEMPT, attempt.to_string()),
+        (IMAGE, resolved.0.clone()),
+        (IMAGE_ID, resolved.1.clone()),
+        (STOP_SIGNAL, stop_signal.to_string()),
+    ];
+    let mut config = build(
+        ctx,
+        Inputs {
+            id: id.clone(),
+            attempt: *attempt,
+            facts: facts(ctx, pod, sandbox.address),
+            container,
+            image,
+            objects: &objects,
+            volumes,
+            files: &sandbox.files,
+            hostname: &sandbox.hostname,
+            annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+        },
+        &paths,
+    )
+    .map_err(|error| config_error(error.0))?;
+    let user = config.user.clone();
+    config.annotations.insert(USER.to_owned(), serde_json::to_string(&user).unwrap_or_default());
+    latency.stage(&ctx.metrics, "container config", begin);
+    if cancel.is_cancelled() {
+        return Err(StartFailure::Cancelled);
+    }
+
+    let begin = Instant::now();
+    ctx.images.hold(id.as_str(), image).await.map_err(|error| StartFailure::Create { message: error.describe() })?;
+    latency.stage(&ctx.metrics, "image hold", begin);
+    let begin = Instant::now();
+    let started = match ctx.runtime.start_container(config).await {
+        Ok(started) => started,
+        Err(error) => {
+            if let Err(error) = ctx.images.release(id.as_str()).await {
+                tracing::warn!(error = error.describe(), "an image could not be released");
+            }
+            return Err(match error {
+                carob_sandbox::Error::Start { message, exit_code } => {
+                    ctx.events.record(about(), Severity::Normal, "Created", created_text(&container.name));
+                    ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
+                    StartFailure::Program { message, code: exit_code }
+                }
+                other => {
+                    let message = chain(&other);
+                    ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
+                    StartFailure::Create { message }
+                }
+            });
+        }
+    };
+    latency.stage(&ctx.metrics, "container start", begin);
+    for (stage, took) in &started.stages {
+        latency.took(&ctx.metrics, &format!("sandbox: {stage}"), begin, *took);
+    }
+    ctx.events.record(about(), Severity::Normal, "Created", created_text(&container.name));
+    ctx.events.record(about(), Severity::Normal, "Started", format!("Started container {}", container.name));
+    for warning in started.warnings {
+        ctx.events.record(about(), Severity::Warning, "Degraded", warning);
+    }
+    let observed = ObservedContainer {
+        container_id: id.as_str().to_owned(),
+        pod_uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        pod: name.to_owned(),
+        container: container.name.clone(),
+        attempt: *attempt,
+        labels: meta.labels.clone().unwrap_or_default(),
+        node: ctx.node.clone(),
+        started_at: started.started_at,
+        requests: observed_requests(container),
+        cgroup: started.cgroup,
+    };
+    Ok(StartedContainer { id, observed, paths, stop_signal, user, resolved, pulled: ready.pulled.is_some() })
+}
+
+fn created_text(container: &str) -> String {
+    format!("Created container: {container}")
+}
+
+/// What billing calls requests.
+pub(super) fn observed_requests(container: &Container) -> ContainerRequests {
+    let requests = resources::container_requests(container);
+    ContainerRequests {
+        cpu_millis: requests.cpu_millis.max(0).unsigned_abs(),
+        memory_bytes: requests.memory_bytes.max(0).unsigned_abs(),
+    }
+}
+
+/// The number of a signal named as images name it (`SIGQUIT`, `QUIT`, `3`); SIGTERM where there is none or it is unknown.
+pub(super) fn signal_number(name: Option<&str>) -> i32 {
+    use nix::sys::signal::Signal;
+    use std::str::FromStr;
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Signal::SIGTERM as i32 };
+    if let Ok(number) = name.parse::<i32>() {
+        return number;
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    // Real-time signals have no fixed names in the kernel; glibc begins at 34.
+    if let Some(offset) = full.strip_prefix("SIGRTMIN+").and_then(|offset| offset.parse::<i32>().ok()) {
+        return 34 + offset;
+    }
+    Signal::from_str(&full).map_or(Signal::SIGTERM as i32, |signal| signal as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_as_images_write_them() {
+        for (name, number) in
+            [(None, 15), (Some("SIGQUIT"), 3), (Some("quit"), 3), (Some("9"), 9), (Some("SIGRTMIN+3"), 37), (Some("x"), 15)]
+        {
+            assert_eq!(signal_number(name), number, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A pod's end: containers are stopped in order and with grace, then everything that was made for the pod is removed.
+
+use super::actor::{Actor, Done, Life, remove_tree};
+use super::hooks;
+use super::record::Role;
+use crate::context::Context;
+use crate::events::{About, Severity};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, Preconditions};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// A pod's stop that is under way; the deadline may still come closer.
+pub(super) struct Stopping {
+    deadline: watch::Sender<Instant>,
+}
+
+/// What a container gets after a preStop hook used the whole grace period up (the kubelet's minimum).
+const MINIMUM_AFTER_HOOK: Duration = Duration::from_secs(2);
+/// Grace of a pod whose object was removed by force.
+const FORCED: Duration = Duration::from_secs(1);
+
+impl Actor {
+    /// `terminationGracePeriodSeconds`
+    pub(super) fn grace_of_spec(&self) -> Duration {
+        let seconds = self.spec().termination_grace_period_seconds.unwrap_or(30);
+        Duration::from_secs(seconds.max(0).unsigned_abs())
+    }
+
+    /// Deletion was asked for, or asked for again with less patience.
+    pub(super) fn begin_deletion(&mut self) {
+        let meta = &self.pod.metadata;
+        let grace = match &meta.deletion_timestamp {
+            Some(at) => {
+                let given = meta.deletion_grace_period_seconds.unwrap_or(30).max(1);
+                // After a restart of this process, part of the time is over. Timestamps are whole seconds, rounded down.
+                let left = at.0.duration_since(jiff::Timestamp::now()).as_secs() + 1;
+                Duration::from_secs(given.min(left.max(1)).unsigned_abs())
+            }
+            None => self.grace_of_spec(),
+        };
+        self.begin_stop(if self.gone { grace.min(FORCED) } else { grace });
+    }
+
+    /// Stops all containers within `grace`. Once begun, a later call can only shorten it.
+    pub(super) fn begin_stop(&mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        match &self.stopping {
+            Some(stopping) => {
+                stopping.deadline.send_if_modified(|current| {
+                    // The same grace read a moment later isn't a new wish.
+                    let sooner = deadline + Duration::from_millis(1500) < *current;
+                    if sooner {
+                        *current = deadline;
+                    }
+                    sooner
+                });
+            }
+            None => {
+                self.cancel.cancel();
+                self.stopping = Some(Stopping { deadline: watch::Sender::new(deadline) });
+            }
+        }
+    }
+
+    /// Stops what still runs: sidecars only after everything that may need them, last started first.
+    pub(super) fn stop_in_order(&mut self) {
+        let Some(stopping) = &self.stopping else { return };
+        let deadline = stopping.deadline.subscribe();
+        let busy = |index: usize| self.controls[index].live.is_some() || self.controls[index].starting;
+        let count = self.records.len();
+        let others = (0..count).any(|index| self.records[index].role != Role::Sidecar && busy(index));
+        let last_sidecar = (0..count).rev().find(|index| self.records[*index].role == Role::Sidecar && busy(*index));
+        let now: Vec<usize> = (0..count)
+            .filter(|index| match self.records[*index].role {
+                Role::Sidecar => !others && Some(*index) == last_sidecar,
+                _ => true,
+            })
+            .filter(|index| self.controls[*index].live.is_some() && !self.controls[*index].stopping)
+            .collect();
+        for index in now {
+            let text = format!("Stopping container {}", self.records[index].name);
+            self.stop_container(index, deadline.clone(), text);
+        }
+    }
+
+    /// Hook, signal, grace, kill. The end itself arrives as an exit.
+    pub(super) fn stop_container(&mut self, index: usize, mut deadline: watch::Receiver<Instant>, why: String) {
+        let container = self.container(index).clone();
+        let Some(live) = &self.controls[index].live else { return };
+        let (id, signal, ended) = (live.id.clone(), live.stop_signal, live.ended.clone());
+        let about = About::container(&self.pod, &container.name);
+        self.ctx.events.record(about.clone(), Severity::Normal, "Killing", why);
+        self.controls[index].stopping = true;
+        let ctx = self.ctx.clone();
+        let address = self.sandbox.as_ref().and_then(|sandbox| sandbox.address);
+        self.tasks.spawn(async move {
+            let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
+            if let Some(hook) = hook {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = passed(&mut deadline) => {}
+                    result = hooks::run(&ctx, &hook, &container, &id, address) => {
+                        if let Err(message) = result {
+                            ctx.events.record(about, Severity::Warning, "FailedPreStopHook", message);
+                        }
+                    }
+                }
+                let least = Instant::now() + MINIMUM_AFTER_HOOK;
+                if *deadline.borrow() < least {
+                    deadline = watch::channel(least).1;
+                }
+            }
+            signal_container(&ctx, &id, signal).await;
+            tokio::select! {
+                () = ended.cancelled() => return Done::Stopped(index),
+                () = passed(&mut deadline) => {}
+            }
+            signal_container(&ctx, &id, nix::libc::SIGKILL).await;
+            ended.cancelled().await;
+            Done::Stopped(index)
+        });
+    }
+
+    /// After the last container: the final status, the removal of what was made, the removal of the object.
+    pub(super) fn reconcile_end(&mut self, now: Instant) {
+        if self.life == Life::Over && (self.writer.is_settled() || self.gone) {
+            self.life = Life::CleaningUp;
+            if self.gone {
+                self.writer.stop();
+            }
+        }
+        if self.life == Life::CleaningUp && self.settling == 0 && !self.cleaning {
+            self.cleaning = true;
+            let (ctx, uid) = (self.ctx.clone(), self.uid.clone());
+            self.ctx.interests.remove(&self.uid);
+            self.tasks.spawn(async move {
+                clean_up(&ctx, &uid).await;
+                Done::CleanedUp
+            });
+        }
+        let may_delete = self.life == Life::Cleaned && !self.gone && self.pod.metadata.deletion_timestamp.is_some();
+        if may_delete && self.delete_retry.is_none_or(|at| at <= now) {
+            self.life = Life::Deleting;
+            self.delete_retry = None;
+            let api: Api<Pod> = Api::namespaced(self.ctx.client.clone(), &self.namespace);
+            let (name, uid) = (self.name.clone(), self.uid.clone());
+            self.tasks.spawn(async move {
+                let preconditions = Preconditions { uid: Some(uid), ..Preconditions::default() };
+                let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
+                Done::Deleted(api.delete(&name, &params).await.map(drop))
+            });
+        }
+        if self.life == Life::Deleting && self.gone {
+            self.life = Life::Cleaned;
+        }
+    }
+
+    pub(super) fn deleted(&mut self, result: &Result<(), kube::Error>) {
+        match result {
+            // With finalizers the object stays; the watch says when it goes.
+            Ok(()) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => self.gone = true,
+            Err(error) => {
+                tracing::debug!(pod = self.name, %error, "the pod's object could not be removed yet");
+                self.life = Life::Cleaned;
+                self.delete_retry = Some(Instant::now() + Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// Waits for the deadline, also when it comes closer.
+async fn passed(deadline: &mut watch::Receiver<Instant>) {
+    loop {
+        let at = *deadline.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(at.into()) => return,
+            changed = deadline.changed() => {
+                if changed.is_err() {
+                    tokio::time::sleep_until(at.into()).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn signal_container(ctx: &Arc<Context>, id: &carob_sandbox::ContainerId, signal: i32) {
+    if let Err(error) = ctx.runtime.signal(id, signal).await {
+        tracing::debug!(%id, signal, %error, "a container could not be signalled");
+    }
+}
+
+/// Removes the pod's sandbox, address, volumes and files; its logs stay until its object goes.
+async fn clean_up(ctx: &Arc<Context>, uid: &str) {
+    if let Err(error) = ctx.runtime.remove_pod(uid).await {
+        tracing::warn!(uid, %error, "a pod's sandbox could not be removed");
+    }
+    ctx.network.release(uid);
+    remove_tree(&ctx.dirs.pod(uid)).await;
+}

@@ -1,0 +1,144 @@
+//! The pods of this node: one watch, one actor per pod, and what an earlier process left behind.
+
+use crate::context::Context;
+use crate::pod::{Message, actor};
+use carob_sandbox::{Exit, RecoveredPod};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Runs pods until `shutdown`; their containers go on running.
+pub(crate) async fn run(
+    ctx: Arc<Context>,
+    recovered: Vec<RecoveredPod>,
+    mut exits: mpsc::UnboundedReceiver<Exit>,
+    shutdown: CancellationToken,
+) {
+    let mut pods = Pods::new(ctx.clone(), recovered);
+    let api: Api<Pod> = Api::all(ctx.client.clone());
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.node));
+    let stream = watcher(api, config).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(exit) = exits.recv() => pods.exited(exit),
+            event = stream.try_next() => match event {
+                Ok(Some(event)) => pods.heard(event),
+                Ok(None) => return,
+                // It begins again by itself, with a back-off, and lists anew where it has to.
+                Err(error) => tracing::debug!(%error, "the watch of this node's pods is being renewed"),
+            },
+        }
+    }
+}
+
+struct Pods {
+    ctx: Arc<Context>,
+    /// Found in the sandbox at start and not yet matched with an object.
+    recovered: HashMap<String, RecoveredPod>,
+    /// Exits of pods whose actor isn't there yet.
+    waiting_exits: Vec<Exit>,
+    /// uids of the list that is being received.
+    listing: HashSet<String>,
+    /// The first list is complete: what has no object is an orphan.
+    synced: bool,
+}
+
+impl Pods {
+    fn new(ctx: Arc<Context>, recovered: Vec<RecoveredPod>) -> Self {
+        for pod in recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
+            // Its address must not be given away before its object is seen.
+            let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            if let Some(address) = address {
+                ctx.network.adopt(&pod.uid, address);
+            }
+        }
+        ctx.network.fill_pool();
+        let recovered = recovered.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        Self { ctx, recovered, waiting_exits: Vec::new(), listing: HashSet::new(), synced: false }
+    }
+
+    fn heard(&mut self, event: watcher::Event<Pod>) {
+        match event {
+            watcher::Event::Apply(pod) => self.apply(pod),
+            watcher::Event::Delete(pod) => {
+                let uid = pod.metadata.uid.clone().unwrap_or_default();
+                self.ctx.pods.send(&uid, Message::Gone);
+            }
+            watcher::Event::Init => self.listing.clear(),
+            watcher::Event::InitApply(pod) => {
+                self.listing.extend(pod.metadata.uid.clone());
+                self.apply(pod);
+            }
+            watcher::Event::InitDone => self.list_complete(),
+        }
+    }
+
+    fn apply(&mut self, pod: Pod) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if self.ctx.pods.contains(&uid) {
+            self.ctx.pods.send(&uid, Message::Object(Arc::new(pod)));
+            return;
+        }
+        let recovered = self.recovered.remove(&uid);
+        actor::spawn(&self.ctx, pod, recovered);
+        for exit in self.waiting_exits.extract_if(.., |exit| exit.pod_uid == uid) {
+            self.ctx.pods.send(&uid, Message::Exit(exit));
+        }
+    }
+
+    /// Pods that the list doesn't have are gone; the first time, sandboxes without an object too.
+    fn list_complete(&mut self) {
+        for uid in self.ctx.pods.uids() {
+            if !self.listing.contains(&uid) {
+                self.ctx.pods.send(&uid, Message::Gone);
+            }
+        }
+        if std::mem::replace(&mut self.synced, true) {
+            return;
+        }
+        for (uid, pod) in std::mem::take(&mut self.recovered) {
+            tracing::info!(uid, "a sandbox without a pod is removed");
+            actor::spawn(&self.ctx, crate::pod::orphan(&pod), Some(pod));
+            self.ctx.pods.send(&uid, Message::Gone);
+        }
+        for exit in std::mem::take(&mut self.waiting_exits) {
+            self.ctx.pods.send(&exit.pod_uid.clone(), Message::Exit(exit));
+        }
+        let (ctx, keep) = (self.ctx.clone(), self.listing.clone());
+        tokio::task::spawn_blocking(move || remove_stale_directories(&ctx, &keep));
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        let uid = exit.pod_uid.clone();
+        if let Some(Message::Exit(exit)) = self.ctx.pods.send(&uid, Message::Exit(exit))
+            && !self.synced
+        {
+            self.waiting_exits.push(exit);
+        }
+    }
+}
+
+/// Directories of pods that are neither in the API nor have an actor: an earlier process was killed while it cleaned up.
+fn remove_stale_directories(ctx: &Context, keep: &HashSet<String>) {
+    let entries = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+    let alive = |uid: &str| keep.contains(uid) || ctx.pods.contains(uid);
+    for entry in entries(ctx.dirs.pods()) {
+        if !alive(&entry.file_name().to_string_lossy()) {
+            crate::container::build::remove_directory(&entry.path());
+        }
+    }
+    for entry in entries(ctx.dirs.logs()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.rsplit('_').next().is_some_and(alive) {
+            crate::container::build::remove_directory(&entry.path());
+        }
+    }
+}
