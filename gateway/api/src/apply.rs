@@ -42,23 +42,23 @@ pub fn apply(
 ) -> Result<Applied, Status> {
     check(kind, config)?;
     let mut object = live.cloned().unwrap_or_else(|| json!({}));
-    let mut managed = Managed::read(&object)
+    let mut owners = Managed::read(&object)
         .map_err(|error| Status::generic(500, "", format!("failed to decode managed fields: {error}")))?;
     entries::remove(&mut object);
-    if managed.is_empty() && live.is_some() {
-        managed = before_first_apply(kind, &object, manager);
+    if owners.is_empty() && live.is_some() {
+        owners = before_first_apply(kind, &object, manager);
     }
     let attempt = Attempt { kind, schema: schema_of(kind), live: &object, config, manager };
-    let (merged, managed) = match attempt.run(managed.clone(), force) {
+    let (merged, owners) = match attempt.run(owners.clone(), force) {
         Ok(done) => done,
-        Err(conflicts) if manager.name == "kubectl" => attempt.upgrade(managed, conflicts)?,
+        Err(conflicts) if manager.name == "kubectl" => attempt.upgrade(owners, conflicts)?,
         Err(conflicts) => return Err(conflict::status(&conflicts)),
     };
     let mut new = merged.unwrap_or_else(|| object.clone());
     if manager.name == "kubectl" {
         last_applied::renew(&mut new, config);
     }
-    managed.write(&mut new);
+    owners.write(&mut new);
     if let Some(live) = live {
         keep_times(live, &mut new);
     }
@@ -104,41 +104,41 @@ impl Attempt<'_> {
     }
 
     /// The merged object, none if it is the live one, and who owns what then.
-    fn run(&self, mut managed: Managed, force: bool) -> Result<(Option<Value>, Managed), Vec<Conflict>> {
+    fn run(&self, mut owners: Managed, force: bool) -> Result<(Option<Value>, Managed), Vec<Conflict>> {
         let (id, node, reach) = (self.id(), Some(self.schema), Reach::of(self.kind, self.manager.subresource));
-        drop_unknown_versions(self.kind, &mut managed);
-        let last = managed.remove(&id);
+        drop_unknown_versions(self.kind, &mut owners);
+        let last = owners.remove(&id);
         let time = last.as_ref().and_then(|owned| owned.time.clone());
         let applied = reach.filter(&fields(node, self.config));
-        managed.insert(id.clone(), Owned { fields: applied, api_version: self.kind.api_version(), time });
+        owners.insert(id.clone(), Owned { fields: applied, api_version: self.kind.api_version(), time });
 
         let merged = merge::merge(node, self.live, self.config);
         let mut merged = match &last {
-            Some(last) if !last.fields.is_empty() => prune::prune(node, &merged, &managed, &last.fields),
+            Some(last) if !last.fields.is_empty() => prune::prune(node, &merged, &owners, &last.fields),
             _ => merged,
         };
         drop_nulls(node, &mut merged);
 
         let comparison: Comparison = reach.filter_comparison(&compare(node, self.live, &merged));
-        let conflicts = conflicts(&managed, &comparison, &id);
+        let conflicts = conflicts(&owners, &comparison, &id);
         if !force && !conflicts.is_empty() {
             return Err(conflicts);
         }
-        take_over(&mut managed, &comparison, Some(&id));
+        take_over(&mut owners, &comparison, Some(&id));
         let is_changed = *self.live != merged;
-        if let Some(mut owned) = managed.remove(&id) {
+        if let Some(mut owned) = owners.remove(&id) {
             owned.fields = owned.fields.difference(server_fields());
             if is_changed {
                 owned.time = Some(self.manager.time.to_owned());
             }
-            managed.insert(id, owned);
-            managed.drop_empty();
+            owners.insert(id, owned);
+            owners.drop_empty();
         }
-        Ok((is_changed.then_some(merged), managed))
+        Ok((is_changed.then_some(merged), owners))
     }
 
     /// kubectl takes over what it applied from the client's side before, without a conflict.
-    fn upgrade(&self, managed: Managed, conflicts: Vec<Conflict>) -> Result<(Option<Value>, Managed), Status> {
+    fn upgrade(&self, owners: Managed, conflicts: Vec<Conflict>) -> Result<(Option<Value>, Managed), Status> {
         let allowed = last_applied::owned(self.kind, self.live);
         let left: Vec<Conflict> = match allowed {
             Some(allowed) => conflicts.into_iter().filter(|(_, path)| !allowed.has(path)).collect(),
@@ -147,7 +147,7 @@ impl Attempt<'_> {
         if !left.is_empty() {
             return Err(conflict::status(&left));
         }
-        self.run(managed, true).map_err(|conflicts| conflict::status(&conflicts))
+        self.run(owners, true).map_err(|conflicts| conflict::status(&conflicts))
     }
 }
 

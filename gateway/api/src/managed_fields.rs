@@ -64,7 +64,7 @@ impl Manager<'_> {
 /// in anything else: what those set is nobody's. `old` is the stored object, none for a create.
 pub fn track_update(kind: &Kind, old: Option<&Value>, new: &mut Value, manager: &Manager<'_>) {
     let before = old.map(|old| Managed::read(old).unwrap_or_default()).unwrap_or_default();
-    let mut managed = if !manager.subresource.is_empty() {
+    let mut owners = if !manager.subresource.is_empty() {
         before
     } else if is_reset(new) {
         Managed::default()
@@ -75,49 +75,49 @@ pub fn track_update(kind: &Kind, old: Option<&Value>, new: &mut Value, manager: 
         }
     };
     entries::remove(new);
-    if managed.is_empty() && old.is_some() {
+    if owners.is_empty() && old.is_some() {
         return; // managers of an existing object are only tracked from its first apply on
     }
     let zero = old.is_none().then(|| zero::zero(schema_of(kind)));
     let live = old.or(zero.as_ref()).unwrap_or(&Value::Null);
-    update(kind, live, new, &mut managed, manager, &manager.id(kind, Operation::Update));
-    managed.cap_updaters();
-    managed.write(new);
+    update(kind, live, new, &mut owners, manager, &manager.id(kind, Operation::Update));
+    owners.cap_updaters();
+    owners.write(new);
 }
 
 /// The managers of an object that has none: all of it belongs to `before-first-apply`.
 pub(crate) fn before_first_apply(kind: &Kind, live: &Value, manager: &Manager<'_>) -> Managed {
-    let mut managed = Managed::default();
+    let mut owners = Managed::default();
     let earlier = Manager { name: "before-first-apply", ..*manager };
     let id = earlier.id(kind, Operation::Update);
-    update(kind, &zero::zero(schema_of(kind)), live, &mut managed, &earlier, &id);
-    managed
+    update(kind, &zero::zero(schema_of(kind)), live, &mut owners, &earlier, &id);
+    owners
 }
 
 /// Gives what changed between the objects to the manager.
-fn update(kind: &Kind, live: &Value, new: &Value, managed: &mut Managed, manager: &Manager<'_>, id: &ManagerId) {
-    drop_unknown_versions(kind, managed);
+fn update(kind: &Kind, live: &Value, new: &Value, owners: &mut Managed, manager: &Manager<'_>, id: &ManagerId) {
+    drop_unknown_versions(kind, owners);
     let reach = Reach::of(kind, manager.subresource);
     let comparison = compare(Some(schema_of(kind)), live, new);
-    take_over(managed, &reach.filter_comparison(&comparison), None);
+    take_over(owners, &reach.filter_comparison(&comparison), None);
     let changed = comparison.modified.union(&comparison.added);
     let fields = reach.filter(&changed).difference(server_fields());
     if fields.is_empty() {
         return;
     }
-    let earlier = managed.remove(id).map(|owned| owned.fields).unwrap_or_default();
+    let earlier = owners.remove(id).map(|owned| owned.fields).unwrap_or_default();
     let owned =
         Owned { fields: fields.union(&earlier), api_version: kind.api_version(), time: Some(manager.time.to_owned()) };
-    managed.insert(id.clone(), owned);
+    owners.insert(id.clone(), owned);
 }
 
 /// A field that a manager would lose to another.
 pub(crate) type Conflict = (ManagerId, Vec<Element>);
 
 /// What others own and the change touches.
-pub(crate) fn conflicts(managed: &Managed, comparison: &Comparison, workflow: &ManagerId) -> Vec<Conflict> {
+pub(crate) fn conflicts(owners: &Managed, comparison: &Comparison, workflow: &ManagerId) -> Vec<Conflict> {
     let touched = comparison.modified.clone().union(&comparison.added);
-    let others = managed.iter().filter(|(id, _)| *id != workflow);
+    let others = owners.iter().filter(|(id, _)| *id != workflow);
     others
         .flat_map(|(id, owned)| {
             owned.fields.intersection(&touched).paths().into_iter().map(|path| (id.clone(), path)).collect::<Vec<_>>()
@@ -126,18 +126,18 @@ pub(crate) fn conflicts(managed: &Managed, comparison: &Comparison, workflow: &M
 }
 
 /// Takes what changed and what is gone from all managers but one.
-pub(crate) fn take_over(managed: &mut Managed, comparison: &Comparison, workflow: Option<&ManagerId>) {
+pub(crate) fn take_over(owners: &mut Managed, comparison: &Comparison, workflow: Option<&ManagerId>) {
     let touched = comparison.modified.clone().union(&comparison.added).union(&comparison.removed);
-    for (_, owned) in managed.iter_mut().filter(|(id, _)| Some(*id) != workflow) {
+    for (_, owned) in owners.iter_mut().filter(|(id, _)| Some(*id) != workflow) {
         owned.fields = owned.fields.difference(&touched);
     }
-    managed.drop_empty();
+    owners.drop_empty();
 }
 
 /// Entries in versions that the kind hasn't cannot be understood any more.
-pub(crate) fn drop_unknown_versions(kind: &Kind, managed: &mut Managed) {
+pub(crate) fn drop_unknown_versions(kind: &Kind, owners: &mut Managed) {
     let own = kind.api_version();
-    managed.retain(|_, owned| owned.api_version == own || is_version_of(kind, &owned.api_version));
+    owners.retain(|_, owned| owned.api_version == own || is_version_of(kind, &owned.api_version));
 }
 
 /// Whether objects of the kind have such a version, too. A version is all of `v1`, `v2beta1`, …

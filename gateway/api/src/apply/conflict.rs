@@ -34,12 +34,13 @@ fn message(conflicts: &[Conflict]) -> String {
 }
 
 fn described(manager: &ManagerId) -> String {
-    let mut text = quote(&manager.name);
-    if !manager.subresource.is_empty() {
-        text.push_str(&format!(" with subresource {}", quote(&manager.subresource)));
+    let name = quote(&manager.name);
+    let through = match manager.subresource.as_str() {
+        "" => String::new(),
+        subresource => format!(" with subresource {}", quote(subresource)),
+    };
+    match manager.operation {
+        Operation::Apply => format!("{name}{through}"),
+        Operation::Update => format!("{name}{through} using {}", manager.api_version),
     }
-    if manager.operation == Operation::Update {
-        text.push_str(&format!(" using {}", manager.api_version));
-    }
-    text
 }

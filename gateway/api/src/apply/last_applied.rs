@@ -50,12 +50,7 @@ fn annotation(object: &Value) -> Option<&str> {
 
 /// As Go's JSON encoder does; these characters only stand in strings.
 fn escape_html(json: &str) -> String {
-    let mut escaped = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => escaped.push_str(&format!("\\u{:04x}", c as u32)),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+    let escapes =
+        [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+    escapes.iter().fold(json.to_owned(), |text, (plain, escaped)| text.replace(*plain, escaped))
 }

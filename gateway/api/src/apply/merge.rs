@@ -75,9 +75,7 @@ fn merge_lists(kind: ListType, items: Node, live: &[Value], config: &[Value]) ->
                 l += 1;
                 continue;
             }
-            if done.contains(element) {
-                l += 1;
-            } else if c < config.len() && *element == config_elements[c] {
+            if done.contains(element) || config_elements.get(c) == Some(element) {
                 l += 1;
             }
         }

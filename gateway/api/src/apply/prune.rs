@@ -7,13 +7,13 @@ use crate::managed_fields::entries::Managed;
 use crate::managed_fields::set::Set;
 use crate::managed_fields::typed::{Node, Shape, element_of, field, fields, shape, with_named_fields};
 
-/// The merged object without what only the last apply wanted. `managed` has the new config's fields already.
-pub(super) fn prune(node: Node, merged: &Value, managed: &Managed, last: &Set) -> Value {
+/// The merged object without what only the last apply wanted. `owners` has the new config's fields already.
+pub(super) fn prune(node: Node, merged: &Value, owners: &Managed, last: &Set) -> Value {
     let last = with_named_fields(node, last);
     let wanted = fields_with_names(node, merged);
     // What others own, and what is in the new config, stays.
     let pruned = without(node, merged, &last);
-    let owned = managed.iter().fold(Set::default(), |all, (_, owned)| all.union(&owned.fields));
+    let owned = owners.iter().fold(Set::default(), |all, (_, owned)| all.union(&owned.fields));
     let kept = fields_with_names(node, &pruned).union(&with_named_fields(node, &owned));
     let pruned = without(node, merged, &wanted.difference(&kept));
     // What nobody owns, and the applier didn't either, stays as well.

@@ -87,7 +87,6 @@ impl Managed {
         self.0.is_empty()
     }
 
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ManagerId, &Owned)> {
         self.0.iter()
     }

@@ -36,6 +36,7 @@ fn owners(object: &Value) -> Vec<(&str, Value)> {
         .collect()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "calls read better with a bare json!")]
 fn config_map(data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"a": "b"}}, "data": data})
 }

@@ -238,16 +238,13 @@ fn merge_items(
     for item in patch {
         let Value::Object(fields) = item else { return Err(wrong_type("map[string]interface {}", item)) };
         let value = fields.get(key).ok_or_else(|| no_merge_key(fields, key))?.to_string();
-        match places.get(&value) {
-            Some(place) => {
-                let Value::Object(live) = list[*place].take() else { return Err(broken("value for key is not a map")) };
-                list[*place] = Value::Object(merge_objects(live, fields.clone(), schema)?);
-            }
-            None => {
-                places.insert(value, list.len());
-                list.push(item.clone());
-            }
-        }
+        let Some(place) = places.get(&value) else {
+            places.insert(value, list.len());
+            list.push(item.clone());
+            continue;
+        };
+        let Value::Object(live) = list[*place].take() else { return Err(broken("value for key is not a map")) };
+        list[*place] = Value::Object(merge_objects(live, fields.clone(), schema)?);
     }
     Ok(list)
 }

@@ -25,6 +25,7 @@ fn patched(patch: &Value) -> Result<Value, Status> {
 }
 
 /// Patches the pod's spec and gives a part of it.
+#[expect(clippy::needless_pass_by_value, reason = "calls read better with a bare json!")]
 fn pod(patch: Value, pointer: &str) -> Value {
     let patch = json!({"spec": {"template": {"spec": patch}}});
     let result = patched(&patch).unwrap_or_else(|status| panic!("{patch}: {status}"));
