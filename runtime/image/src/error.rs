@@ -15,7 +15,7 @@ pub enum Error {
         /// The reference as it was given.
         image: String,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: String,
     },
     /// The image could not be pulled; the source says why.
     #[error("failed to pull and unpack image \"{reference}\"")]
@@ -159,5 +159,10 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source: Arc::new(source) }
+    }
+
+    pub(crate) fn io_errno(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(nix::errno::Errno) -> Self {
+        let make = Self::io(action, path);
+        move |errno| make(errno.into())
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::Error;
+use crate::merged::Merged;
+use crate::store::LayerLease;
+use crate::{Error, user};
 
 /// An image whose layers are unpacked on this machine.
 ///
@@ -25,7 +27,8 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Bytes transported for the layers and the configuration.
     pub size: u64,
-    pub(crate) lease: Arc<Vec<std::fs::File>>,
+    /// Also of layers that are here in another form than they are mounted in.
+    pub(crate) leases: Arc<[Arc<LayerLease>]>,
 }
 
 /// The parts of an OCI image configuration that a container's start depends on.
@@ -82,13 +85,13 @@ pub struct ImageUser {
 /// Keeps an image's layers from being collected for as long as it lives.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    _layers: Arc<Vec<std::fs::File>>,
+    _layers: Arc<[Arc<LayerLease>]>,
 }
 
 impl Image {
     /// A guard that can outlive the image.
     pub fn lease(&self) -> Lease {
-        Lease { _layers: Arc::clone(&self.lease) }
+        Lease { _layers: Arc::clone(&self.leases) }
     }
 
     /// `docker.io/library/nginx@sha256:…`, for a container status' `imageID`.
@@ -104,13 +107,12 @@ impl Image {
     /// Finds who `user` is in the image's own `/etc/passwd` and `/etc/group`: `""` (root), `1000`, `1000:1000`,
     /// `nginx`, `nginx:www-data`. A number needs no entry.
     pub fn resolve_user(&self, user: &str) -> Result<ImageUser, Error> {
-        Err(Error::User { problem: format!("unable to find user {user}: not read yet") })
+        user::resolve(&Merged::open(&self.layers)?, user)
     }
 
     /// Reads a file of the merged layers, following symlinks inside the image only; `None` if it isn't there or isn't
     /// a file. A file over `max_bytes` is an error.
     pub fn read_file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Error> {
-        let _ = max_bytes;
-        Err(Error::User { problem: format!("{path}: not read yet") })
+        Merged::open(&self.layers)?.read(path, max_bytes)
     }
 }

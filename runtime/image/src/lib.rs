@@ -6,11 +6,21 @@
 
 mod config;
 mod credential;
+mod digest;
+mod document;
 mod error;
+mod flight;
 mod image;
 mod images;
+mod import;
+mod layer;
+mod merged;
 mod progress;
+mod pull;
 mod reference;
+mod registry;
+mod store;
+mod user;
 
 pub use config::{Limits, Registry, RegistryConfig};
 pub use credential::{Credential, docker_config_json};
