@@ -94,10 +94,7 @@ mod tests {
         admission.admit("a", &spec("600m")).unwrap();
         let refusal = admission.admit("b", &spec("500m")).unwrap_err();
         assert_eq!(refusal.reason, "OutOfcpu");
-        assert_eq!(
-            refusal.message,
-            "Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000"
-        );
+        assert_eq!(refusal.message, "Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000");
         admission.admit("a", &spec("600m")).unwrap();
         admission.release("a");
         admission.admit("b", &spec("500m")).unwrap();

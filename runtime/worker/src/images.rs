@@ -93,16 +93,13 @@ async fn credentials(ctx: &Context, pod: &Pod) -> Vec<Credential> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut all = Vec::new();
     for reference in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
-        let secret = match ctx.secret(namespace, &reference.name).await {
-            Ok(Some(secret)) => secret,
-            Ok(None) | Err(_) => {
-                let text = format!(
-                    "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                    reference.name
-                );
-                ctx.events.record(About::pod(pod), Severity::Warning, "FailedToRetrieveImagePullSecret", text);
-                continue;
-            }
+        let Ok(Some(secret)) = ctx.secret(namespace, &reference.name).await else {
+            let text = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                reference.name
+            );
+            ctx.events.record(About::pod(pod), Severity::Warning, "FailedToRetrieveImagePullSecret", text);
+            continue;
         };
         let data = secret.data.unwrap_or_default();
         let Some(json) = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg")) else { continue };

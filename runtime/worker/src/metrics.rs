@@ -57,15 +57,15 @@ pub(crate) struct StartLatency {
 struct Stages {
     seen: Instant,
     seen_at: jiff::Timestamp,
-    stages: Vec<(String, Duration, Duration)>,
+    /// Name, beginning after `seen`, length.
+    list: Vec<(String, Duration, Duration)>,
     running: Option<Duration>,
 }
 
 impl StartLatency {
     /// Begins now.
     pub fn begin() -> Self {
-        let stages =
-            Stages { seen: Instant::now(), seen_at: jiff::Timestamp::now(), stages: Vec::new(), running: None };
+        let stages = Stages { seen: Instant::now(), seen_at: jiff::Timestamp::now(), list: Vec::new(), running: None };
         Self { inner: Arc::new(Mutex::new(stages)) }
     }
 
@@ -82,7 +82,7 @@ impl StartLatency {
         }
         metrics.observe(name, took);
         let offset = begin.saturating_duration_since(stages.seen);
-        stages.stages.push((name.to_owned(), offset, took));
+        stages.list.push((name.to_owned(), offset, took));
     }
 
     /// The status that says Running has been accepted.
@@ -100,7 +100,7 @@ impl StartLatency {
         let stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
         let list: Vec<_> = stages
-            .stages
+            .list
             .iter()
             .map(|(name, offset, took)| {
                 serde_json::json!({"stage": name, "atMillis": millis(*offset), "millis": millis(*took)})

@@ -135,7 +135,7 @@ async fn keep_alive(ctx: &Context) {
         }
         count = count.wrapping_add(1);
         // A node that was removed under us (its lease too) comes back with the next status.
-        if count % STATUS_EVERY == 0
+        if count.is_multiple_of(STATUS_EVERY)
             && let Err(error) = register(ctx).await
         {
             tracing::debug!(%error, "the node's status could not be written");
@@ -148,31 +148,27 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(ctx.client.clone());
     let labels = labels(&ctx.node);
     let existing = api.get_opt(&ctx.node).await?;
-    let node = match existing {
-        Some(node) => {
-            let has = node.metadata.labels.clone().unwrap_or_default();
-            if labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
-                let patch = json!({"metadata": {"labels": labels}});
-                api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await?
-            } else {
-                node
-            }
+    let node = if let Some(node) = existing {
+        let has = node.metadata.labels.clone().unwrap_or_default();
+        if labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
+            let patch = json!({"metadata": {"labels": labels}});
+            api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await?
+        } else {
+            node
         }
-        None => {
-            let node = Node {
-                metadata: ObjectMeta {
-                    name: Some(ctx.node.clone()),
-                    labels: Some(labels),
-                    annotations: Some(
-                        [("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into())].into(),
-                    ),
-                    ..ObjectMeta::default()
-                },
-                spec: Some(NodeSpec::default()),
-                status: None,
-            };
-            api.create(&PostParams::default(), &node).await?
-        }
+    } else {
+        let attach = ("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned());
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(ctx.node.clone()),
+                labels: Some(labels),
+                annotations: Some([attach].into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec::default()),
+            status: None,
+        };
+        api.create(&PostParams::default(), &node).await?
     };
     let status = status(ctx, node.status.as_ref(), Timestamp::now()).await;
     let patch = json!({"status": status});
@@ -196,21 +192,14 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
     let amounts = |cpu_millis: i64, memory_bytes: i64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
-        [
-            ("cpu", cpu),
-            ("memory", format!("{}Ki", memory_bytes / 1024)),
-            ("pods", MAX_PODS.to_string()),
-        ]
-        .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
-        .into()
+        [("cpu", cpu), ("memory", format!("{}Ki", memory_bytes / 1024)), ("pods", MAX_PODS.to_string())]
+            .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+            .into()
     };
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let images = ctx.images.list().await.unwrap_or_default();
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", ctx.host_ip.to_string()),
-            address("Hostname", ctx.node.clone()),
-        ]),
+        addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
         capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes)),
         allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes)),
         conditions: Some(conditions(before, now)),
@@ -297,7 +286,10 @@ mod tests {
     #[test]
     fn memory_and_names_are_read_from_the_systems_files() {
         assert_eq!(total_memory("MemTotal:        8000 kB\nMemFree: 1 kB\n"), Some(8_192_000));
-        assert_eq!(os_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(
+            os_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
         assert_eq!(os_name(""), "Linux");
     }
 

@@ -13,7 +13,10 @@ pub(crate) struct FdStream {
 
 impl FdStream {
     /// Takes the descriptor and makes it non-blocking.
-    #[expect(deprecated, reason = "its replacement is unsafe for sources that may change their descriptor; OwnedFd cannot")]
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe for sources that may change their descriptor; OwnedFd cannot"
+    )]
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;

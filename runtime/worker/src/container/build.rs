@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 /// What one start of a container needs beyond the context.
 pub(crate) struct Inputs<'a> {
     pub id: ContainerId,
-    pub attempt: u32,
     pub facts: Facts<'a>,
     pub container: &'a Container,
     pub image: &'a Image,
@@ -61,16 +60,11 @@ impl ContainerPaths {
 }
 
 /// The sandbox's configuration. Makes the container's directories; everything else is computed.
-pub(crate) fn build(
-    ctx: &Context,
-    inputs: Inputs<'_>,
-    paths: &ContainerPaths,
-) -> Result<ContainerConfig, ConfigError> {
-    let Inputs { id, attempt: _, facts, container, image, objects, volumes, files, hostname, annotations } = inputs;
+pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -> Result<ContainerConfig, ConfigError> {
+    let Inputs { id, facts, container, image, objects, volumes, files, hostname, annotations } = inputs;
     let (meta, spec) = (&facts.pod.metadata, facts.pod.spec.as_ref());
     let spec = spec.ok_or_else(|| ConfigError("pod has no spec".to_owned()))?;
-    let (namespace, name) =
-        (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     let uid = meta.uid.as_deref().unwrap_or_default();
 
     let services = env::kubernetes_service(ctx.cluster.api_service_ip, ctx.cluster.api_port);

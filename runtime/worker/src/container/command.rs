@@ -16,10 +16,10 @@ pub(crate) fn argv(
     let words = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|word| expand(word, lookup)).collect()
     };
-    let (program, args) = (words(&container.command), words(&container.args));
+    let (program, given) = (words(&container.command), words(&container.args));
     let mut argv = if program.is_empty() { entrypoint.to_vec() } else { program.clone() };
-    if !args.is_empty() {
-        argv.extend(args);
+    if !given.is_empty() {
+        argv.extend(given);
     } else if program.is_empty() {
         argv.extend_from_slice(cmd);
     }

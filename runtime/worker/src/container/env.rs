@@ -144,8 +144,9 @@ fn referenced(
     if let Some(reference) = &source.resource_field_ref {
         let named = reference.container_name.as_deref().filter(|name| !name.is_empty());
         let of = match named {
-            Some(name) => find_container(facts.pod, name)
-                .ok_or_else(|| ConfigError(format!("container {name} not found")))?,
+            Some(name) => {
+                find_container(facts.pod, name).ok_or_else(|| ConfigError(format!("container {name} not found")))?
+            }
             None => container,
         };
         return resources::field(of, &reference.resource, reference.divisor.as_ref(), facts.allocatable)
@@ -299,16 +300,16 @@ mod tests {
     fn sources_references_and_expansion_come_together() {
         let env = build(
             json!({"name": "c",
-                "envFrom": [{"prefix": "CM_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "s"}}],
-                "env": [
-                    {"name": "A", "value": "$(CM_color)-$(KUBERNETES_SERVICE_HOST)-$(LATER)"},
-                    {"name": "LATER", "value": "x"},
-                    {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-                    {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
-                    {"name": "SIZE", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "size"}}},
-                    {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k", "optional": true}}},
-                    {"name": "CM_color", "value": "blue"}
-                ]}),
+            "envFrom": [{"prefix": "CM_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "s"}}],
+            "env": [
+                {"name": "A", "value": "$(CM_color)-$(KUBERNETES_SERVICE_HOST)-$(LATER)"},
+                {"name": "LATER", "value": "x"},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+                {"name": "SIZE", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "size"}}},
+                {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k", "optional": true}}},
+                {"name": "CM_color", "value": "blue"}
+            ]}),
             &objects(),
         )
         .unwrap();
@@ -330,11 +331,15 @@ mod tests {
             "configmap \"nope\" not found"
         );
         assert_eq!(
-            error(json!({"name": "c", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})),
+            error(
+                json!({"name": "c", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})
+            ),
             "couldn't find key k in Secret shop/s"
         );
         assert_eq!(
-            error(json!({"name": "c", "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]})),
+            error(
+                json!({"name": "c", "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]})
+            ),
             "couldn't find key k in ConfigMap shop/cm"
         );
     }
@@ -346,7 +351,8 @@ mod tests {
 
     #[test]
     fn the_container_overrides_the_image() {
-        let env = over_image(&[("PATH".into(), "/bin".into()), ("A".into(), "1".into())], vec![("A".into(), "2".into())]);
+        let env =
+            over_image(&[("PATH".into(), "/bin".into()), ("A".into(), "1".into())], vec![("A".into(), "2".into())]);
         assert_eq!(env, [("PATH".to_owned(), "/bin".to_owned()), ("A".to_owned(), "2".to_owned())]);
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
 }
 
 /// The first name that `lookup` doesn't know, for `subPathExpr`, where an unknown name is an error.
-pub(crate) fn first_unknown<'a>(text: &'a str, lookup: impl Fn(&str) -> Option<String>) -> Option<&'a str> {
+pub(crate) fn first_unknown(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<&str> {
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
         let after = &rest[dollar + 1..];

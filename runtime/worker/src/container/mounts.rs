@@ -25,10 +25,7 @@ pub(crate) fn mounts(
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let volume = volumes.get(&mount.name).ok_or_else(|| {
-            ConfigError(format!(
-                "cannot find volume \"{}\" to mount into container \"{}\"",
-                mount.name, container.name
-            ))
+            ConfigError(format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))
         })?;
         mounts.push(volume_mount(container, mount, volume, env)?);
     }
@@ -63,8 +60,7 @@ fn volume_mount(
     let sub_path = expanded_sub_path(mount, env)?;
     let path = &mount.mount_path;
     let destination = if path.starts_with('/') { path.clone() } else { format!("/{path}") };
-    let mut result =
-        bind(volume.path.clone(), destination, volume.read_only || mount.read_only.unwrap_or(false));
+    let mut result = bind(volume.path.clone(), destination, volume.read_only || mount.read_only.unwrap_or(false));
     result.propagation = match mount.mount_propagation.as_deref() {
         Some("HostToContainer") => Propagation::HostToContainer,
         Some("Bidirectional") => Propagation::Bidirectional,
@@ -119,7 +115,7 @@ mod tests {
         [("v".to_owned(), MountedVolume { path: path.to_owned(), read_only: false, memory: false })].into()
     }
 
-    fn container(mounts: serde_json::Value) -> Container {
+    fn container(mounts: &serde_json::Value) -> Container {
         serde_json::from_value(json!({"name": "c", "volumeMounts": mounts})).unwrap()
     }
 
@@ -129,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_volume_on_a_pods_file_takes_its_place_and_parents_come_first() {
-        let container = container(json!([
+        let container = container(&json!([
             {"name": "v", "mountPath": "/data/deep/er"},
             {"name": "v", "mountPath": "/etc/hosts/"},
             {"name": "v", "mountPath": "/data"}
@@ -142,7 +138,7 @@ mod tests {
     #[test]
     fn sub_paths_may_not_climb_and_expressions_need_their_variables() {
         let error = |mount: serde_json::Value| {
-            mounts(&container(json!([mount])), &volumes(Path::new("/")), &[], vec![], "/log".into()).unwrap_err().0
+            mounts(&container(&json!([mount])), &volumes(Path::new("/")), &[], vec![], "/log".into()).unwrap_err().0
         };
         assert!(error(json!({"name": "v", "mountPath": "/x", "subPath": "a/../../etc"})).contains("must not contain"));
         assert!(error(json!({"name": "v", "mountPath": "/x", "subPathExpr": "$(NO)"})).contains("missing value"));

@@ -23,9 +23,8 @@ pub(crate) fn security(
     profiles: &Path,
 ) -> Result<Security, ConfigError> {
     let privileged = container.and_then(|c| c.privileged).unwrap_or(false);
-    let profile = container
-        .and_then(|c| c.seccomp_profile.as_ref())
-        .or_else(|| pod.and_then(|p| p.seccomp_profile.as_ref()));
+    let profile =
+        container.and_then(|c| c.seccomp_profile.as_ref()).or_else(|| pod.and_then(|p| p.seccomp_profile.as_ref()));
     Ok(Security {
         capabilities: if privileged {
             ALL_CAPABILITIES.map(str::to_owned).to_vec()
@@ -82,7 +81,9 @@ fn seccomp(profile: Option<&SeccompProfile>, profiles: &Path) -> Result<Seccomp,
             let plain = name.components().next().is_some()
                 && name.components().all(|part| matches!(part, Component::Normal(_)));
             if !plain {
-                return Err(ConfigError("localhostProfile must be set if seccompProfile type is Localhost.".to_owned()));
+                return Err(ConfigError(
+                    "localhostProfile must be set if seccompProfile type is Localhost.".to_owned(),
+                ));
             }
             let path = profiles.join(name);
             if path.is_file() {
@@ -125,8 +126,7 @@ mod tests {
 
     #[test]
     fn a_localhost_profile_cannot_leave_its_directory() {
-        let profile =
-            SeccompProfile { type_: "Localhost".into(), localhost_profile: Some("../../etc/passwd".into()) };
+        let profile = SeccompProfile { type_: "Localhost".into(), localhost_profile: Some("../../etc/passwd".into()) };
         assert!(seccomp(Some(&profile), Path::new("/nowhere")).is_err());
     }
 }

@@ -95,11 +95,7 @@ mod tests {
         }
     }
 
-    fn wishes<'a>(
-        pod: Option<&'a PodSecurityContext>,
-        own: Option<&'a SecurityContext>,
-        image: &'a str,
-    ) -> Wishes<'a> {
+    fn wishes<'a>(pod: Option<&'a PodSecurityContext>, own: Option<&'a SecurityContext>, image: &'a str) -> Wishes<'a> {
         Wishes { pod: "p_ns(1)", container: "c", pod_context: pod, context: own, image_user: image }
     }
 
@@ -139,8 +135,7 @@ mod tests {
         ] {
             assert_eq!(user(&wishes(None, Some(&non_root), image), resolve).unwrap_err().0, text);
         }
-        let zero =
-            SecurityContext { run_as_non_root: Some(true), run_as_user: Some(0), ..SecurityContext::default() };
+        let zero = SecurityContext { run_as_non_root: Some(true), run_as_user: Some(0), ..SecurityContext::default() };
         assert_eq!(
             user(&wishes(None, Some(&zero), "1000"), resolve).unwrap_err().0,
             "container's runAsUser breaks non-root policy (pod: \"p_ns(1)\", container: c)"

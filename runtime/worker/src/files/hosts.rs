@@ -21,18 +21,15 @@ pub(crate) fn content(
     aliases: &[HostAlias],
 ) -> String {
     let mut out = String::new();
-    match host {
-        Some(host) => {
-            out.push_str("# Kubernetes-managed hosts file (host network).\n");
-            out.push_str(host);
-        }
-        None => {
-            out.push_str("# Kubernetes-managed hosts file.\n");
-            out.push_str(LOCAL);
-            if let Some(address) = address {
-                let names = domain.map_or_else(|| hostname.to_owned(), |domain| format!("{domain}\t{hostname}"));
-                let _infallible = writeln!(out, "{address}\t{names}");
-            }
+    if let Some(host) = host {
+        out.push_str("# Kubernetes-managed hosts file (host network).\n");
+        out.push_str(host);
+    } else {
+        out.push_str("# Kubernetes-managed hosts file.\n");
+        out.push_str(LOCAL);
+        if let Some(address) = address {
+            let names = domain.map_or_else(|| hostname.to_owned(), |domain| format!("{domain}\t{hostname}"));
+            let _infallible = writeln!(out, "{address}\t{names}");
         }
     }
     if !aliases.is_empty() {

@@ -39,7 +39,7 @@ impl PodFiles {
         let hostname = hostname(pod, node);
         let host_hosts = if host_network { std::fs::read_to_string("/etc/hosts").ok() } else { None };
         let aliases = spec.host_aliases.as_deref().unwrap_or_default();
-        let domain = fully_qualified(&spec.subdomain, &hostname, namespace, &cluster.cluster_domain);
+        let domain = fully_qualified(spec.subdomain.as_deref(), &hostname, namespace, &cluster.cluster_domain);
         let hosts = hosts::content(host_hosts.as_deref(), address, &hostname, domain.as_deref(), aliases);
         let resolv = resolv::content(
             spec.dns_policy.as_deref().unwrap_or("ClusterFirst"),
@@ -57,10 +57,7 @@ impl PodFiles {
 
     /// What to mount, and where.
     pub fn mounts(&self) -> Vec<PodFile> {
-        FILES
-            .iter()
-            .map(|(file, destination)| PodFile { destination, source: self.directory.join(file) })
-            .collect()
+        FILES.iter().map(|(file, destination)| PodFile { destination, source: self.directory.join(file) }).collect()
     }
 }
 
@@ -76,8 +73,8 @@ pub(crate) fn hostname(pod: &Pod, node: &str) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-fn fully_qualified(subdomain: &Option<String>, hostname: &str, namespace: &str, domain: &str) -> Option<String> {
-    let subdomain = subdomain.as_deref().filter(|subdomain| !subdomain.is_empty())?;
+fn fully_qualified(subdomain: Option<&str>, hostname: &str, namespace: &str, domain: &str) -> Option<String> {
+    let subdomain = subdomain.filter(|subdomain| !subdomain.is_empty())?;
     Some(format!("{hostname}.{subdomain}.{namespace}.svc.{domain}"))
 }
 

@@ -64,8 +64,7 @@ pub(crate) fn content(
         "None" => Resolver::default(),
         _ if use_cluster && !cluster.servers.is_empty() => {
             let (namespace, domain) = (cluster.namespace, cluster.domain);
-            let mut searches =
-                vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+            let mut searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
             searches.extend(host.searches.iter().cloned());
             Resolver {
                 servers: cluster.servers.iter().map(ToString::to_string).collect(),

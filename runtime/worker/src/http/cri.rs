@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(tail_offset(&mut file("a\nb"), 1).unwrap(), (2, 1));
         assert_eq!(tail_offset(&mut file(""), 1).unwrap(), (0, 0));
         assert_eq!(tail_offset(&mut file("a\n"), 0).unwrap(), (2, 0));
-        let long: String = (0..10_000).map(|n| format!("line {n}\n")).collect();
+        let long = (0..10_000).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n") + "\n";
         let (offset, _) = tail_offset(&mut file(&long), 5000).unwrap();
         assert!(long[usize::try_from(offset).unwrap()..].starts_with("line 5000\n"));
     }

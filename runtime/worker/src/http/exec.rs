@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// `PodExecOptions`
 #[derive(Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are the API's")]
 pub(super) struct Options {
     pub command: Vec<String>,
     pub stdin: bool,
@@ -152,9 +153,8 @@ pub(super) async fn feed(mut input: mpsc::Receiver<Input>, mut sink: Option<Arc<
     while let Some(message) = input.recv().await {
         match (message, &sink) {
             (Input::Stdin(bytes), Some(stream)) => {
-                if stream.write_all(&bytes).await.is_err() {
-                    sink = None;
-                }
+                let written = stream.write_all(&bytes).await;
+                sink = sink.filter(|_| written.is_ok());
             }
             (Input::StdinClosed, Some(stream)) => {
                 if is_terminal {

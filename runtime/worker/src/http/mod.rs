@@ -83,9 +83,7 @@ pub(crate) fn container<'a>(view: &'a PodView, name: &str) -> Result<&'a Contain
 pub(crate) fn running(view: &PodView, name: &str) -> Result<carob_sandbox::ContainerId, Refused> {
     let container = container(view, name)?;
     container.running.clone().ok_or_else(|| match &container.waiting {
-        Some(_) if container.attempt.is_none() => {
-            Refused::not_found(format!("container not found (\"{name}\")"))
-        }
+        Some(_) if container.attempt.is_none() => Refused::not_found(format!("container not found (\"{name}\")")),
         _ => Refused::internal(format!("container {name} is not running")),
     })
 }

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 /// What a task of the actor's has finished.
 pub(super) enum Done {
     Prepared(Prepared),
-    Started(usize, Result<StartedContainer, StartFailure>),
+    Started(usize, Result<Box<StartedContainer>, StartFailure>),
     PostStart(usize, String, Result<(), String>),
     Stopped(usize),
     Patched(u64, Result<Box<Pod>, kube::Error>),
@@ -88,6 +88,7 @@ pub(super) enum Life {
     Deleting,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the pod")]
 pub(super) struct Actor {
     pub ctx: Arc<Context>,
     pub pod: Arc<Pod>,
@@ -315,8 +316,7 @@ impl Actor {
         }
         let gates_changed = pod.status.as_ref().map(|status| &status.conditions)
             != self.pod.status.as_ref().map(|status| &status.conditions);
-        if pod.metadata.labels != self.pod.metadata.labels
-            || pod.metadata.annotations != self.pod.metadata.annotations
+        if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations
         {
             self.volumes_changed = true;
         }
@@ -350,7 +350,7 @@ impl Actor {
     fn done(&mut self, done: Done) {
         match done {
             Done::Prepared(prepared) => self.prepared(prepared),
-            Done::Started(index, Ok(started)) => self.started(index, started),
+            Done::Started(index, Ok(started)) => self.started(index, *started),
             Done::Started(index, Err(failure)) => self.start_failed(index, failure),
             Done::PostStart(index, id, result) => self.post_started(index, &id, result),
             Done::Stopped(index) => self.controls[index].stopping = false,
@@ -460,14 +460,13 @@ impl Actor {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
             container: self.container(index).clone(),
-            role: self.records[index].role,
             attempt: self.records[index].starts,
             sandbox,
             volumes,
             cancel: self.cancel.clone(),
             latency: self.latency.clone(),
         };
-        self.tasks.spawn(async move { Done::Started(index, start(start_inputs).await) });
+        self.tasks.spawn(async move { Done::Started(index, start(start_inputs).await.map(Box::new)) });
     }
 
     fn prepared(&mut self, prepared: Prepared) {

@@ -118,10 +118,8 @@ fn ready(spec: &PodSpec, phase: &str, containers: &Verdict, before: &[PodConditi
         let name = &gate.condition_type;
         match before.iter().find(|condition| condition.type_ == *name) {
             None => missing.push(format!("corresponding condition of pod readiness gate \"{name}\" does not exist.")),
-            Some(condition) if condition.status != "True" => missing.push(format!(
-                "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
-                condition.status
-            )),
+            Some(condition) if condition.status != "True" => missing
+                .push(format!("the status of pod readiness gate \"{name}\" is not \"True\", but {}", condition.status)),
             Some(_) => {}
         }
     }

@@ -168,7 +168,8 @@ impl Actor {
         // With restartPolicy Never a failed probe is the end.
         let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
         self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
-        let grace = grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
+        let grace =
+            grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
         let (_, deadline) = watch::channel(Instant::now() + grace);
         self.stop_container(index, deadline, why);
     }

@@ -57,6 +57,7 @@ pub(crate) struct PodView {
 
 /// What the HTTP side may know of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are the spec's")]
 pub(crate) struct ContainerView {
     pub name: String,
     pub init: bool,

@@ -55,7 +55,8 @@ pub(crate) fn plan(parts: &[(Role, Progress)]) -> Step {
         match (role, progress) {
             (Role::Main, _) => break,
             (Role::Init, _) if begun => {}
-            (Role::Init, Progress::Ended { success: true, .. }) => {}
+            (Role::Init, Progress::Ended { success: true, .. })
+            | (Role::Sidecar, Progress::Running { started: true }) => {}
             (Role::Init, Progress::Ended { again: false, .. }) => {
                 step.over = Some(Outcome::Failed);
                 step.start.clear();
@@ -66,7 +67,6 @@ pub(crate) fn plan(parts: &[(Role, Progress)]) -> Step {
                 return step;
             }
             (Role::Init, _) => return step,
-            (Role::Sidecar, Progress::Running { started: true }) => {}
             (Role::Sidecar, Progress::New | Progress::Ended { .. }) => {
                 step.start.push(index);
                 if !begun {

@@ -77,7 +77,10 @@ pub(super) fn port(container: &Container, port: &IntOrString) -> Option<u16> {
         IntOrString::Int(number) => u16::try_from(*number).ok(),
         IntOrString::String(name) => {
             let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
-            named.map(|port| port.container_port).or_else(|| name.parse().ok()).and_then(|port| u16::try_from(port).ok())
+            named
+                .map(|port| port.container_port)
+                .or_else(|| name.parse().ok())
+                .and_then(|port| u16::try_from(port).ok())
         }
     }
 }
@@ -172,8 +175,10 @@ where
     for header in headers() {
         request = request.header(&header.name, &header.value);
     }
-    let request =
-        request.header("Connection", "close").body(Full::<bytes::Bytes>::default()).map_err(|error| error.to_string())?;
+    let request = request
+        .header("Connection", "close")
+        .body(Full::<bytes::Bytes>::default())
+        .map_err(|error| error.to_string())?;
     let answer = sender.send_request(request).await.map_err(text);
     connection.abort();
     Ok(answer?.status().as_u16())
@@ -198,14 +203,11 @@ async fn https_unverified(action: &HTTPGetAction, host: &str, port: u16, timeout
 /// `grpc.health.v1.Health/Check`; SERVING is success.
 pub(super) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
     let failed = |why: String| Outcome::Failure(format!("error: health rpc probe failed: {why}"));
-    let stream = match connect(host, port, timeout).await {
-        Ok(stream) => stream,
-        Err(_) => {
-            return Outcome::Failure(format!(
-                "timeout: failed to connect service \"{host}:{port}\" within {}",
-                seconds(timeout)
-            ));
-        }
+    let Ok(stream) = connect(host, port, timeout).await else {
+        return Outcome::Failure(format!(
+            "timeout: failed to connect service \"{host}:{port}\" within {}",
+            seconds(timeout)
+        ));
     };
     match tokio::time::timeout(timeout, health(stream, host, port, service)).await {
         Ok(Ok(1)) => Outcome::Success,

@@ -2,8 +2,8 @@
 
 pub(super) mod tls;
 
-use super::probe::{self, Outcome};
 use super::Message;
+use super::probe::{self, Outcome};
 use crate::context::Context;
 use crate::events::{About, Severity};
 use carob_sandbox::ContainerId;
@@ -97,9 +97,10 @@ async fn run(subject: Subject, kind: Kind, probe: Probe) {
     // readiness and startup ask more often at first. These tries count as nothing when they fail.
     let eager = kind != Kind::Liveness && probe.exec.is_none();
     let mut wait = EAGER_FIRST;
-    let mut waited = Duration::ZERO;
+    let (mut waited, mut early_success) = (Duration::ZERO, false);
     while eager && waited + wait < period {
         if once(&subject, &probe, timeout).await == Outcome::Success {
+            early_success = true;
             break;
         }
         tokio::time::sleep(wait).await;
@@ -111,18 +112,16 @@ async fn run(subject: Subject, kind: Kind, probe: Probe) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let success = match once(&subject, &probe, timeout).await {
+        let outcome =
+            if std::mem::take(&mut early_success) { Outcome::Success } else { once(&subject, &probe, timeout).await };
+        let success = match outcome {
             Outcome::Success => true,
             Outcome::Failure(output) => {
                 report(&subject, kind, &format!("{} probe failed: {output}", kind.name()));
                 false
             }
             Outcome::Unknown(why) => {
-                report(
-                    &subject,
-                    kind,
-                    &format!("{} probe errored and resulted in unknown state: {why}", kind.name()),
-                );
+                report(&subject, kind, &format!("{} probe errored and resulted in unknown state: {why}", kind.name()));
                 continue;
             }
         };

@@ -39,8 +39,14 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum State {
     /// Not running, and `reason` says what for.
-    Waiting { reason: String, message: Option<String> },
-    Running { id: String, started_at: Timestamp },
+    Waiting {
+        reason: String,
+        message: Option<String>,
+    },
+    Running {
+        id: String,
+        started_at: Timestamp,
+    },
     Ended(Ended),
 }
 

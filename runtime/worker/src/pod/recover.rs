@@ -195,8 +195,7 @@ impl Actor {
     /// Whether the API was told that the container has started, and that it is ready.
     fn was_ready(&self, name: &str) -> (bool, bool) {
         let Some(status) = self.pod.status.as_ref() else { return (false, false) };
-        let mut all =
-            status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        let mut all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
         all.find(|status| status.name == name)
             .map_or((false, false), |status| (status.started == Some(true), status.ready))
     }

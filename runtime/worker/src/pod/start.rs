@@ -1,7 +1,6 @@
 //! One start of one container: image, configuration, sandbox.
 
 use super::prepare::{Sandbox, chain, facts};
-use super::record::Role;
 use crate::container::build::{ContainerPaths, Inputs, build};
 use crate::container::{env, resources};
 use crate::context::Context;
@@ -50,7 +49,6 @@ pub(super) struct Start {
     pub ctx: Arc<Context>,
     pub pod: Arc<Pod>,
     pub container: Container,
-    pub role: Role,
     pub attempt: u32,
     pub sandbox: Sandbox,
     pub volumes: Arc<HashMap<String, MountedVolume>>,
@@ -107,7 +105,6 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         ctx,
         Inputs {
             id: id.clone(),
-            attempt: *attempt,
             facts: facts(ctx, pod, sandbox.address),
             container,
             image,
@@ -212,9 +209,14 @@ mod tests {
 
     #[test]
     fn signals_are_read_as_images_write_them() {
-        for (name, number) in
-            [(None, 15), (Some("SIGQUIT"), 3), (Some("quit"), 3), (Some("9"), 9), (Some("SIGRTMIN+3"), 37), (Some("x"), 15)]
-        {
+        for (name, number) in [
+            (None, 15),
+            (Some("SIGQUIT"), 3),
+            (Some("quit"), 3),
+            (Some("9"), 9),
+            (Some("SIGRTMIN+3"), 37),
+            (Some("x"), 15),
+        ] {
             assert_eq!(signal_number(name), number, "{name:?}");
         }
     }

@@ -39,15 +39,7 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     };
     let old_conditions = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let generation = inputs.pod.metadata.generation;
-    let all = conditions(
-        spec,
-        phase,
-        inputs.sandbox_ready,
-        inputs.records,
-        old_conditions,
-        generation,
-        inputs.now,
-    );
+    let all = conditions(spec, phase, inputs.sandbox_ready, inputs.records, old_conditions, generation, inputs.now);
     let of = |wanted: fn(Role) -> bool, containers: &[Container]| -> Vec<ContainerStatus> {
         let records = inputs.records.iter().filter(|record| wanted(record.role));
         records.zip(containers).map(|(record, container)| container_status(record, container, inputs.records)).collect()
@@ -126,11 +118,7 @@ fn container_status(record: &Record, container: &Container, all: &[Record]) -> C
     let state = match &record.state {
         State::Waiting { reason, message } => ContainerState {
             waiting: Some(ContainerStateWaiting {
-                reason: Some(if reason == CREATING && initializing {
-                    INITIALIZING.to_owned()
-                } else {
-                    reason.clone()
-                }),
+                reason: Some(if reason == CREATING && initializing { INITIALIZING.to_owned() } else { reason.clone() }),
                 message: message.clone(),
             }),
             ..ContainerState::default()
@@ -171,7 +159,6 @@ fn container_status(record: &Record, container: &Container, all: &[Record]) -> C
                 mount_path: mount.mount_path.clone(),
                 read_only: mount.read_only,
                 recursive_read_only: mount.read_only.filter(|ro| *ro).map(|_| "Disabled".to_owned()),
-                ..VolumeMountStatus::default()
             };
             mounts.iter().map(status).collect()
         }),
@@ -242,8 +229,8 @@ pub(crate) fn patch(pod: &Pod, status: &PodStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::record::{CRASH_LOOP, end_reason};
+    use super::*;
     use serde_json::json;
 
     fn spec(policy: &str) -> PodSpec {

@@ -47,21 +47,18 @@ impl Actor {
     /// Stops all containers within `grace`. Once begun, a later call can only shorten it.
     pub(super) fn begin_stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        match &self.stopping {
-            Some(stopping) => {
-                stopping.deadline.send_if_modified(|current| {
-                    // The same grace read a moment later isn't a new wish.
-                    let sooner = deadline + Duration::from_millis(1500) < *current;
-                    if sooner {
-                        *current = deadline;
-                    }
-                    sooner
-                });
-            }
-            None => {
-                self.cancel.cancel();
-                self.stopping = Some(Stopping { deadline: watch::Sender::new(deadline) });
-            }
+        if let Some(stopping) = &self.stopping {
+            stopping.deadline.send_if_modified(|current| {
+                // The same grace read a moment later isn't a new wish.
+                let sooner = deadline + Duration::from_millis(1500) < *current;
+                if sooner {
+                    *current = deadline;
+                }
+                sooner
+            });
+        } else {
+            self.cancel.cancel();
+            self.stopping = Some(Stopping { deadline: watch::Sender::new(deadline) });
         }
     }
 

@@ -27,14 +27,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 impl Default for Writer {
     fn default() -> Self {
-        Self {
-            changed: 0,
-            written: watch::Sender::new(0),
-            in_flight: false,
-            due: None,
-            last: None,
-            retry: FIRST_RETRY,
-        }
+        Self { changed: 0, written: watch::Sender::new(0), in_flight: false, due: None, last: None, retry: FIRST_RETRY }
     }
 }
 

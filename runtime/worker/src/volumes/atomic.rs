@@ -112,7 +112,9 @@ fn show(directory: &Path, payload: &Payload) -> Result<(), SourceError> {
 /// Whether the version on disk holds exactly these files.
 fn same(version: &Path, payload: &Payload) -> bool {
     let mut count = 0;
-    count_files(version, &mut count) && count == payload.len() && payload.iter().all(|(path, file)| equal(&version.join(path), file))
+    count_files(version, &mut count)
+        && count == payload.len()
+        && payload.iter().all(|(path, file)| equal(&version.join(path), file))
 }
 
 fn equal(path: &Path, file: &File) -> bool {

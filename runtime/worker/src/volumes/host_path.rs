@@ -20,9 +20,7 @@ pub(crate) fn check(path: &Path, kind: &str) -> Result<(), String> {
         "FileOrCreate" => match found {
             Ok(meta) if meta.is_file() => Ok(()),
             Ok(_) => failed("a file"),
-            Err(_) => {
-                fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map(drop).map_err(io)
-            }
+            Err(_) => fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map(drop).map_err(io),
         },
         _ => {
             let kind_of = found.as_ref().ok().map(fs::Metadata::file_type);

@@ -153,10 +153,9 @@ mod tests {
 
     #[test]
     fn a_memory_volume_is_bounded_by_its_limit_the_pod_and_the_node() {
-        let spec: PodSpec = serde_json::from_value(
-            json!({"containers": [{"name": "c", "resources": {"limits": {"memory": "64Mi"}}}]}),
-        )
-        .unwrap();
+        let spec: PodSpec =
+            serde_json::from_value(json!({"containers": [{"name": "c", "resources": {"limits": {"memory": "64Mi"}}}]}))
+                .unwrap();
         let source = |limit: Option<&str>| -> EmptyDirVolumeSource {
             serde_json::from_value(json!({"medium": "Memory", "sizeLimit": limit})).unwrap()
         };

@@ -35,7 +35,7 @@ pub(crate) fn config_map(
     optional: bool,
 ) -> Result<Payload, SourceError> {
     let mut all: BTreeMap<&str, &[u8]> = BTreeMap::new();
-    for map in map {
+    if let Some(map) = map {
         all.extend(map.data.iter().flatten().map(|(key, text)| (key.as_str(), text.as_bytes())));
         all.extend(map.binary_data.iter().flatten().map(|(key, bytes)| (key.as_str(), bytes.0.as_slice())));
     }
@@ -159,9 +159,15 @@ mod tests {
 
     #[test]
     fn paths_that_leave_the_volume_are_unsafe() {
-        for (path, safe) in
-            [("a", true), ("a/b", true), ("..data", false), ("../x", false), ("/etc", false), ("a/../b", false), ("", false)]
-        {
+        for (path, safe) in [
+            ("a", true),
+            ("a/b", true),
+            ("..data", false),
+            ("../x", false),
+            ("/etc", false),
+            ("a/../b", false),
+            ("", false),
+        ] {
             assert_eq!(is_safe(path), safe, "{path}");
         }
     }

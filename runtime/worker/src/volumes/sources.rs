@@ -33,16 +33,16 @@ pub(crate) async fn payload(
         let (optional, mode) = (source.optional == Some(true), source.default_mode.unwrap_or(DEFAULT_MODE));
         let map = ctx.config_map(namespace, &source.name).await.map_err(SourceError::Missing)?;
         required(map.is_some() || optional, "configmap", &source.name)?;
-        filled.payload = payload::config_map(map.as_ref(), items(&source.items), mode, optional)?;
+        filled.payload = payload::config_map(map.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         let (optional, mode) = (source.optional == Some(true), source.default_mode.unwrap_or(DEFAULT_MODE));
         let secret = ctx.secret(namespace, name).await.map_err(SourceError::Missing)?;
         required(secret.is_some() || optional, "secret", name)?;
-        filled.payload = payload::secret(secret.as_ref(), items(&source.items), mode, optional)?;
+        filled.payload = payload::secret(secret.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        filled.payload = payload::downward_api(items(&source.items), facts, mode)?;
+        filled.payload = payload::downward_api(items(source.items.as_ref()), facts, mode)?;
     } else if let Some(source) = &volume.projected {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let parts = source.sources.iter().flatten().map(|part| projection(ctx, facts, spec, part, mode));
@@ -70,14 +70,14 @@ async fn projection(
         let optional = source.optional == Some(true);
         let map = ctx.config_map(namespace, &source.name).await.map_err(SourceError::Missing)?;
         required(map.is_some() || optional, "configmap", &source.name)?;
-        filled.payload = payload::config_map(map.as_ref(), items(&source.items), mode, optional)?;
+        filled.payload = payload::config_map(map.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &part.secret {
         let optional = source.optional == Some(true);
         let secret = ctx.secret(namespace, &source.name).await.map_err(SourceError::Missing)?;
         required(secret.is_some() || optional, "secret", &source.name)?;
-        filled.payload = payload::secret(secret.as_ref(), items(&source.items), mode, optional)?;
+        filled.payload = payload::secret(secret.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &part.downward_api {
-        filled.payload = payload::downward_api(items(&source.items), facts, mode)?;
+        filled.payload = payload::downward_api(items(source.items.as_ref()), facts, mode)?;
     } else if let Some(source) = &part.service_account_token {
         let (token, renew_after) = service_account_token(ctx, facts, spec, source).await?;
         let fs_group = spec.security_context.as_ref().and_then(|context| context.fs_group);
@@ -89,8 +89,8 @@ async fn projection(
     Ok(filled)
 }
 
-fn items<T>(list: &Option<Vec<T>>) -> &[T] {
-    list.as_deref().unwrap_or_default()
+fn items<T>(list: Option<&Vec<T>>) -> &[T] {
+    list.map(Vec::as_slice).unwrap_or_default()
 }
 
 fn required(there: bool, kind: &str, name: &str) -> Result<(), SourceError> {
@@ -132,9 +132,8 @@ async fn service_account_token(
     };
     let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), namespace);
     let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
-    let answer = answer.map_err(|error| {
-        SourceError::Missing(format!("failed to fetch token: {}", crate::objects::message(&error)))
-    })?;
+    let answer = answer
+        .map_err(|error| SourceError::Missing(format!("failed to fetch token: {}", crate::objects::message(&error))))?;
     let status = answer.status.ok_or_else(|| SourceError::Missing("failed to fetch token: empty status".to_owned()))?;
     let left = status.expiration_timestamp.0.duration_since(jiff::Timestamp::now()).as_secs();
     let renew = (left.max(60) * 4 / 5).min(24 * 3600);

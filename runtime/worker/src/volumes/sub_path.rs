@@ -33,7 +33,8 @@ pub(crate) fn resolve(volume: &Path, sub_path: &str) -> Result<OwnedFd, SubPathE
         return Err(SubPathError::NotRelative { path: relative.to_owned() });
     }
     let mut current = open(volume, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(opened(volume))?;
-    let root = current.try_clone().map_err(|_| SubPathError::Open { path: volume.to_owned(), source: Errno::EMFILE })?;
+    let root =
+        current.try_clone().map_err(|_| SubPathError::Open { path: volume.to_owned(), source: Errno::EMFILE })?;
     let how = || OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
     match openat2(&root, relative, how()) {
         Ok(fd) => return Ok(fd),
