@@ -262,3 +262,25 @@ fn element(go_type: &'static str) -> &'static str {
     });
     inner.unwrap_or_default().trim_start_matches('*')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_go_types_has_every_field() {
+        let known = fields_in_go();
+        let mut missing = Vec::new();
+        for (type_, schema) in all() {
+            let fields = schema.properties().map(|(field, _)| field);
+            // These two are part of every kind, and left out of the table.
+            missing.extend(
+                fields
+                    .filter(|field| !known.contains_key(&(*type_, *field)) && !matches!(*field, "apiVersion" | "kind"))
+                    .map(|field| (*type_, field)),
+            );
+        }
+        missing.sort_unstable();
+        assert!(missing.is_empty(), "add to data/fields.tsv: {missing:?}");
+    }
+}

@@ -1,0 +1,68 @@
+//! The support matrix as a document.
+
+use std::fmt::Write as _;
+
+use super::table::{Rule, Table};
+use crate::kinds;
+use crate::schema::{self, Schema, Type};
+
+const INTRODUCTION: &str = "\
+# What Carob carries out
+
+Generated from `gateway/api/data/support.txt`; don't edit it by hand. An object that sets a field that isn't carried out
+is taken, kept and answered with a `Warning` header that names the field. Fields within a field that is carried out
+entirely or not at all are not listed.
+
+";
+
+/// The type that several kinds hold; it is described once, in Pod.
+const POD_SPEC: &str = "io.k8s.api.core.v1.PodSpec";
+
+/// The support matrix of all served kinds in Markdown: `docs/support-matrix.md`.
+pub fn matrix_markdown() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for kind in kinds::builtin() {
+        // Writing to a String doesn't fail.
+        let _ = writeln!(text, "## {} ({})\n", kind.kind, kind.api_version());
+        text.push_str("| field | carried out |\n|---|---|\n");
+        rows(schema::schema_of(kind), "", kind.kind == "Pod", &mut text);
+        let subresources: Vec<String> = kind.subresources.iter().map(|part| format!("`{}`", part.name)).collect();
+        if !subresources.is_empty() {
+            let _ = writeln!(text, "\nSubresources: {}.", subresources.join(", "));
+        }
+        text.push('\n');
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+fn rows(schema: &'static Schema, path: &str, is_pod: bool, text: &mut String) {
+    let Some(name) = schema.name() else { return };
+    for (field, inner) in schema.properties() {
+        let path = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+        let (element, suffix) = element(inner);
+        let answer = match Table::get().rule(name, field) {
+            Rule::Yes if element.name() == Some(POD_SPEC) && !is_pod => "as in Pod".to_owned(),
+            Rule::Yes if element.type_() == Type::Object => {
+                rows(element, &format!("{path}{suffix}"), is_pod, text);
+                continue;
+            }
+            Rule::Yes | Rule::All => "yes".to_owned(),
+            Rule::Part(missing) => format!("in part: {missing}"),
+            Rule::Only(values) | Rule::Keys(values) => format!("only `{}`", values.join("`, `")),
+            Rule::No => "**no**".to_owned(),
+            Rule::Set => "written by Carob".to_owned(),
+        };
+        let _ = writeln!(text, "| `{path}` | {answer} |");
+    }
+}
+
+/// What a list or map holds, and how that is written in a path.
+fn element(schema: &'static Schema) -> (&'static Schema, &'static str) {
+    match (schema.items(), schema.additional()) {
+        (Some(items), _) => (items, "[*]"),
+        (None, Some(values)) => (values, "[*]"),
+        (None, None) => (schema, ""),
+    }
+}

@@ -1,0 +1,84 @@
+//! The facts of `data/support.txt`.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+const TEXT: &str = include_str!("../../data/support.txt");
+
+/// How far a field is carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// It is, and so are the fields in it that have such a rule themselves.
+    Yes,
+    /// It is, with everything in it.
+    All,
+    /// It is, except for what the text says.
+    Part(&'static str),
+    /// These values are.
+    Only(Vec<&'static str>),
+    /// These entries of the map are.
+    Keys(Vec<&'static str>),
+    /// It isn't.
+    No,
+    /// The system writes it.
+    Set,
+}
+
+/// Rules by type and field.
+pub(super) struct Table {
+    rules: HashMap<String, HashMap<&'static str, Rule>>,
+}
+
+impl Table {
+    pub fn get() -> &'static Self {
+        static TABLE: OnceLock<Table> = OnceLock::new();
+        TABLE.get_or_init(|| Self::parse(TEXT))
+    }
+
+    /// The rule of a field; what isn't in the table isn't carried out.
+    pub fn rule(&self, type_: &str, field: &str) -> &Rule {
+        self.rules.get(type_).and_then(|fields| fields.get(field)).unwrap_or(&Rule::No)
+    }
+
+    fn parse(text: &'static str) -> Self {
+        let mut rules: HashMap<String, HashMap<&'static str, Rule>> = HashMap::new();
+        let mut type_ = String::new();
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let Some(entry) = line.strip_prefix("  ") else {
+                type_ = format!("io.k8s.api.{line}");
+                continue;
+            };
+            let (word, rest) = entry.split_once(' ').unwrap_or((entry, ""));
+            let fields = rules.entry(type_.clone()).or_default();
+            let (first, tail) = rest.split_once(' ').unwrap_or((rest, ""));
+            let of_one = match word {
+                "part" => Some(Rule::Part(tail)),
+                "only" => Some(Rule::Only(tail.split(' ').collect())),
+                "keys" => Some(Rule::Keys(tail.split(' ').collect())),
+                _ => None,
+            };
+            if let Some(rule) = of_one {
+                fields.insert(first, rule);
+                continue;
+            }
+            let rule = match word {
+                "yes" => Rule::Yes,
+                "all" => Rule::All,
+                "set" => Rule::Set,
+                _ => Rule::No,
+            };
+            fields.extend(rest.split(' ').map(|field| (field, rule.clone())));
+        }
+        Self { rules }
+    }
+
+    #[cfg(test)]
+    pub fn knows(&self, type_: &str, field: &str) -> bool {
+        self.rules.get(type_).is_some_and(|fields| fields.contains_key(field))
+    }
+
+    #[cfg(test)]
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.rules.iter().flat_map(|(type_, fields)| fields.keys().map(move |field| (type_.as_str(), *field)))
+    }
+}
