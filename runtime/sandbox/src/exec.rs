@@ -5,7 +5,7 @@
 use crate::capabilities::{self, CapabilitySet};
 use crate::cgroup::Cgroup;
 use crate::config::{ContainerConfig, ExecConfig, User};
-use crate::create::spec::rlimit_kind;
+use crate::create::spec::rlimit_number;
 use crate::kernel::process::{self, Fork};
 use crate::program::{self, ExecFailure, Program};
 use crate::protocol::Failure;
@@ -129,12 +129,7 @@ fn program(plan: &Plan<'_>) -> Result<Program, Failure> {
 }
 
 /// In the child: session, standard streams, directory, limits, user. What follows is [`Program::execute`].
-fn become_process(
-    plan: &Plan<'_>,
-    terminal: Option<&Terminal>,
-    user: &User,
-    cwd: &str,
-) -> Result<(), ExecFailure> {
+fn become_process(plan: &Plan<'_>, terminal: Option<&Terminal>, user: &User, cwd: &str) -> Result<(), ExecFailure> {
     let setup = |what: &'static str| move |error: io::Error| ExecFailure::setup(what, error);
     nix::unistd::setsid().map_err(|errno| ExecFailure::setup("session", errno))?;
     let streams: [i32; 3] = match (terminal, &plan.stdio) {
@@ -190,8 +185,8 @@ fn become_user(user: &User) -> io::Result<()> {
 }
 
 fn set_rlimit(kind: &str, soft: u64, hard: u64) -> io::Result<()> {
-    let number = rlimit_kind(kind)
-        .map(|kind| kind as u32)
+    let number = rlimit_number(kind)
+        .and_then(|number| u32::try_from(number).ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, kind.to_owned()))?;
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the structure outlives the call; no old values are asked for.

@@ -97,10 +97,9 @@ impl Program {
         }
         match denied {
             Some(error) => failure(name, &error),
-            None => ExecFailure {
-                message: format!("exec: {name:?}: executable file not found in $PATH"),
-                exit_code: 127,
-            },
+            None => {
+                ExecFailure { message: format!("exec: {name:?}: executable file not found in $PATH"), exit_code: 127 }
+            }
         }
     }
 
@@ -154,10 +153,7 @@ mod tests {
     #[test]
     fn the_last_value_of_a_name_wins_in_the_place_of_the_first() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(
-            environment(&[pair("A", "1"), pair("PATH", "/x"), pair("A", "2=3")]),
-            ["A=2=3", "PATH=/x"]
-        );
+        assert_eq!(environment(&[pair("A", "1"), pair("PATH", "/x"), pair("A", "2=3")]), ["A=2=3", "PATH=/x"]);
         assert_eq!(environment(&[]), [format!("PATH={DEFAULT_PATH}")]);
     }
 }

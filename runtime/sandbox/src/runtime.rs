@@ -3,13 +3,14 @@
 mod connection;
 mod launch;
 
+use crate::kernel;
 use crate::protocol::{Answer, Ask, KnownPod};
 use crate::{
     ContainerConfig, ContainerId, ContainerState, Error, ExecConfig, Exit, Limits, PodConfig, RecoveredContainer,
     RecoveredPod, RuntimeConfig, Started, Usage,
 };
 use connection::Connection;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,10 @@ impl Runtime {
         let mut mount_fds = Vec::new();
         for (index, mount) in container.mounts.iter_mut().enumerate() {
             if let Some(fd) = mount.source_fd.take() {
-                fds.push(fd);
+                let detached = kernel::mount::clone_tree(Some(fd.as_fd()), Path::new(""), true).map_err(|error| {
+                    Error::InvalidConfig { field: format!("mounts[{index}].source_fd"), message: error.to_string() }
+                })?;
+                fds.push(detached);
                 mount_fds.push(index);
             }
         }

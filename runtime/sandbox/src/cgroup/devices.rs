@@ -34,15 +34,15 @@ const fn rule(block: bool, major: Option<u32>, minor: Option<u32>, access: &'sta
 const DEFAULT: [Rule; 11] = [
     rule(false, None, None, "m"),
     rule(true, None, None, "m"),
-    rule(false, Some(1), Some(3), "rwm"),   // null
-    rule(false, Some(1), Some(8), "rwm"),   // random
-    rule(false, Some(1), Some(7), "rwm"),   // full
-    rule(false, Some(5), Some(0), "rwm"),   // tty
-    rule(false, Some(1), Some(5), "rwm"),   // zero
-    rule(false, Some(1), Some(9), "rwm"),   // urandom
-    rule(false, Some(5), Some(1), "rwm"),   // console
-    rule(false, Some(136), None, "rwm"),    // pts/*
-    rule(false, Some(5), Some(2), "rwm"),   // ptmx
+    rule(false, Some(1), Some(3), "rwm"), // null
+    rule(false, Some(1), Some(8), "rwm"), // random
+    rule(false, Some(1), Some(7), "rwm"), // full
+    rule(false, Some(5), Some(0), "rwm"), // tty
+    rule(false, Some(1), Some(5), "rwm"), // zero
+    rule(false, Some(1), Some(9), "rwm"), // urandom
+    rule(false, Some(5), Some(1), "rwm"), // console
+    rule(false, Some(136), None, "rwm"),  // pts/*
+    rule(false, Some(5), Some(2), "rwm"), // ptmx
 ];
 
 pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), CgroupError> {
@@ -52,7 +52,12 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), 
     let mut list: Vec<(bool, Option<u32>, Option<u32>, String)> =
         DEFAULT.iter().map(|rule| (rule.block, rule.major, rule.minor, rule.access.to_owned())).collect();
     for device in rules.extra {
-        list.push((device.block, u32::try_from(device.major).ok(), u32::try_from(device.minor).ok(), device.access.clone()));
+        list.push((
+            device.block,
+            u32::try_from(device.major).ok(),
+            u32::try_from(device.minor).ok(),
+            device.access.clone(),
+        ));
     }
     if let Some(directory) = cgroup.of("devices") {
         return v1(&directory, &list);

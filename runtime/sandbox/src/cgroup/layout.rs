@@ -51,7 +51,9 @@ impl Layout {
         for line in mountinfo.lines() {
             let Some((place, kind)) = line.split_once(" - ") else { continue };
             let mut kind = kind.split(' ');
-            let (Some(filesystem), _, options) = (kind.next(), kind.next(), kind.next().unwrap_or("")) else { continue };
+            let (Some(filesystem), _, options) = (kind.next(), kind.next(), kind.next().unwrap_or("")) else {
+                continue;
+            };
             let fields: Vec<&str> = place.split(' ').collect();
             let (Some(root), Some(point)) = (fields.get(3), fields.get(4)) else { continue };
             // A bind of a part of a hierarchy isn't its root.

@@ -47,7 +47,10 @@ pub(super) fn oom_kills(cgroup: &Cgroup<'_>) -> u64 {
     let mut below: Vec<PathBuf> = Vec::new();
     if let Ok(entries) = fs::read_dir(cgroup.directory(hierarchy)) {
         below.extend(
-            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+            entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
         );
     }
     own + below.iter().filter_map(|directory| keyed(&directory.join(file), "oom_kill")).sum::<u64>()

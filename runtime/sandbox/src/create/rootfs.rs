@@ -63,12 +63,8 @@ fn overlay_by_mount(rootfs: &Rootfs, upper: &Path, work: &Path, target: &Path) -
         std::os::unix::fs::symlink(layer, &link).map_err(failed("overlay", &link))?;
         lower.push(index.to_string());
     }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},volatile",
-        lower.join(":"),
-        escaped(upper),
-        escaped(work)
-    );
+    let options =
+        format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), escaped(upper), escaped(work));
     let before = std::env::current_dir().map_err(failed("overlay", &links))?;
     std::env::set_current_dir(&links).map_err(failed("overlay", &links))?;
     let flags = nix::mount::MsFlags::empty();
@@ -129,7 +125,9 @@ pub fn stage(mounts: &[Mount], directory: &Path) -> Result<Vec<Staged>, Failure>
             MountKind::Bind => {
                 let shown = request.source.display();
                 let source = match &request.source_fd {
-                    Some(fd) => mount::clone_tree(Some(fd.as_fd()), Path::new(""), true),
+                    // The gateway has already made it a mount of its own: only who is in the mount namespace of a
+                    // directory's descriptor can.
+                    Some(fd) => fd.try_clone(),
                     None => mount::clone_tree(None, &request.source, true),
                 }
                 .map_err(|error| Failure::config(field(), format!("source {shown}: {error}")))?;

@@ -2,12 +2,12 @@
 
 use crate::config::{ContainerConfig, PathMasks, PodConfig, Propagation};
 use crate::program;
+use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceBuilder, LinuxNamespaceType,
     Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec,
     SpecBuilder, UserBuilder,
 };
-use oci_spec::OciSpecError;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -60,12 +60,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const DEFAULT_MOUNTS: [(&str, &str, &str, &[&str]); 5] = [
     ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
     ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    (
-        "/dev/pts",
-        "devpts",
-        "devpts",
-        &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-    ),
+    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
     ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
 ];
@@ -79,7 +74,12 @@ pub fn build(
 ) -> Result<Spec, OciSpecError> {
     SpecBuilder::default()
         .version("1.1.0")
-        .root(RootBuilder::default().path(Path::new("/").join(super::ROOTFS)).readonly(container.rootfs.read_only).build()?)
+        .root(
+            RootBuilder::default()
+                .path(Path::new("/").join(super::ROOTFS))
+                .readonly(container.rootfs.read_only)
+                .build()?,
+        )
         .process(process(container)?)
         .mounts(mounts(container, staged)?)
         .linux(linux(pod, container, joined)?)
@@ -110,15 +110,36 @@ fn process(container: &ContainerConfig) -> Result<Process, OciSpecError> {
     Ok(process)
 }
 
-/// The kind by its name, as in `RLIMIT_NOFILE`.
-pub fn rlimit_kind(name: &str) -> Option<PosixRlimitType> {
-    serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()
+/// The resource limits, each in the place of its number (asm-generic/resource.h).
+const RLIMITS: [(&str, PosixRlimitType); 16] = [
+    ("RLIMIT_CPU", PosixRlimitType::RlimitCpu),
+    ("RLIMIT_FSIZE", PosixRlimitType::RlimitFsize),
+    ("RLIMIT_DATA", PosixRlimitType::RlimitData),
+    ("RLIMIT_STACK", PosixRlimitType::RlimitStack),
+    ("RLIMIT_CORE", PosixRlimitType::RlimitCore),
+    ("RLIMIT_RSS", PosixRlimitType::RlimitRss),
+    ("RLIMIT_NPROC", PosixRlimitType::RlimitNproc),
+    ("RLIMIT_NOFILE", PosixRlimitType::RlimitNofile),
+    ("RLIMIT_MEMLOCK", PosixRlimitType::RlimitMemlock),
+    ("RLIMIT_AS", PosixRlimitType::RlimitAs),
+    ("RLIMIT_LOCKS", PosixRlimitType::RlimitLocks),
+    ("RLIMIT_SIGPENDING", PosixRlimitType::RlimitSigpending),
+    ("RLIMIT_MSGQUEUE", PosixRlimitType::RlimitMsgqueue),
+    ("RLIMIT_NICE", PosixRlimitType::RlimitNice),
+    ("RLIMIT_RTPRIO", PosixRlimitType::RlimitRtprio),
+    ("RLIMIT_RTTIME", PosixRlimitType::RlimitRttime),
+];
+
+/// The number of a resource limit, by its name as in `RLIMIT_NOFILE`.
+pub fn rlimit_number(name: &str) -> Option<usize> {
+    RLIMITS.iter().position(|(known, _)| *known == name)
 }
 
 fn rlimits(container: &ContainerConfig) -> Result<Vec<PosixRlimit>, OciSpecError> {
     let mut list = Vec::new();
     for limit in &container.rlimits {
-        let kind = rlimit_kind(&limit.kind)
+        let kind = rlimit_number(&limit.kind)
+            .map(|number| RLIMITS[number].1)
             .ok_or_else(|| OciSpecError::Other(format!("unknown resource limit {:?}", limit.kind)))?;
         list.push(PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()?);
     }
@@ -142,9 +163,12 @@ fn mounts(container: &ContainerConfig, staged: &[Staged]) -> Result<Vec<Mount>, 
     }
     let own = |options: &[&str]| options.iter().map(|option| (*option).to_owned()).collect::<Vec<String>>();
     // The pod's own /dev/shm is the last of them, and gives way to one that the worker asks for.
-    let mut binds: Vec<&Staged> =
-        staged.iter().enumerate().filter(|(index, bind)| *index < container.mounts.len() || !replaced(&bind.destination))
-            .map(|(_, bind)| bind).collect();
+    let mut binds: Vec<&Staged> = staged
+        .iter()
+        .enumerate()
+        .filter(|(index, bind)| *index < container.mounts.len() || !replaced(&bind.destination))
+        .map(|(_, bind)| bind)
+        .collect();
     // A mount inside another one's destination has to come after it.
     binds.sort_by_key(|bind| Path::new(&bind.destination).components().count());
     for bind in binds {
@@ -157,11 +181,7 @@ fn mount(destination: &str, kind: &str, source: &Path, options: Vec<String>) -> 
     MountBuilder::default().destination(destination).typ(kind).source(source).options(options).build()
 }
 
-fn linux(
-    pod: &PodConfig,
-    container: &ContainerConfig,
-    joined: &Joined<'_>,
-) -> Result<Linux, OciSpecError> {
+fn linux(pod: &PodConfig, container: &ContainerConfig, joined: &Joined<'_>) -> Result<Linux, OciSpecError> {
     let mut namespaces = Vec::new();
     let mut add = |kind: LinuxNamespaceType, fd: Option<BorrowedFd<'_>>| -> Result<(), OciSpecError> {
         let builder = LinuxNamespaceBuilder::default().typ(kind);

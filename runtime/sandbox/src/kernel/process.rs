@@ -174,10 +174,17 @@ pub unsafe fn close_all_but(keep: &[RawFd]) {
 
 /// Gives every signal its default action and unblocks all: what a program expects to be started with.
 pub fn reset_signals() {
+    /// The kernel's struct sigaction on every 64-bit architecture without a restorer of its own, and longer than the
+    /// others: all zero is the default action, no flags, nothing masked.
+    type Action = [u64; 4];
+    const MASK_BYTES: usize = 8;
+    let default: Action = [0; 4];
     for signal in 1..=64 {
-        // SAFETY: the default action is always valid; the two that cannot be changed answer an error that we ignore, and
-        // so do those that the C library keeps for itself.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure outlives the call. The C library would refuse the two signals that it keeps for itself,
+        // and which may have been inherited as ignored; SIGKILL and SIGSTOP answer an error that doesn't matter.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<Action>(), MASK_BYTES)
+        };
     }
     // SAFETY: an emptied set on our stack.
     unsafe {

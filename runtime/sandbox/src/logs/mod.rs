@@ -65,8 +65,7 @@ pub struct Pump {
 /// The process must have one thread.
 #[expect(unsafe_code, reason = "forks")]
 pub unsafe fn start() -> io::Result<Pump> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: the caller vouches for the single thread.
     match unsafe { process::fork() }? {
         process::Fork::Parent(pid) => Ok(Pump { pid, socket: ours }),

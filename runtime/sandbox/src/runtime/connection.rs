@@ -46,10 +46,12 @@ pub struct Greeted {
 
 impl Connection {
     /// Takes over a connected socket; two tasks of the current runtime serve it.
+    #[expect(unsafe_code, reason = "AsyncFd trusts its descriptor")]
     pub fn open(greeted: Greeted) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Exit>), Error> {
-        let socket = AsyncFd::with_interest(greeted.socket, Interest::READABLE | Interest::WRITABLE)
-            .map_err(|error| Error::SpawnerStart(error.to_string()))?;
-        let socket = Arc::new(socket);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // SAFETY: an owned descriptor stays open and the same for as long as its owner, which moves into the AsyncFd.
+        let socket = unsafe { AsyncFd::register_with_interest(greeted.socket, interest) };
+        let socket = Arc::new(socket.map_err(|error| Error::SpawnerStart(error.to_string()))?);
         let (outgoing, requests) = mpsc::unbounded_channel();
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let waiting = Arc::new(Mutex::new(Waiting::default()));
@@ -109,15 +111,15 @@ async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut requests: mpsc::UnboundedRecei
     while let Some((request, fds)) = requests.recv().await {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let Ok(body) = protocol::encode(&request) else { continue };
-        let sent =
-            socket.async_io(Interest::WRITABLE, |fd| wire::send(fd.as_fd(), &body, &borrowed)).await;
+        let sent = socket.async_io(Interest::WRITABLE, |fd| wire::send(fd.as_fd(), &body, &borrowed)).await;
         if let Err(error) = sent {
             tracing::warn!(%error, "the spawner cannot be reached");
             break;
         }
     }
     // The reading side learns of it, too, and ends every wait.
-    let _ = nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(socket.get_ref()), nix::sys::socket::Shutdown::Both);
+    let _ =
+        nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(socket.get_ref()), nix::sys::socket::Shutdown::Both);
 }
 
 async fn read(socket: Arc<AsyncFd<OwnedFd>>, waiting: Arc<Mutex<Waiting>>, exits: mpsc::UnboundedSender<Exit>) {
@@ -146,7 +148,9 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, waiting: Arc<Mutex<Waiting>>, exits
                 // Nobody listens any more: it is told again to the next gateway.
                 let _ = exits.send(exit);
             }
-            Err(error) => tracing::warn!(error = %io::Error::from(error), "a message of the spawner's is not understood"),
+            Err(error) => {
+                tracing::warn!(error = %io::Error::from(error), "a message of the spawner's is not understood")
+            }
         }
     }
     let mut waiting = lock(&waiting);

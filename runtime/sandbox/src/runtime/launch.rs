@@ -18,9 +18,7 @@ const GREETING_PATIENCE_MS: u16 = 20_000;
 /// How long one may take to end, in ms.
 const END_PATIENCE_MS: u16 = 30_000;
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Error::SpawnerStart(error.to_string()))?
 }
 
@@ -45,8 +43,8 @@ pub async fn connect_or_start(config: RuntimeConfig) -> Result<Greeted, Error> {
             .write(true)
             .open(config.dir.join("start.lock"))
             .map_err(in_dir("open the lock of"))?;
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| in_dir("lock")(io::Error::from(errno)))?;
+        let _lock =
+            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| in_dir("lock")(io::Error::from(errno)))?;
         if let Some(socket) = connect_to(&config.dir)? {
             return greet(socket);
         }
@@ -64,8 +62,7 @@ fn connect_to(dir: &Path) -> Result<Option<OwnedFd>, Error> {
     let wrap = |error: io::Error| Error::SpawnerStart(error.to_string());
     let directory = File::open(dir).map_err(wrap)?;
     let flags = SockFlag::SOCK_CLOEXEC;
-    let socket =
-        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|errno| wrap(errno.into()))?;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|errno| wrap(errno.into()))?;
     let address = UnixAddr::new(&short_path(&directory.as_fd(), SOCKET)).map_err(|errno| wrap(errno.into()))?;
     match connect(socket.as_raw_fd(), &address) {
         Ok(()) => Ok(Some(socket)),
@@ -139,10 +136,9 @@ pub async fn kill_foreign(config: &RuntimeConfig) -> Result<(), Error> {
     let dir = config.dir.clone();
     let pid = blocking(move || {
         let Some(socket) = connect_to(&dir)? else { return Ok(None) };
-        let credentials = getsockopt(&socket, sockopt::PeerCredentials)
-            .map_err(|errno| Error::SpawnerStart(errno.to_string()))?;
-        let pidfd =
-            process::pidfd_open(credentials.pid()).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+        let credentials =
+            getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| Error::SpawnerStart(errno.to_string()))?;
+        let pidfd = process::pidfd_open(credentials.pid()).map_err(|error| Error::SpawnerStart(error.to_string()))?;
         process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(|error| Error::SpawnerStart(error.to_string()))?;
         Ok(Some(credentials.pid()))
     })

@@ -40,8 +40,7 @@ struct Argument {
 /// Reads and compiles an OCI profile.
 pub fn from_file(path: &Path) -> Result<Filters, SeccompError> {
     let text = std::fs::read(path).map_err(SeccompError::Read)?;
-    let profile: Profile =
-        serde_json::from_slice(&text).map_err(|error| SeccompError::Invalid(error.to_string()))?;
+    let profile: Profile = serde_json::from_slice(&text).map_err(|error| SeccompError::Invalid(error.to_string()))?;
     filters(&profile)
 }
 
@@ -58,9 +57,8 @@ fn filters(profile: &Profile) -> Result<Filters, SeccompError> {
             let rule = rule(entry.args.as_deref().unwrap_or_default())?;
             add(&mut named, number, rule.clone());
             if action != SeccompAction::Allow && action != default {
-                let (_, rules) = by_action
-                    .entry(u32::from(action.clone()))
-                    .or_insert_with(|| (action.clone(), Rules::new()));
+                let (_, rules) =
+                    by_action.entry(u32::from(action.clone())).or_insert_with(|| (action.clone(), Rules::new()));
                 add(rules, number, rule);
             }
         }

@@ -4,8 +4,8 @@
 mod client;
 mod jobs;
 mod namespaces;
-mod recovery;
 mod records;
+mod recovery;
 mod requests;
 mod seal;
 mod service;
@@ -73,8 +73,7 @@ fn start(args: impl Iterator<Item = OsString>) -> Result<(), String> {
     unsafe { process::close_from(3) };
     let text = |error: io::Error| error.to_string();
     seal::seal().map_err(|error| format!("cannot seal the executable: {error}"))?;
-    let (ready, ready_writer) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| errno.to_string())?;
+    let (ready, ready_writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| errno.to_string())?;
     // SAFETY: this process has one thread: its caller promises so.
     match unsafe { process::fork() }.map_err(text)? {
         process::Fork::Parent(_) => {
@@ -137,14 +136,14 @@ fn prepare(arguments: &Arguments) -> Result<Service, String> {
     let own = whole.child("spawner");
     own.create(false).and_then(|()| own.enter()).map_err(|error| format!("cgroups: {error}"))?;
     // Absent before Linux 6.0, and where version 1 is compiled out: starts after an idle moment are then slower.
-    let favour = favour_moves(&arguments.instance).ok();
+    let favour = favour_moves().ok();
 
     let signals = service::signals().map_err(step("signals"))?;
     // SAFETY: this process has one thread.
     let pump = unsafe { logs::start() }.map_err(step("log pump"))?;
     let listener = listen(dir).map_err(step("socket"))?;
-    let mut service = Service::new(dir, &arguments.instance, layout, signals, pump, listener, favour)
-        .map_err(step("state"))?;
+    let mut service =
+        Service::new(dir, &arguments.instance, layout, signals, pump, listener, favour).map_err(step("state"))?;
     service.recover();
     Ok(service)
 }
@@ -182,10 +181,11 @@ fn raise_descriptor_limit() {
 
 /// Moving a process between cgroups takes a lock of the whole machine, for 10 to 15 ms after an idle moment unless some
 /// hierarchy is mounted with `favordynmods`. So there is one: empty, without controllers, ours, detached, gone with us.
-fn favour_moves(instance: &str) -> io::Result<OwnedFd> {
+/// All instances of a machine share it.
+fn favour_moves() -> io::Result<OwnedFd> {
     let context = mount::FsContext::open("cgroup")?;
     context.flag("none")?;
-    context.set("name", &format!("carob-{instance}"))?;
+    context.set("name", "carob")?;
     context.flag("favordynmods")?;
     context.mount(0)
 }

@@ -70,20 +70,23 @@ impl Home {
     }
 
     /// Does something in a pod's mount namespace.
-    pub fn in_mounts<T>(
-        &self,
-        pod: &PodNamespaces,
-        there: impl FnOnce() -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    pub fn in_mounts<T>(&self, pod: &PodNamespaces, there: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         self.away(libc::CLONE_NEWNS, || {
-            process::setns(pod.mnt.as_fd(), libc::CLONE_NEWNS).map_err(|error| Failure::sandbox("namespaces", error))?;
+            process::setns(pod.mnt.as_fd(), libc::CLONE_NEWNS)
+                .map_err(|error| Failure::sandbox("namespaces", error))?;
             there()
         })
     }
 }
 
 /// Makes a pod's namespaces. `shm` is the directory on which its `/dev/shm` is mounted in its mount namespace.
-pub fn make(home: &Home, pod: &PodConfig, net: Option<OwnedFd>, shm: &Path, cgroup: &Cgroup<'_>) -> Result<PodNamespaces, Failure> {
+pub fn make(
+    home: &Home,
+    pod: &PodConfig,
+    net: Option<OwnedFd>,
+    shm: &Path,
+    cgroup: &Cgroup<'_>,
+) -> Result<PodNamespaces, Failure> {
     let wrap = |error: io::Error| Failure::sandbox("namespaces", error);
     let mut flags = libc::CLONE_NEWNS;
     if !pod.host_ipc {
@@ -173,8 +176,7 @@ fn start_init(cgroup: &Cgroup<'_>) -> Result<(OwnedFd, i32), Failure> {
     let wrap = |error: io::Error| Failure::sandbox("pid namespace", error);
     let own = cgroup.child("init");
     own.create(false).map_err(|error| Failure::sandbox("cgroup", error))?;
-    let (ready, ready_writer) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrap(errno.into()))?;
+    let (ready, ready_writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrap(errno.into()))?;
     let flags = u64::try_from(libc::CLONE_NEWPID).unwrap_or(0);
     // SAFETY: the spawner has one thread.
     match unsafe { process::clone3(flags, None) }.map_err(wrap)? {

@@ -45,7 +45,9 @@ impl Service {
             Ask::Signal { container, signal } => self.signal(&container, signal),
             Ask::AttachStdin { container } => self.attach_stdin(&container),
             Ask::CloseStdin { container } => self.close_stdin(&container),
-            Ask::UpdateLimits { pod, container, limits } => self.update_limits(pod.as_deref(), container.as_ref(), &limits),
+            Ask::UpdateLimits { pod, container, limits } => {
+                self.update_limits(pod.as_deref(), container.as_ref(), &limits)
+            }
             Ask::RemoveContainer { container } => self.remove_container(id, &container),
             Ask::RemovePod { uid } => self.remove_pod(id, &uid),
             Ask::Usage { container } => self.usage(&container),
@@ -225,8 +227,7 @@ impl Service {
             return Err(Failure::config("argv", "is empty"));
         }
         let uid = container.pod.clone();
-        let config =
-            self.records.read_container(&uid, id).map_err(|error| Failure::sandbox("record", error))?;
+        let config = self.records.read_container(&uid, id).map_err(|error| Failure::sandbox("record", error))?;
         let filters = self.filters_of(&config)?;
         let State::Running { pidfd, .. } = &self.container(id)?.state else {
             return Err(Failure::NoContainer(id.to_string()));
@@ -620,7 +621,7 @@ fn check_container(config: &ContainerConfig) -> Result<(), Failure> {
         }
     }
     for limit in &config.rlimits {
-        if create::spec::rlimit_kind(&limit.kind).is_none() {
+        if create::spec::rlimit_number(&limit.kind).is_none() {
             return Err(Failure::config("rlimits", format!("unknown resource limit {:?}", limit.kind)));
         }
     }

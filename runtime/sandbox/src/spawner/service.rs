@@ -303,7 +303,9 @@ impl Service {
                 let exits: Vec<Exit> = self
                     .containers
                     .values()
-                    .filter_map(|container| if let State::Exited(exit) = &container.state { Some(exit.clone()) } else { None })
+                    .filter_map(
+                        |container| if let State::Exited(exit) = &container.state { Some(exit.clone()) } else { None },
+                    )
                     .collect();
                 for exit in exits {
                     self.tell(&Tell::Exit(exit), Vec::new());

@@ -35,9 +35,10 @@ impl Machine {
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
         for applet in [
-            "sh", "sleep", "cat", "echo", "id", "ls", "mount", "umount", "kill", "ps", "wc", "head", "tail", "dd", "grep",
-            "mknod", "stat", "hostname", "touch", "mkdir", "env", "true", "false", "su", "test", "seq", "tr", "yes", "nc",
-            "readlink", "chmod", "unshare", "chroot", "tty", "stty", "date", "nproc", "sysctl", "ln", "rm", "df", "find",
+            "sh", "sleep", "cat", "echo", "id", "ls", "mount", "umount", "kill", "ps", "wc", "head", "tail", "dd",
+            "grep", "mknod", "stat", "hostname", "touch", "mkdir", "env", "true", "false", "su", "test", "seq", "tr",
+            "yes", "nc", "readlink", "chmod", "unshare", "chroot", "tty", "stty", "date", "nproc", "sysctl", "ln",
+            "rm", "df", "find",
         ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("applet");
         }
@@ -120,6 +121,23 @@ pub fn own_network() -> std::os::fd::OwnedFd {
     .expect("thread")
 }
 
+/// A test that failed leaves nothing either.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let config = self.config.clone();
+        let teardown = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(carob_sandbox::teardown(config))
+        });
+        if let Ok(Err(error)) = teardown.join() {
+            eprintln!("left behind: {error}");
+        }
+    }
+}
+
 impl Live {
     pub async fn exit(&mut self) -> Exit {
         tokio::time::timeout(Duration::from_secs(20), self.exits.recv())
@@ -139,7 +157,11 @@ impl Live {
     }
 
     /// Runs a shell script in a new container of a new pod.
-    pub async fn script(&mut self, script: &str, change: impl FnOnce(&mut PodConfig, &mut ContainerConfig)) -> (Exit, String) {
+    pub async fn script(
+        &mut self,
+        script: &str,
+        change: impl FnOnce(&mut PodConfig, &mut ContainerConfig),
+    ) -> (Exit, String) {
         let uid = format!("s{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let mut pod = self.machine.pod(&uid);
         let mut container = self.machine.container(&uid, &["sh", "-c", script]);
@@ -151,8 +173,8 @@ impl Live {
     }
 
     pub async fn end(self) {
-        let Live { machine, runtime, .. } = self;
-        runtime.shutdown().await.expect("shutdown");
+        let Live { machine, runtime, .. } = &self;
+        runtime.clone().shutdown().await.expect("shutdown");
         assert_eq!(leftovers(&machine.config.instance), Vec::<String>::new());
     }
 }

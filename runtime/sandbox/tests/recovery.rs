@@ -1,0 +1,125 @@
+//! Gateways come and go, spawners die: pods run on, exits are told, nothing is lost or left.
+
+mod machine;
+
+use carob_sandbox::{ContainerState, Runtime, teardown};
+use machine::{Machine, leftovers};
+use std::time::Duration;
+
+#[tokio::test]
+async fn containers_outlive_the_gateway_and_their_exits_are_told_to_the_next() {
+    let live = Machine::new().start().await;
+    let runtime = live.runtime;
+    runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let long = live.machine.container("p", &["sleep", "1000"]);
+    let short = live.machine.container("p", &["sh", "-c", "sleep 0.2; exit 9"]);
+    let (long_id, short_id) = (long.id.clone(), short.id.clone());
+    let started = runtime.start_container(long).await.expect("start");
+    runtime.start_container(short).await.expect("start");
+    let spawner = runtime.spawner_pid();
+    // What kill -9 of the gateway does to the spawner: the connection is gone.
+    drop(runtime);
+    drop(live.exits);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+
+    let (runtime, pods, mut exits) = Runtime::start(live.machine.config.clone()).await.expect("again");
+    assert_eq!(runtime.spawner_pid(), spawner);
+    let [pod] = pods.as_slice() else { panic!("{pods:?}") };
+    assert!(pod.alive && pod.annotations["pod"] == "p" && pod.hostname == "host-p" && !pod.host_network);
+    assert_eq!(pod.containers.len(), 2);
+    for container in &pod.containers {
+        assert_eq!(container.annotations["container"], "c");
+        match &container.state {
+            ContainerState::Running { pid, .. } => assert_eq!((&container.id, *pid), (&long_id, started.pid)),
+            ContainerState::Exited(exit) => assert_eq!((&container.id, exit.code), (&short_id, 9)),
+        }
+    }
+    let exit = exits.recv().await.expect("told again");
+    assert_eq!((exit.container, exit.code, exit.unknown), (short_id.clone(), 9, false));
+    // It still works: network namespace, exec, signals.
+    runtime.pod_network("p").await.expect("namespace");
+    runtime.remove_container(&short_id).await.expect("remove");
+    runtime.signal(&long_id, libc::SIGKILL).await.expect("kill");
+    assert_eq!(exits.recv().await.expect("exit").code, 137);
+    runtime.remove_container(&long_id).await.expect("remove");
+
+    // A removed container is not told again.
+    drop((runtime, exits));
+    let (runtime, pods, mut exits) = Runtime::start(live.machine.config.clone()).await.expect("third");
+    assert!(pods[0].containers.is_empty());
+    assert!(exits.try_recv().is_err());
+    runtime.shutdown().await.expect("shutdown");
+    assert_eq!(leftovers(&live.machine.config.instance), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_newest_gateway_acts_and_the_older_one_notices() {
+    let live = Machine::new().start().await;
+    let (newer, _, _exits) = Runtime::start(live.machine.config.clone()).await.expect("second");
+    newer.create_pod(live.machine.pod("p")).await.expect("pod");
+    assert!(live.runtime.create_pod(live.machine.pod("q")).await.is_err());
+    newer.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test]
+async fn what_a_dead_spawner_left_is_killed_and_told_as_unknown() {
+    let live = Machine::new().start().await;
+    let runtime = live.runtime;
+    runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let container = live.machine.container("p", &["sh", "-c", "sleep 1000 & sleep 1000"]);
+    let (id, upper) = (container.id.clone(), container.rootfs.upper.clone());
+    let started = runtime.start_container(container).await.expect("start");
+    let spawner = runtime.spawner_pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawner), nix::sys::signal::Signal::SIGKILL).expect("kill");
+    while runtime.usage(&id).await.is_ok() {}
+
+    let (runtime, pods, mut exits) = Runtime::start(live.machine.config.clone()).await.expect("a new spawner");
+    assert_ne!(runtime.spawner_pid(), spawner);
+    assert!(!pods[0].alive);
+    let exit = exits.recv().await.expect("exit");
+    assert_eq!((exit.container, exit.code, exit.unknown), (id.clone(), 137, true));
+    assert!(exit.usage.cpu_ns > 0);
+    assert!(processes(&started.cgroup.memory).is_empty());
+    assert!(runtime.start_container(live.machine.container("p", &["true"])).await.is_err());
+    runtime.remove_container(&id).await.expect("remove");
+    runtime.remove_pod("p").await.expect("remove");
+    assert!(!upper.exists());
+    runtime.create_pod(live.machine.pod("p")).await.expect("the same uid again");
+    runtime.shutdown().await.expect("shutdown");
+    assert_eq!(leftovers(&live.machine.config.instance), Vec::<String>::new());
+}
+
+fn processes(cgroup: &std::path::Path) -> String {
+    std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_teardown_removes_all_with_a_living_and_with_a_dead_spawner() {
+    for dead in [false, true] {
+        let live = Machine::new().start().await;
+        live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+        live.runtime.start_container(live.machine.container("p", &["sleep", "1000"])).await.expect("start");
+        if dead {
+            let spawner = nix::unistd::Pid::from_raw(live.runtime.spawner_pid());
+            nix::sys::signal::kill(spawner, nix::sys::signal::Signal::SIGKILL).expect("kill");
+        }
+        drop(live.runtime);
+        teardown(live.machine.config.clone()).await.expect("teardown");
+        assert_eq!(leftovers(&live.machine.config.instance), Vec::<String>::new());
+        assert!(!live.machine.config.dir.join("pods").exists());
+        teardown(live.machine.config.clone()).await.expect("nothing there is no error");
+    }
+}
+
+#[tokio::test]
+async fn removing_a_pod_ends_all_that_is_in_it() {
+    let live = Machine::new().start().await;
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let container = live.machine.container("p", &["sh", "-c", "sleep 1000 & sleep 1000"]);
+    let upper = container.rootfs.upper.clone();
+    let started = live.runtime.start_container(container).await.expect("start");
+    live.runtime.remove_pod("p").await.expect("remove");
+    assert!(!started.cgroup.memory.exists() && !upper.exists());
+    live.runtime.remove_pod("p").await.expect("again is no error");
+    live.end().await;
+}
