@@ -1,0 +1,142 @@
+//! A local copy of all objects of a kind, kept current by one watch that all controllers share.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::{StreamExt, TryStreamExt};
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Namespace and name of an object; the namespace is empty for cluster-scoped ones.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl Key {
+    pub(crate) fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    pub(crate) fn of<K: Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    }
+}
+
+/// A change of an object: what it was and what it is.
+pub(crate) struct Change<'a, K> {
+    pub(crate) old: Option<&'a Arc<K>>,
+    pub(crate) new: Option<&'a Arc<K>>,
+}
+
+type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
+
+/// The copy. Clones share it.
+pub(crate) struct Informer<K> {
+    shared: Arc<Shared<K>>,
+}
+
+struct Shared<K> {
+    objects: RwLock<HashMap<Key, Arc<K>>>,
+    handlers: RwLock<Vec<Handler<K>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<K> Informer<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    pub(crate) fn new() -> Self {
+        let shared =
+            Shared { objects: RwLock::default(), handlers: RwLock::default(), synced: watch::Sender::new(false) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Calls `handler` for every change from now on, after the copy has taken it in.
+    pub(crate) fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
+        self.shared.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
+    }
+
+    /// The object as it was last seen.
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.objects().get(key).cloned()
+    }
+
+    /// The objects that `wanted` chooses.
+    pub(crate) fn list(&self, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.objects().values().filter(|object| wanted(object)).cloned().collect()
+    }
+
+    /// Waits until the copy is complete for the first time.
+    pub(crate) async fn synced(&self) {
+        let mut synced = self.shared.synced.subscribe();
+        // The sender lives as long as this informer does.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Keeps the copy current until told to stop.
+    pub(crate) async fn run(self, client: Client, stop: CancellationToken) {
+        let events = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+        let mut listed: HashSet<Key> = HashSet::new();
+        let follow = events.into_stream().for_each(|event| {
+            match event {
+                Ok(watcher::Event::Apply(object)) => self.put(object),
+                Ok(watcher::Event::Delete(object)) => self.remove(&Key::of(&object)),
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed.insert(Key::of(&object));
+                    self.put(object);
+                }
+                Ok(watcher::Event::InitDone) => {
+                    let gone: Vec<Key> = self.objects().keys().filter(|key| !listed.contains(key)).cloned().collect();
+                    gone.iter().for_each(|key| self.remove(key));
+                    self.shared.synced.send_replace(true);
+                }
+                Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watching again"),
+            }
+            std::future::ready(())
+        });
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = follow => {}
+        }
+    }
+
+    fn put(&self, object: K) {
+        let new = Arc::new(object);
+        let old = self.objects_mut().insert(Key::of(&*new), Arc::clone(&new));
+        self.tell(&Change { old: old.as_ref(), new: Some(&new) });
+    }
+
+    fn remove(&self, key: &Key) {
+        let Some(old) = self.objects_mut().remove(key) else { return };
+        self.tell(&Change { old: Some(&old), new: None });
+    }
+
+    fn tell(&self, change: &Change<'_, K>) {
+        for handler in self.shared.handlers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            handler(change);
+        }
+    }
+
+    fn objects(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Key, Arc<K>>> {
+        self.shared.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn objects_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Key, Arc<K>>> {
+        self.shared.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

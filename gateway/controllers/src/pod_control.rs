@@ -1,0 +1,135 @@
+//! Pods that controllers make and remove, and what is known of those that the watch hasn't told of yet.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Client, Resource};
+
+use crate::informer::Key;
+use crate::ownership;
+
+/// After this long, a creation or deletion that the watch never told of is forgotten (it came and went during a re-list).
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+/// A pod of a template, to be created in the owner's namespace.
+pub(crate) fn from_template<O: Resource<DynamicType = ()>>(owner: &O, template: &PodTemplateSpec) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    let name = owner.meta().name.as_deref().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{name}-")),
+            namespace: owner.meta().namespace.clone(),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![ownership::reference(owner)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// Creates a pod.
+pub(crate) async fn create(client: &Client, pod: &Pod) -> Result<Pod, kube::Error> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    Api::namespaced(client.clone(), namespace).create(&PostParams::default(), pod).await
+}
+
+/// Deletes a pod; one that is gone is fine.
+pub(crate) async fn delete(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+    match Api::<Pod>::namespaced(client.clone(), namespace).delete(name, &params).await {
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// What a controller has done that its copy of the pods doesn't show yet, by owner: without it, a second look at the
+/// same copy would do it again.
+#[derive(Default)]
+pub(crate) struct Expectations {
+    owners: Mutex<HashMap<Key, Expected>>,
+}
+
+#[derive(Default)]
+struct Expected {
+    created: HashMap<Key, Instant>,
+    deleted: HashMap<String, Instant>,
+}
+
+impl Expectations {
+    /// This pod was created.
+    pub(crate) fn created(&self, owner: &Key, pod: &Pod) {
+        self.owners().entry(owner.clone()).or_default().created.insert(Key::of(pod), Instant::now());
+    }
+
+    /// This pod is being deleted.
+    pub(crate) fn deleted(&self, owner: &Key, pod: &Pod) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.owners().entry(owner.clone()).or_default().deleted.insert(uid, Instant::now());
+    }
+
+    /// The watch told of a pod's state.
+    pub(crate) fn observe(&self, owner: &Key, old: Option<&Pod>, new: Option<&Pod>) {
+        let mut owners = self.owners();
+        let Some(expected) = owners.get_mut(owner) else { return };
+        let Some(pod) = new.or(old) else { return };
+        expected.created.remove(&Key::of(pod));
+        if new.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            expected.deleted.remove(pod.metadata.uid.as_deref().unwrap_or_default());
+        }
+        if expected.created.is_empty() && expected.deleted.is_empty() {
+            owners.remove(owner);
+        }
+    }
+
+    /// Forgets an owner.
+    pub(crate) fn forget(&self, owner: &Key) {
+        self.owners().remove(owner);
+    }
+
+    /// Pods that were created and are not in the copy yet. To be asked before the copy is read: what arrives in between
+    /// is then counted twice, which the next look puts right, and never left out.
+    pub(crate) fn unseen(&self, owner: &Key) -> Vec<Key> {
+        let mut owners = self.owners();
+        let Some(expected) = owners.get_mut(owner) else { return Vec::new() };
+        expected.created.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        expected.deleted.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        expected.created.keys().cloned().collect()
+    }
+
+    /// Whether a pod of the copy is being deleted already.
+    pub(crate) fn is_deleted(&self, owner: &Key, pod: &Pod) -> bool {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.owners().get(owner).is_some_and(|expected| expected.deleted.contains_key(uid))
+    }
+
+    fn owners(&self) -> MutexGuard<'_, HashMap<Key, Expected>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a pod has the condition Ready, and since when.
+pub(crate) fn ready_since(pod: &Pod) -> Option<jiff::Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    Some(ready.last_transition_time.as_ref().map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+/// The phase of a pod.
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+/// Whether a pod runs or will run: it is not ending and has not ended.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
+}

@@ -1,0 +1,211 @@
+//! Work to do, each item once at a time: what changes while it is worked on is worked on again.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// The first wait after a failure; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+/// The longest wait after a failure.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// What a reconciliation wants next: to be called again after a while, or only when something changes.
+pub(crate) type Again = Option<Duration>;
+
+/// A queue of items that are worked on by several workers. Clones share it.
+pub(crate) struct Queue<T> {
+    shared: Arc<Shared<T>>,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    wake: Notify,
+}
+
+struct State<T> {
+    waiting: VecDeque<T>,
+    queued: HashSet<T>,
+    working: HashSet<T>,
+    failures: HashMap<T, u32>,
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
+    pub(crate) fn new() -> Self {
+        let state = State {
+            waiting: VecDeque::new(),
+            queued: HashSet::new(),
+            working: HashSet::new(),
+            failures: HashMap::new(),
+        };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() }) }
+    }
+
+    /// Asks for an item to be worked on, soon and once, however often it is asked for before that.
+    pub(crate) fn add(&self, item: T) {
+        let mut state = self.state();
+        if state.queued.insert(item.clone()) && !state.working.contains(&item) {
+            state.waiting.push_back(item);
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// The same, after a while.
+    pub(crate) fn add_after(&self, item: T, wait: Duration) {
+        let queue = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            queue.add(item);
+        });
+    }
+
+    /// Works on items, `workers` at a time, until told to stop. A failure is tried again, later each time.
+    pub(crate) async fn run<F, E>(
+        self,
+        name: &'static str,
+        workers: usize,
+        stop: CancellationToken,
+        work: impl Fn(T) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<Again, E>> + Send,
+        E: std::fmt::Display,
+    {
+        let work = Arc::new(work);
+        let worker = |_| {
+            let (queue, work, stop) = (self.clone(), Arc::clone(&work), stop.clone());
+            async move {
+                loop {
+                    let item = tokio::select! {
+                        () = stop.cancelled() => return,
+                        item = queue.next() => item,
+                    };
+                    let outcome = work(item.clone()).await;
+                    queue.done(name, item, outcome);
+                }
+            }
+        };
+        futures::future::join_all((0..workers).map(worker)).await;
+    }
+
+    async fn next(&self) -> T {
+        loop {
+            let woken = self.shared.wake.notified();
+            {
+                let mut state = self.state();
+                if let Some(item) = state.waiting.pop_front() {
+                    state.queued.remove(&item);
+                    state.working.insert(item.clone());
+                    if !state.waiting.is_empty() {
+                        self.shared.wake.notify_one();
+                    }
+                    return item;
+                }
+            }
+            woken.await;
+        }
+    }
+
+    fn done<E: std::fmt::Display>(&self, name: &'static str, item: T, outcome: Result<Again, E>) {
+        let mut state = self.state();
+        state.working.remove(&item);
+        if state.queued.contains(&item) {
+            state.waiting.push_back(item.clone());
+            self.shared.wake.notify_one();
+        }
+        let again = match outcome {
+            Ok(again) => {
+                state.failures.remove(&item);
+                again
+            }
+            Err(error) => {
+                let failures = state.failures.entry(item.clone()).or_default();
+                let wait = FIRST_RETRY.saturating_mul(1 << (*failures).min(20)).min(LAST_RETRY);
+                *failures += 1;
+                // One conflict is everyday life among controllers; a failure that stays is worth a look.
+                if *failures > 3 {
+                    tracing::warn!(controller = name, ?item, failures, %error, "cannot reconcile");
+                } else {
+                    tracing::debug!(controller = name, ?item, %error, "reconciling again");
+                }
+                Some(wait)
+            }
+        };
+        drop(state);
+        if let Some(wait) = again {
+            self.add_after(item, wait);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn an_item_added_while_it_is_worked_on_is_worked_on_again_and_never_twice_at_once() {
+        let queue = Queue::new();
+        let (seen, mut runs) = mpsc::unbounded_channel();
+        let at_once = Arc::new(AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let working = Arc::clone(&at_once);
+        let worker = tokio::spawn(queue.clone().run("test", 4, stop.clone(), move |item: u32| {
+            let (seen, working) = (seen.clone(), Arc::clone(&working));
+            async move {
+                assert_eq!(working.fetch_add(1, Ordering::SeqCst), 0);
+                tokio::task::yield_now().await;
+                working.fetch_sub(1, Ordering::SeqCst);
+                seen.send(item).unwrap();
+                Ok::<_, String>(None)
+            }
+        }));
+        for _ in 0..3 {
+            queue.add(7);
+        }
+        assert_eq!(runs.recv().await, Some(7));
+        queue.add(7);
+        assert_eq!(runs.recv().await, Some(7));
+        stop.cancel();
+        worker.await.unwrap();
+        assert!(runs.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_tried_again() {
+        let queue = Queue::new();
+        let (done, mut finished) = mpsc::unbounded_channel();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let worker = tokio::spawn(queue.clone().run("test", 1, stop.clone(), move |(): ()| {
+            let attempt = attempts.fetch_add(1, Ordering::SeqCst);
+            let done = done.clone();
+            async move {
+                if attempt < 2 {
+                    return Err("not yet");
+                }
+                done.send(attempt).unwrap();
+                Ok(None)
+            }
+        }));
+        queue.add(());
+        assert_eq!(finished.recv().await, Some(2));
+        stop.cancel();
+        worker.await.unwrap();
+    }
+}

@@ -1,0 +1,321 @@
+//! The ReplicaSet controller: as many pods as there should be.
+
+mod ranking;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Options;
+use crate::cluster::Cluster;
+use crate::events::Voice;
+use crate::informer::Key;
+use crate::ownership::{self, Selector, controller_of, is_controlled_by};
+use crate::pod_control::{self, Expectations, is_active, ready_since};
+use crate::queue::{Again, Queue};
+
+/// Pods made or removed in one go; more wait for the next look.
+const BURST: usize = 500;
+
+struct Controller {
+    cluster: Cluster,
+    voice: Voice,
+    expected: Expectations,
+}
+
+pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
+    let queue: Queue<Key> = Queue::new();
+    let controller = Arc::new(Controller {
+        cluster: cluster.clone(),
+        voice: cluster.events.of("replicaset-controller"),
+        expected: Expectations::default(),
+    });
+    let sets = queue.clone();
+    cluster.replica_sets.on_change(move |change| {
+        if let Some(set) = change.new.or(change.old) {
+            sets.add(Key::of(&**set));
+        }
+    });
+    let (watching, sets) = (Arc::clone(&controller), queue.clone());
+    cluster
+        .pods
+        .on_change(move |change| watching.pod_changed(change.old.map(|p| &**p), change.new.map(|p| &**p), &sets));
+    let workers = options.workers;
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        controller.cluster.synced().await;
+        let work = move |key| {
+            let controller = Arc::clone(&controller);
+            async move { controller.reconcile(key).await }
+        };
+        queue.run("replicaset", workers, stop, work).await;
+    });
+}
+
+impl Controller {
+    /// Finds out whose pod it is.
+    fn pod_changed(&self, old: Option<&Pod>, new: Option<&Pod>, queue: &Queue<Key>) {
+        for pod in [old, new].into_iter().flatten() {
+            if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") {
+                let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &owner.name);
+                self.expected.observe(&key, old, new);
+                queue.add(key);
+            }
+        }
+        // A pod without a controller may be one that a set has to adopt.
+        if let Some(orphan) = new.filter(|pod| controller_of(&pod.metadata).is_none() && is_active(pod)) {
+            let could_adopt = |set: &ReplicaSet| {
+                set.metadata.namespace == orphan.metadata.namespace && selector(set).matches(&orphan.metadata)
+            };
+            self.cluster.replica_sets.list(could_adopt).iter().for_each(|set| queue.add(Key::of(&**set)));
+        }
+    }
+
+    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+        let Some(set) = self.cluster.replica_sets.get(&key) else {
+            self.expected.forget(&key);
+            return Ok(None);
+        };
+        let unseen = self.expected.unseen(&key);
+        let pods = self.claim(&set, &key).await?;
+        let unseen = unseen.iter().filter(|key| self.cluster.pods.get(key).is_none()).count();
+        let active: Vec<Arc<Pod>> = pods.iter().filter(|pod| is_active(pod)).cloned().collect();
+        let failure = if set.metadata.deletion_timestamp.is_some() {
+            Ok(())
+        } else {
+            self.scale(&set, &key, &active, unseen).await
+        };
+        let again = self.report(&set, &active, failure.as_ref().err()).await?;
+        failure.map(|()| again)
+    }
+
+    /// The set's own pods, with orphans that match adopted and pods that no longer match let go.
+    async fn claim(&self, set: &ReplicaSet, key: &Key) -> Result<Vec<Arc<Pod>>, kube::Error> {
+        let selector = selector(set);
+        let mut own = Vec::new();
+        for pod in self.cluster.pods.list(|pod| pod.metadata.namespace.as_deref() == Some(&key.namespace)) {
+            let matches = selector.matches(&pod.metadata);
+            if is_controlled_by(&pod.metadata, set) {
+                if matches || set.metadata.deletion_timestamp.is_some() {
+                    if !self.expected.is_deleted(key, &pod) {
+                        own.push(pod);
+                    }
+                } else {
+                    tolerate_gone(ownership::release(&self.cluster.client, set, &*pod).await)?;
+                }
+            } else if matches
+                && controller_of(&pod.metadata).is_none()
+                && is_active(&pod)
+                && set.metadata.deletion_timestamp.is_none()
+            {
+                tolerate_gone(ownership::adopt(&self.cluster.client, set, &*pod).await)?;
+                own.push(pod);
+            }
+        }
+        Ok(own)
+    }
+
+    async fn scale(&self, set: &ReplicaSet, key: &Key, active: &[Arc<Pod>], unseen: usize) -> Result<(), kube::Error> {
+        let wanted = usize::try_from(replicas(set)).unwrap_or(0);
+        let there = active.len() + unseen;
+        if there < wanted {
+            self.create(set, key, (wanted - there).min(BURST)).await
+        } else {
+            let surplus = (there - wanted).min(BURST).min(active.len());
+            self.remove(set, key, active, surplus).await
+        }
+    }
+
+    /// Creates pods, first one, then twice as many each time: where none can be made, not all are tried in vain.
+    async fn create(&self, set: &ReplicaSet, key: &Key, mut missing: usize) -> Result<(), kube::Error> {
+        let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) else { return Ok(()) };
+        let pod = pod_control::from_template(set, template);
+        let mut batch = 1;
+        while missing > 0 {
+            let count = batch.min(missing);
+            let created = join_all((0..count).map(|_| pod_control::create(&self.cluster.client, &pod))).await;
+            let mut failed = None;
+            for outcome in created {
+                match outcome {
+                    Ok(pod) => {
+                        // The watch may have told of it before: then it is in the copy, and `unseen` leaves it out.
+                        self.expected.created(key, &pod);
+                        let name = pod.metadata.name.as_deref().unwrap_or_default();
+                        self.voice.normal(set, "SuccessfulCreate", format!("Created pod: {name}"));
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed {
+                self.voice.warning(set, "FailedCreate", format!("Error creating: {}", message(&error)));
+                return Err(error);
+            }
+            missing -= count;
+            batch *= 2;
+        }
+        Ok(())
+    }
+
+    async fn remove(
+        &self,
+        set: &ReplicaSet,
+        key: &Key,
+        active: &[Arc<Pod>],
+        surplus: usize,
+    ) -> Result<(), kube::Error> {
+        if surplus == 0 {
+            return Ok(());
+        }
+        let victims = ranking::first_to_go(active, surplus);
+        let removals = victims.iter().map(|pod| async move {
+            self.expected.deleted(key, pod);
+            let outcome = pod_control::delete(&self.cluster.client, pod).await;
+            if outcome.is_err() {
+                self.expected.observe(key, Some(pod), None);
+            } else {
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                self.voice.normal(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
+            }
+            outcome
+        });
+        join_all(removals).await.into_iter().collect()
+    }
+
+    /// Brings the status up to date; asks to be called again when a pod will have been ready long enough.
+    async fn report(
+        &self,
+        set: &ReplicaSet,
+        active: &[Arc<Pod>],
+        failure: Option<&kube::Error>,
+    ) -> Result<Again, kube::Error> {
+        let min_ready = Duration::from_secs(
+            set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(0),
+        );
+        let (ready, available, again) = count_ready(active, min_ready);
+        let template_labels = set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
+            .unwrap_or_default();
+        let labeled = active.iter().filter(|pod| {
+            let labels = pod.metadata.labels.as_ref();
+            template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+        });
+        let old = set.status.clone().unwrap_or_default();
+        let new = ReplicaSetStatus {
+            replicas: count(active.len()),
+            fully_labeled_replicas: Some(count(labeled.count())).filter(|count| *count > 0),
+            ready_replicas: Some(count(ready)).filter(|count| *count > 0),
+            available_replicas: Some(count(available)).filter(|count| *count > 0),
+            observed_generation: set.metadata.generation,
+            conditions: conditions(&old, failure),
+            ..ReplicaSetStatus::default()
+        };
+        if new != old {
+            let api: Api<ReplicaSet> =
+                Api::namespaced(self.cluster.client.clone(), set.metadata.namespace.as_deref().unwrap_or_default());
+            let name = set.metadata.name.as_deref().unwrap_or_default();
+            // The version keeps a late look from overwriting what a newer one reported.
+            let mut object = set.clone();
+            object.status = Some(new);
+            let patch = json!({
+                "metadata": {"resourceVersion": object.metadata.resource_version},
+                "status": explicit(object.status.as_ref()),
+            });
+            tolerate_gone(api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ()))?;
+        }
+        Ok(again)
+    }
+}
+
+/// A status for a merge patch: what it leaves out is to go.
+fn explicit(status: Option<&ReplicaSetStatus>) -> serde_json::Value {
+    let mut value = json!({
+        "fullyLabeledReplicas": null, "readyReplicas": null, "availableReplicas": null, "conditions": null,
+    });
+    overlay(&mut value, &json!(status));
+    value
+}
+
+fn overlay(into: &mut serde_json::Value, from: &serde_json::Value) {
+    if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
+        into.extend(from.iter().map(|(key, value)| (key.clone(), value.clone())));
+    }
+}
+
+fn conditions(
+    old: &ReplicaSetStatus,
+    failure: Option<&kube::Error>,
+) -> Option<Vec<k8s_openapi::api::apps::v1::ReplicaSetCondition>> {
+    use k8s_openapi::api::apps::v1::ReplicaSetCondition;
+    const FAILURE: &str = "ReplicaFailure";
+    let mut conditions: Vec<ReplicaSetCondition> = old.conditions.clone().unwrap_or_default();
+    let known = conditions.iter().position(|condition| condition.type_ == FAILURE);
+    match (failure, known) {
+        (None, Some(index)) => {
+            conditions.remove(index);
+        }
+        (Some(error), None) => conditions.push(ReplicaSetCondition {
+            type_: FAILURE.to_owned(),
+            status: "True".to_owned(),
+            reason: Some("FailedCreate".to_owned()),
+            message: Some(message(error)),
+            last_transition_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now())),
+        }),
+        _ => {}
+    }
+    Some(conditions).filter(|conditions| !conditions.is_empty())
+}
+
+/// How many pods are ready, how many have been for long enough, and when the next one will have been.
+pub(crate) fn count_ready(pods: &[Arc<Pod>], min_ready: Duration) -> (usize, usize, Again) {
+    let now = Timestamp::now();
+    let (mut ready, mut available, mut again): (_, _, Again) = (0, 0, None);
+    for since in pods.iter().filter_map(|pod| ready_since(pod)) {
+        ready += 1;
+        let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        if passed >= min_ready {
+            available += 1;
+        } else {
+            let left = min_ready - passed;
+            again = Some(again.map_or(left, |soonest| soonest.min(left)));
+        }
+    }
+    (ready, available, again)
+}
+
+pub(crate) fn replicas(set: &ReplicaSet) -> i32 {
+    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+fn selector(set: &ReplicaSet) -> Selector {
+    Selector::read(set.spec.as_ref().map(|spec| &spec.selector))
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// The API's own words.
+pub(crate) fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// An object that is gone or has changed is looked at again when the watch tells of it.
+pub(crate) fn tolerate_gone(outcome: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match outcome {
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,113 @@
+//! What a pod asks of its node.
+
+use std::collections::BTreeMap;
+use std::ops::{AddAssign, SubAssign};
+
+use carob_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
+
+/// CPU and memory, and whatever else nodes have by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Requests(BTreeMap<String, i128>);
+
+impl Requests {
+    /// Amounts in nanos, by resource. A value that isn't a quantity was refused by validation.
+    pub(crate) fn read(written: Option<&BTreeMap<String, Written>>) -> Self {
+        let amounts = written.into_iter().flatten().filter_map(|(name, amount)| {
+            Quantity::parse(&amount.0).ok().map(|quantity| (name.clone(), quantity.nanos()))
+        });
+        Self(amounts.collect())
+    }
+
+    /// What a pod needs at once: its containers together, or its most demanding init container beside the sidecars that
+    /// run by then, whichever is more; and one of its node's places for pods.
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let mut total = pod.spec.as_ref().map(of_spec).unwrap_or_default();
+        total.0.insert("pods".to_owned(), Quantity::from_units(1).nanos());
+        total
+    }
+
+    /// How much of a resource.
+    pub(crate) fn amount(&self, resource: &str) -> i128 {
+        self.0.get(resource).copied().unwrap_or(0)
+    }
+
+    /// The resources of which there is something.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, i128)> {
+        self.0.iter().filter(|(_, amount)| **amount > 0).map(|(name, amount)| (name.as_str(), *amount))
+    }
+
+    fn at_least(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let own = self.0.entry(name.clone()).or_default();
+            *own = (*own).max(*amount);
+        }
+    }
+}
+
+impl AddAssign<&Self> for Requests {
+    fn add_assign(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() += amount;
+        }
+    }
+}
+
+impl SubAssign<&Self> for Requests {
+    fn sub_assign(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() -= amount;
+        }
+    }
+}
+
+fn of_spec(spec: &PodSpec) -> Requests {
+    let requests = |container: &k8s_openapi::api::core::v1::Container| {
+        Requests::read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
+    };
+    let mut sidecars = Requests::default();
+    let mut starting = Requests::default();
+    for container in spec.init_containers.iter().flatten() {
+        let mut needed = requests(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars += &needed;
+            needed = Requests::default();
+        }
+        needed += &sidecars;
+        starting.at_least(&needed);
+    }
+    let mut running = sidecars;
+    for container in &spec.containers {
+        running += &requests(container);
+    }
+    running.at_least(&starting);
+    running += &Requests::read(spec.overhead.as_ref());
+    running
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn init_containers_count_only_as_far_as_they_need_more_than_the_rest() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [
+                {"name": "a", "resources": {"requests": {"cpu": "3", "memory": "1Mi"}}},
+                {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}},
+                {"name": "b", "resources": {"requests": {"memory": "9Mi"}}}
+            ],
+            "containers": [
+                {"name": "c", "resources": {"requests": {"cpu": "1", "memory": "2Mi"}}},
+                {"name": "d", "resources": {"requests": {"cpu": "250m"}}}
+            ]
+        }}))
+        .unwrap();
+        let requests = Requests::of(&pod);
+        assert_eq!(requests.amount("cpu"), Quantity::parse("3").unwrap().nanos());
+        assert_eq!(requests.amount("memory"), Quantity::parse("9Mi").unwrap().nanos());
+        assert_eq!(requests.amount("pods"), Quantity::parse("1").unwrap().nanos());
+    }
+}

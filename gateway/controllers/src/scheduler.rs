@@ -1,0 +1,267 @@
+//! The scheduler: finds a node with room for each pod.
+//!
+//! A node's room is its allocatable resources less the requests of the pods on it. A pod that has just been bound counts
+//! from that moment on, not from when the watch tells of it. A pod that fits nowhere waits with the reason in its
+//! condition and is looked at again when something changes that may help.
+
+mod fit;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Options;
+use crate::cluster::Cluster;
+use crate::events::Voice;
+use crate::informer::Key;
+use crate::queue::{Again, Queue};
+use crate::requests::Requests;
+
+/// The name by which pods ask for this scheduler.
+const NAME: &str = "default-scheduler";
+
+struct Scheduler {
+    cluster: Cluster,
+    voice: Voice,
+    usage: Mutex<Usage>,
+    unschedulable: Mutex<HashSet<Key>>,
+}
+
+/// Who takes how much of which node.
+#[derive(Default)]
+struct Usage {
+    pods: HashMap<Key, Placed>,
+    nodes: BTreeMap<String, Requests>,
+}
+
+struct Placed {
+    uid: String,
+    node: String,
+    requests: Requests,
+}
+
+impl Usage {
+    fn place(&mut self, key: &Key, uid: &str, node: &str, requests: Requests) {
+        self.remove(key, None);
+        *self.nodes.entry(node.to_owned()).or_default() += &requests;
+        self.pods.insert(key.clone(), Placed { uid: uid.to_owned(), node: node.to_owned(), requests });
+    }
+
+    /// Gives back what a pod took; only if it still is the pod of this uid, where one is given.
+    fn remove(&mut self, key: &Key, uid: Option<&str>) {
+        if uid.is_some_and(|uid| self.pods.get(key).is_some_and(|placed| placed.uid != uid)) {
+            return;
+        }
+        if let Some(placed) = self.pods.remove(key)
+            && let Some(node) = self.nodes.get_mut(&placed.node)
+        {
+            *node -= &placed.requests;
+        }
+    }
+}
+
+pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
+    let queue: Queue<Key> = Queue::new();
+    let scheduler = Arc::new(Scheduler {
+        cluster: cluster.clone(),
+        voice: cluster.events.of(NAME),
+        usage: Mutex::default(),
+        unschedulable: Mutex::default(),
+    });
+    let (observer, pods) = (Arc::clone(&scheduler), queue.clone());
+    cluster.pods.on_change(move |change| {
+        if observer.observe(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod)) {
+            observer.try_waiting(&pods);
+        }
+        if let Some(pod) = change.new.filter(|pod| is_mine(pod)) {
+            pods.add(Key::of(&**pod));
+        }
+    });
+    let (observer, pods) = (Arc::clone(&scheduler), queue.clone());
+    cluster.nodes.on_change(move |change| {
+        let before = change.old.map(|node| fit::schedulable_part(node));
+        let after = change.new.map(|node| fit::schedulable_part(node));
+        if before != after {
+            observer.try_waiting(&pods);
+        }
+    });
+    let workers = options.workers;
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        scheduler.cluster.synced().await;
+        let work = move |key| {
+            let scheduler = Arc::clone(&scheduler);
+            async move { scheduler.schedule(key).await }
+        };
+        queue.run("scheduler", workers, stop, work).await;
+    });
+}
+
+fn is_mine(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        spec.node_name.as_deref().unwrap_or_default().is_empty()
+            && spec.scheduler_name.as_deref().unwrap_or(NAME) == NAME
+    }) && pod.metadata.deletion_timestamp.is_none()
+        && !has_ended(pod)
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+impl Scheduler {
+    /// Keeps count of what is taken; whether room appeared.
+    fn observe(&self, old: Option<&Pod>, new: Option<&Pod>) -> bool {
+        let Some(pod) = new.or(old) else { return false };
+        let key = Key::of(pod);
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty());
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let mut usage = self.usage();
+        match (new, node) {
+            (Some(pod), Some(node)) if !has_ended(pod) => {
+                usage.place(&key, uid, node, Requests::of(pod));
+                false
+            }
+            // Not bound yet: what a binding under way has taken stays taken.
+            (Some(pod), None) if !has_ended(pod) => false,
+            _ => {
+                usage.remove(&key, Some(uid));
+                drop(usage);
+                if new.is_none() {
+                    self.unschedulable().remove(&key);
+                }
+                true
+            }
+        }
+    }
+
+    /// Looks again at the pods that found no room.
+    fn try_waiting(&self, queue: &Queue<Key>) {
+        let waiting: Vec<Key> = self.unschedulable().drain().collect();
+        waiting.into_iter().for_each(|key| queue.add(key));
+    }
+
+    async fn schedule(&self, key: Key) -> Result<Again, kube::Error> {
+        let Some(pod) = self.cluster.pods.get(&key).filter(|pod| is_mine(pod)) else { return Ok(None) };
+        if pod.spec.as_ref().is_some_and(|spec| spec.scheduling_gates.iter().flatten().next().is_some()) {
+            return self
+                .wait(&pod, &key, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+                .await;
+        }
+        // Waiting from before the look around: what changes meanwhile is not missed.
+        self.unschedulable().insert(key.clone());
+        match self.choose(&pod, &key) {
+            Ok(node) => {
+                self.unschedulable().remove(&key);
+                self.bind(&pod, &key, &node).await
+            }
+            Err(reason) => {
+                let again = self.wait(&pod, &key, "Unschedulable", &reason).await;
+                self.voice.warning(&*pod, "FailedScheduling", reason);
+                again
+            }
+        }
+    }
+
+    /// The node with the most room among those that fit, with the pod's share already taken; or why none does.
+    fn choose(&self, pod: &Pod, key: &Key) -> Result<String, String> {
+        let nodes = self.cluster.nodes.list(|_| true);
+        if nodes.is_empty() {
+            return Err("no nodes available to schedule pods".to_owned());
+        }
+        let requests = Requests::of(pod);
+        let mut usage = self.usage();
+        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut best: Option<(i128, &Arc<Node>)> = None;
+        for node in &nodes {
+            let name = node.metadata.name.as_deref().unwrap_or_default();
+            let taken = usage.nodes.get(name).cloned().unwrap_or_default();
+            match fit::check(pod, &requests, node, &taken) {
+                Ok(score) if best.is_none_or(|(most, _)| score > most) => best = Some((score, node)),
+                Ok(_) => {}
+                Err(why) => why.into_iter().for_each(|why| *reasons.entry(why).or_default() += 1),
+            }
+        }
+        let Some((_, node)) = best else {
+            let mut reasons: Vec<String> = reasons.iter().map(|(why, count)| format!("{count} {why}")).collect();
+            reasons.sort();
+            return Err(format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", ")));
+        };
+        let name = node.metadata.name.clone().unwrap_or_default();
+        usage.place(key, pod.metadata.uid.as_deref().unwrap_or_default(), &name, requests);
+        Ok(name)
+    }
+
+    async fn bind(&self, pod: &Pod, key: &Key, node: &str) -> Result<Again, kube::Error> {
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: Some(key.name.clone()),
+                namespace: Some(key.namespace.clone()),
+                uid: pod.metadata.uid.clone(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                kind: Some("Node".into()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
+        };
+        let path = format!("/api/v1/namespaces/{}/pods/{}/binding", key.namespace, key.name);
+        let body = serde_json::to_vec(&binding).map_err(kube::Error::SerdeError)?;
+        let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json").body(body);
+        let request = request.map_err(kube::Error::HttpError)?;
+        if let Err(error) = self.cluster.client.request::<serde_json::Value>(request).await {
+            self.usage().remove(key, pod.metadata.uid.as_deref());
+            return match &error {
+                // Gone, or somebody else was faster: the watch tells.
+                kube::Error::Api(status) if status.code == 404 || status.code == 409 => Ok(None),
+                _ => Err(error),
+            };
+        }
+        let note = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
+        self.voice.normal(pod, "Scheduled", note);
+        Ok(None)
+    }
+
+    /// Says on the pod why it waits.
+    async fn wait(&self, pod: &Pod, key: &Key, reason: &str, message: &str) -> Result<Again, kube::Error> {
+        let known = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled"));
+        if known
+            .is_some_and(|known| known.reason.as_deref() == Some(reason) && known.message.as_deref() == Some(message))
+        {
+            return Ok(None);
+        }
+        let since = match known {
+            Some(known) if known.status == "False" => json!(known.last_transition_time),
+            _ => json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        };
+        let patch = json!({"status": {"conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": reason, "message": message, "lastTransitionTime": since,
+            "observedGeneration": pod.metadata.generation,
+        }]}});
+        let api: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &key.namespace);
+        match api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(error),
+            Ok(_) => Ok(None),
+        }
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unschedulable(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
