@@ -151,7 +151,7 @@ fn generated_selector(object: &Value, spec: &Value, path: &Path) -> ErrorList {
     }
     let own = json!({UID_LABELS[0]: uid});
     if selects(Some(selector), Some(&own)) == Some(false) {
-        errors.push(path.child("selector").invalid(selector.clone(), "`selector` not auto-generated"));
+        errors.push(path.child("selector").invalid(go::selector(selector), "`selector` not auto-generated"));
     }
     errors
 }
@@ -206,7 +206,7 @@ fn spec_errors(spec: &Value, path: &Path) -> ErrorList {
         "" | "Always" => errors.push(field.required("valid values: \"OnFailure\", \"Never\"")),
         policy if !RESTART_OF_JOBS.contains(&policy) => errors.push(field.not_supported(policy, &RESTART_OF_JOBS)),
         policy if policy != "Never" && get(spec, "podFailurePolicy").is_some() => {
-            errors.push(field.invalid(policy, "only \"Never\" is supported when podFailurePolicy is specified"))
+            errors.push(field.invalid(policy, "only \"Never\" is supported when podFailurePolicy is specified"));
         }
         _ => {}
     }

@@ -104,7 +104,6 @@ fn merge_term(term: &mut Value, labels: &Value) {
 
 /// How well a pod's resources are guaranteed: its class of service.
 pub fn qos_class(spec: &Value) -> &'static str {
-    let containers: Vec<&Value> = items(spec, "containers").iter().chain(items(spec, "initContainers")).collect();
     let amount = |resources: &Value, field: &str, name: &str| {
         map(resources, field)
             .and_then(|amounts| amounts.get(name))
@@ -113,10 +112,14 @@ pub fn qos_class(spec: &Value) -> &'static str {
             .filter(|quantity| quantity.nanos() > 0)
             .map(|quantity| quantity.nanos())
     };
-    let own = get(spec, "resources");
+    let own = get(spec, "resources").filter(|own| map(own, "limits").or(map(own, "requests")).is_some());
     let resources: Vec<&Value> = match own {
-        Some(own) if map(own, "limits").or(map(own, "requests")).is_some() => vec![own],
-        _ => containers.iter().filter_map(|container| get(container, "resources")).collect(),
+        Some(own) => vec![own],
+        None => items(spec, "containers")
+            .iter()
+            .chain(items(spec, "initContainers"))
+            .map(|container| container.get("resources").unwrap_or(&Value::Null))
+            .collect(),
     };
     let sum = |field: &str, name: &str| -> Option<i128> {
         let amounts: Vec<i128> = resources.iter().filter_map(|r| amount(r, field, name)).collect();
@@ -127,8 +130,8 @@ pub fn qos_class(spec: &Value) -> &'static str {
     if [cpu.0, cpu.1, memory.0, memory.1].iter().all(Option::is_none) {
         return "BestEffort";
     }
-    let limited = resources.len() >= containers.len().min(if own.is_some() { 1 } else { usize::MAX })
-        && resources.iter().all(|r| amount(r, "limits", "cpu").is_some() && amount(r, "limits", "memory").is_some());
+    let limited =
+        resources.iter().all(|r| amount(r, "limits", "cpu").is_some() && amount(r, "limits", "memory").is_some());
     if limited && cpu.0 == cpu.1 && memory.0 == memory.1 { "Guaranteed" } else { "Burstable" }
 }
 

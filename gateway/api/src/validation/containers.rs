@@ -447,7 +447,7 @@ pub fn resource_claims(spec: &Value, path: &Path) -> ErrorList {
         }
         match (get(claim, "resourceClaimName"), get(claim, "resourceClaimTemplateName")) {
             (None, None) => {
-                errors.push(path.required("must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"))
+                errors.push(path.required("must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"));
             }
             (Some(_), Some(_)) => {
                 errors.push(path.invalid(

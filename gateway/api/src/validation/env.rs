@@ -182,12 +182,12 @@ pub fn resource_ref(reference: &Value, in_volume: bool, path: &Path) -> ErrorLis
         return vec![path.child("resource").not_supported(resource, &RESOURCES)];
     }
     let divisor = text_or_null(get(reference, "divisor"));
-    let (ok, what): (bool, String) = if resource.ends_with(".cpu") {
+    let (ok, what): (bool, String) = if matches!(resource, "limits.cpu" | "requests.cpu") {
         (matches!(divisor.as_str(), "1m" | "1"), "1m and 1 are supported with the cpu resource".to_owned())
     } else {
         let name = if huge {
             "hugepages"
-        } else if resource.ends_with(".memory") {
+        } else if matches!(resource, "limits.memory" | "requests.memory") {
             "memory"
         } else {
             "local ephemeral storage"

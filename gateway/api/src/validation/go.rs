@@ -65,11 +65,21 @@ fn fill(shown: &mut Map<String, Value>, fields: Fields, object: &Value) {
     }
 }
 
-fn sorted(map: &Value) -> Value {
+/// A map with its keys in order, as Go prints maps.
+pub fn sorted(map: &Value) -> Value {
     let Some(map) = map.as_object() else { return map.clone() };
     let mut entries: Vec<_> = map.iter().collect();
     entries.sort_by_key(|(key, _)| key.as_str());
     Value::Object(entries.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// A label selector with its labels in order.
+pub fn selector(selector: &Value) -> Value {
+    let mut shown = selector.clone();
+    if let Some(labels) = shown.get_mut("matchLabels") {
+        *labels = sorted(labels);
+    }
+    shown
 }
 
 /// A pod's spec. Namespaces shared with the host are part of the security context internally.
@@ -219,6 +229,7 @@ const POD_SPEC: Fields = &[
     ),
     ("Resources", "resources", Pointer(RESOURCES)),
     ("HostnameOverride", "hostnameOverride", Nil),
+    ("WorkloadRef", "workloadRef", Nil),
 ];
 
 const CONTAINER: Fields = &[

@@ -149,11 +149,6 @@ pub fn env_var_name(name: &str) -> Vec<String> {
     ]
 }
 
-/// The prefix of environment variables taken from a ConfigMap or a Secret.
-pub fn is_env_prefix(prefix: &str) -> bool {
-    env_var_name(prefix).is_empty()
-}
-
 /// The name of a port: an IANA service name.
 pub fn port_name(name: &str) -> Vec<String> {
     let mut errors = Vec::new();
@@ -267,3 +262,46 @@ const SUBDOMAIN: &str = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-
 const KEY_RULE: &str = "alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character \
                         (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
                         '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_their_grammar() {
+        assert!(dns1123_subdomain("a.b-c.1").is_empty());
+        for wrong in ["Upper", "a_b", "-a", "a.", "a b", ""] {
+            assert_eq!(dns1123_subdomain(wrong).len(), 1, "{wrong}");
+        }
+        assert_eq!(dns1123_subdomain(&"a".repeat(254)), ["must be no more than 253 characters"]);
+        assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
+        assert_eq!(dns1035_label("1a").len(), 1);
+        assert!(wildcard_subdomain("*.example.com").is_empty());
+        assert_eq!(wildcard_subdomain("example.com").len(), 1);
+    }
+
+    #[test]
+    fn keys_may_have_a_domain() {
+        assert!(qualified_name("example.com/My.Name_1").is_empty());
+        assert_eq!(qualified_name("")[0], "name part must be non-empty");
+        assert_eq!(qualified_name("/a")[0], "prefix part must be non-empty");
+        assert!(qualified_name("A/b")[0].starts_with("prefix part a lowercase RFC 1123 subdomain"));
+        assert_eq!(label_value(&"x".repeat(64)), ["must be no more than 63 bytes"]);
+    }
+
+    #[test]
+    fn ports_and_percentages_are_read_strictly() {
+        assert!(port_name("http-1").is_empty());
+        for wrong in ["-a", "a--b", "80", "HTTP", "abcdefghijklmnop"] {
+            assert!(!port_name(wrong).is_empty(), "{wrong}");
+        }
+        assert!(percent("25%").is_empty());
+        assert_eq!(percent("x%").len(), 1);
+        assert!(is_domain_prefixed_path("acme.io/foo") && !is_domain_prefixed_path("nope"));
+    }
+
+    #[test]
+    fn generated_names_lose_their_hyphen() {
+        assert!(dns1123_subdomain(&generated("g-")).is_empty());
+    }
+}

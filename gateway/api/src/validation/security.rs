@@ -11,14 +11,12 @@ use crate::validation::names;
 use crate::validation::paths::descending;
 
 /// Sysctls that belong to a namespace which the pod may share with the host.
-const HOST_SYSCTLS: [(&str, &str, &str); 7] = [
-    ("net.", "hostNetwork", "network"),
-    ("kernel.shm", "hostIPC", "IPC"),
-    ("kernel.msg", "hostIPC", "IPC"),
-    ("kernel.sem", "hostIPC", "IPC"),
-    ("fs.mqueue.", "hostIPC", "IPC"),
-    ("kernel.hostname", "", ""),
-    ("kernel.domainname", "", ""),
+const HOST_SYSCTLS: [(&str, &str); 5] = [
+    ("net.", "hostNetwork"),
+    ("kernel.shm", "hostIPC"),
+    ("kernel.msg", "hostIPC"),
+    ("kernel.sem", "hostIPC"),
+    ("fs.mqueue.", "hostIPC"),
 ];
 
 /// What is wrong with the security context of a container.
@@ -147,11 +145,10 @@ fn app_armor(context: &Value, path: &Path) -> ErrorList {
     let place = get(profile, "localhostProfile").and_then(Value::as_str);
     let field = path.child("localhostProfile");
     match (str_at(profile, "type"), place) {
-        ("Localhost", None) => vec![field.required("must be set when AppArmor type is Localhost")],
         ("Localhost", Some(place)) if place.trim() != place => {
             vec![field.invalid(place, "must not be padded with whitespace")]
         }
-        ("Localhost", Some("")) => vec![field.required("must be set when AppArmor type is Localhost")],
+        ("Localhost", None | Some("")) => vec![field.required("must be set when AppArmor type is Localhost")],
         ("RuntimeDefault" | "Unconfined", Some(place)) => {
             vec![field.invalid(place, "can only be set when AppArmor type is Localhost")]
         }
@@ -180,8 +177,8 @@ fn sysctls(context: &Value, spec: &Value, path: &Path) -> ErrorList {
         } else if !seen.insert(dotted.clone()) {
             errors.push(path.duplicate(name));
         }
-        for (prefix, host, _) in HOST_SYSCTLS {
-            if !host.is_empty() && dotted.starts_with(prefix) && flag(spec, host) {
+        for (prefix, host) in HOST_SYSCTLS {
+            if dotted.starts_with(prefix) && flag(spec, host) {
                 errors.push(path.invalid(name, format!("may not be specified when '{host}' is true")));
             }
         }

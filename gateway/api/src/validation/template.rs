@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
-use crate::validation::json::{dig, get, int, str_at};
+use crate::validation::json::{dig, get, int, items, str_at, texts};
 use crate::validation::metadata::{self, non_negative};
 use crate::validation::selectors::{is_empty, label_selector, selects};
-use crate::validation::{names, pod};
+use crate::validation::{go, names, pod};
 
 /// What is wrong with the template in the spec of a workload at `path`.
 pub fn template(spec: &Value, path: &Path) -> ErrorList {
@@ -19,7 +19,7 @@ pub fn template(spec: &Value, path: &Path) -> ErrorList {
     errors.extend(pod::annotations(metadata, &field.child("annotations")));
     let pod_spec = template.get("spec").unwrap_or(&Value::Null);
     errors.extend(pod::spec(pod_spec, metadata, &path.child("spec")));
-    if !crate::validation::json::items(pod_spec, "ephemeralContainers").is_empty() {
+    if !items(pod_spec, "ephemeralContainers").is_empty() {
         let why = "ephemeral containers not allowed in pod template";
         errors.push(path.child("spec").child("ephemeralContainers").forbidden(why));
     }
@@ -37,14 +37,14 @@ pub fn selected(spec: &Value, path: &Path) -> ErrorList {
         Some(selector) => {
             errors.extend(label_selector(selector, &field));
             if is_empty(selector) {
-                errors.push(field.invalid(selector.clone(), "empty selector is invalid for deployment"));
+                errors.push(field.invalid(go::selector(selector), "empty selector is invalid for deployment"));
             }
         }
     }
     let labels = dig(spec, &["template", "metadata", "labels"]);
     match selects(selector, labels) {
         None => {
-            errors.push(field.invalid(selector.cloned().unwrap_or_default(), "invalid label selector"));
+            errors.push(field.invalid(selector.map_or(Value::Null, go::selector), "invalid label selector"));
             return errors;
         }
         Some(false) => errors.push(unselected(labels, path)),
@@ -69,7 +69,7 @@ pub fn unselected(labels: Option<&Value>, path: &Path) -> crate::field::FieldErr
     path.child("template")
         .child("metadata")
         .child("labels")
-        .invalid(labels.cloned().unwrap_or(Value::Null), "`selector` does not match template `labels`")
+        .invalid(labels.map_or(Value::Null, go::sorted), "`selector` does not match template `labels`")
 }
 
 /// Counts of a status: none negative, and none of `bounded` above the replicas.
@@ -126,14 +126,11 @@ pub fn delete_options(options: &Value) -> ErrorList {
     if policy.is_some() && get(options, "orphanDependents").is_some() {
         errors.push(path.invalid(policy.unwrap_or(""), "orphanDependents and deletionPropagation cannot be both set"));
     }
-    const POLICIES: [&str; 3] = ["Foreground", "Background", "Orphan"];
-    if let Some(policy) = policy.filter(|policy| !POLICIES.contains(policy)) {
+    if let Some(policy) = policy.filter(|policy| !matches!(*policy, "Foreground" | "Background" | "Orphan")) {
         errors.push(path.not_supported(policy, &["Foreground", "Background", "Orphan", "nil"]));
     }
-    for (index, value) in crate::validation::json::texts(options, "dryRun").enumerate() {
-        if value != "All" {
-            errors.push(Path::new("dryRun").index(index).not_supported(value, &["All"]));
-        }
+    if texts(options, "dryRun").any(|value| value != "All") {
+        errors.push(Path::new("dryRun").not_supported(options["dryRun"].clone(), &["All"]));
     }
     errors
 }
