@@ -5,6 +5,7 @@ mod executor;
 pub use executor::report;
 mod rootfs;
 pub mod spec;
+mod trace;
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{self, Cgroup};
@@ -124,6 +125,7 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
         filters,
     };
     let (report, report_writer) = pipe()?;
+    let errors = trace::ErrorLog::install().map_err(|error| Failure::sandbox("create", error))?;
     let console = PathBuf::from("/console");
     let listener = if container.tty {
         Some(std::os::unix::net::UnixListener::bind(&console).map_err(|error| Failure::sandbox("terminal", error))?)
@@ -141,7 +143,7 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
         builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
     let built = builder.as_init("/").with_systemd(false).as_sibling(true).with_detach(true).build();
-    let mut created = built.map_err(|error| explain(&report, &error))?;
+    let mut created = built.map_err(|error| explain(&report, &errors, &error))?;
     let pid = created
         .pid()
         .map(|pid| pid.as_raw())
@@ -151,7 +153,7 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     let terminal = listener.map(|listener| receive_terminal(&listener)).transpose()?;
     drop(report_writer);
     let started_at = Timestamp::now();
-    created.start().map_err(|error| explain(&report, &error))?;
+    created.start().map_err(|error| explain(&report, &errors, &error))?;
     // The pipe's last writer goes with the execve that succeeds.
     if let Some(failure) = read_report(report)? {
         return Err(Failure::Start { message: failure.message, exit_code: 128 });
@@ -181,8 +183,16 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| Failure::sandbox("pipe", errno))
 }
 
-/// libcontainer's own message unless the program's failure has been reported.
-fn explain(report: &OwnedFd, error: &libcontainer::error::LibcontainerError) -> Failure {
+/// The program's own failure if it was reported; otherwise the innermost error that libcontainer logged, after the stage
+/// that it names.
+fn explain(report: &OwnedFd, errors: &trace::ErrorLog, error: &libcontainer::error::LibcontainerError) -> Failure {
+    let _ = nix::fcntl::fcntl(report, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK));
+    let mut buffer = [0u8; 4096];
+    if let Ok(length) = nix::unistd::read(report, &mut buffer)
+        && let Ok(failure) = postcard::from_bytes::<ExecFailure>(&buffer[..length])
+    {
+        return Failure::Start { message: failure.message, exit_code: 128 };
+    }
     let mut chain = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
@@ -192,14 +202,8 @@ fn explain(report: &OwnedFd, error: &libcontainer::error::LibcontainerError) -> 
         }
         source = inner.source();
     }
-    let _ = nix::fcntl::fcntl(report, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK));
-    let mut buffer = [0u8; 4096];
-    if let Ok(length) = nix::unistd::read(report, &mut buffer)
-        && let Ok(failure) = postcard::from_bytes::<ExecFailure>(&buffer[..length])
-    {
-        return Failure::Start { message: failure.message, exit_code: 128 };
-    }
-    Failure::Start { message: format!("cannot create the container: {chain}"), exit_code: 128 }
+    let cause = errors.first().map(|cause| format!(": {cause}")).unwrap_or_default();
+    Failure::Start { message: format!("cannot create the container: {chain}{cause}"), exit_code: 128 }
 }
 
 fn read_report(report: OwnedFd) -> Result<Option<ExecFailure>, Failure> {

@@ -12,11 +12,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// How long a spawner may take to greet, in ms. It answers between two requests, each of which takes a few ms.
 const GREETING_PATIENCE_MS: u16 = 20_000;
 /// How long one may take to end, in ms.
 const END_PATIENCE_MS: u16 = 30_000;
+
+/// How often one that hangs up is tried again, 10 ms apart.
+const DYING_TRIES: usize = 200;
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Error::SpawnerStart(error.to_string()))?
@@ -45,8 +49,13 @@ pub async fn connect_or_start(config: RuntimeConfig) -> Result<Greeted, Error> {
             .map_err(in_dir("open the lock of"))?;
         let _lock =
             Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| in_dir("lock")(io::Error::from(errno)))?;
-        if let Some(socket) = connect_to(&config.dir)? {
-            return greet(socket);
+        // One that is just dying still accepts, and then closes.
+        for _ in 0..DYING_TRIES {
+            let Some(socket) = connect_to(&config.dir)? else { break };
+            match greet(socket) {
+                Err(Error::Disconnected) => std::thread::sleep(Duration::from_millis(10)),
+                other => return other,
+            }
         }
         launch(&config)?;
         match connect_to(&config.dir)? {
@@ -73,7 +82,7 @@ fn connect_to(dir: &Path) -> Result<Option<OwnedFd>, Error> {
 
 fn greet(socket: OwnedFd) -> Result<Greeted, Error> {
     let wrap = |error: io::Error| Error::SpawnerStart(error.to_string());
-    wire::send(socket.as_fd(), &protocol::greeting(protocol::VERSION), &[]).map_err(wrap)?;
+    wire::send(socket.as_fd(), &protocol::greeting(protocol::VERSION), &[]).map_err(|_| Error::Disconnected)?;
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
     let ready = poll(&mut fds, PollTimeout::from(GREETING_PATIENCE_MS)).map_err(|errno| wrap(errno.into()))?;
     if ready == 0 {
