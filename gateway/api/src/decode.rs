@@ -15,6 +15,8 @@ mod yaml;
 
 pub use normalize::normalize;
 
+use std::fmt;
+
 use serde_json::Value;
 
 use crate::field::Path;
@@ -163,9 +165,18 @@ fn summary(body: &[u8]) -> String {
     let text = match body.first() {
         None => return "<empty>".to_owned(),
         Some(b'{') => String::from_utf8_lossy(start).into_owned(),
-        Some(_) => start.iter().map(|byte| format!("{byte:02x}")).collect(),
+        Some(_) => format!("{:x}", Hex(start)),
     };
     if body.len() > LONGEST { format!("{text} ...") } else { text }
+}
+
+/// Bytes in hexadecimal.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::LowerHex for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 #[cfg(test)]

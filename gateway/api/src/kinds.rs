@@ -173,7 +173,7 @@ static BUILTIN: &[Kind] = &[
         columns: table::event::COLUMNS,
         schema: "io.k8s.api.events.v1.Event",
         stored_as: Some(("", "events")),
-        strategy: strategy::event::STRATEGY,
+        strategy: strategy::event::EVENTS_STRATEGY,
         ..ROW
     },
     Kind {

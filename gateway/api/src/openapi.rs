@@ -8,6 +8,8 @@ mod paths;
 
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -85,7 +87,7 @@ fn parts_of(kinds: &[&'static Kind]) -> Vec<&'static Kind> {
 }
 
 fn hash(document: &[u8]) -> String {
-    Sha256::digest(document).iter().map(|byte| format!("{byte:02X}")).collect()
+    URL_SAFE_NO_PAD.encode(Sha256::digest(document))
 }
 
 /// A document of strings and numbers always serializes.

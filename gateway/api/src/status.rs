@@ -2,7 +2,7 @@
 //!
 //! Texts, codes and reasons are those of `k8s.io/apimachinery/pkg/api/errors`.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value, json};
 
@@ -363,8 +363,8 @@ pub(crate) fn quote(text: &str) -> String {
             '\u{8}' => quoted.push_str("\\b"),
             '\u{c}' => quoted.push_str("\\f"),
             '\u{b}' => quoted.push_str("\\v"),
-            c if c.is_control() && (c as u32) < 0x80 => quoted.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", c as u32)),
+            c if c.is_ascii_control() => drop(write!(quoted, "\\x{:02x}", c as u32)),
+            c if c.is_control() => drop(write!(quoted, "\\u{:04x}", c as u32)),
             c => quoted.push(c),
         }
     }

@@ -65,6 +65,7 @@ impl IncludeObject {
 
 /// Objects of one kind as a Table. `list_meta` is the list's (or for a single object that object's) `ListMeta`; `now`
 /// is the moment that ages count to; without columns they are null, as in all but the first event of a watch.
+#[allow(clippy::needless_pass_by_value, reason = "the metadata becomes part of the answer")]
 pub fn table(
     kind: &Kind,
     rows: &[&Value],
@@ -107,10 +108,9 @@ fn row(kind: &Kind, object: &Value, include: IncludeObject, now: Timestamp) -> V
     let cells: Vec<Value> = kind.columns.iter().map(|column| (column.cell)(object, now)).collect();
     let mut row = Map::new();
     row.insert("cells".into(), cells.into());
-    if kind.group.is_empty() && kind.kind == "Pod" {
-        if let Some(conditions) = pod::row_conditions(object) {
-            row.insert("conditions".into(), conditions);
-        }
+    let is_pod = kind.group.is_empty() && kind.kind == "Pod";
+    if let Some(conditions) = is_pod.then(|| pod::row_conditions(object)).flatten() {
+        row.insert("conditions".into(), conditions);
     }
     let carried = match include {
         IncludeObject::None => Value::Null,

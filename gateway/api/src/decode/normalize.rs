@@ -18,12 +18,16 @@ pub(super) fn normalize_with(schema: &Schema, value: &mut Value) {
         (Type::Object, Value::Object(fields)) => object(schema, fields),
         (Type::Array, Value::Array(items)) => {
             if let Some(element) = schema.items() {
-                items.iter_mut().for_each(|item| normalize_with(element, item));
+                for item in items {
+                    normalize_with(element, item);
+                }
             }
         }
         (Type::Map, Value::Object(entries)) => {
             if let Some(element) = schema.additional() {
-                entries.values_mut().for_each(|value| normalize_with(element, value));
+                for value in entries.values_mut() {
+                    normalize_with(element, value);
+                }
             }
         }
         _ => {}

@@ -1,6 +1,7 @@
 //! A tree against the schema of its kind.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 
 use serde_json::{Map, Number, Value};
 
@@ -68,16 +69,12 @@ impl Walker {
             (Type::Object, Raw::Object(entries)) => self.object(schema, entries),
             (Type::Map, Raw::Object(entries)) => self.map(schema, entries),
             (Type::Array, Raw::Array(items)) => self.array(schema, items),
-            (Type::String, Raw::String(text)) => Value::String(text),
+            (Type::String | Type::IntOrString, Raw::String(text)) => Value::String(text),
             (Type::Bytes, Raw::String(text)) => self.text(base64_text::check(&text)),
             (Type::Time, Raw::String(text)) => self.text(time::seconds(&text)),
             (Type::MicroTime, Raw::String(text)) => self.text(time::micros(&text)),
             (Type::Boolean, Raw::Bool(value)) => Value::Bool(value),
-            (Type::Int32, Raw::Number(number)) if fits_int32(&number) => Value::Number(number),
-            (Type::Int64, Raw::Number(number)) if number.is_i64() => Value::Number(number),
-            (Type::Double, Raw::Number(number)) => Value::Number(number),
-            (Type::IntOrString, Raw::String(text)) => Value::String(text),
-            (Type::IntOrString, Raw::Number(number)) if fits_int32(&number) => Value::Number(number),
+            (type_, Raw::Number(number)) if fits(type_, &number) => Value::Number(number),
             (Type::IntOrString, raw) => self.standalone(&raw, "int32"),
             (Type::Quantity, raw) => self.quantity(&raw),
             (Type::Time | Type::MicroTime, raw) => self.standalone(&raw, "string"),
@@ -131,7 +128,7 @@ impl Walker {
         let length = self.path.len();
         let mut array = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
-            self.path.push_str(&format!("[{index}]"));
+            self.enter_index(index);
             array.push(self.element(element, item));
             self.path.truncate(length);
         }
@@ -205,6 +202,11 @@ impl Walker {
         length
     }
 
+    fn enter_index(&mut self, index: usize) {
+        // Writing to a String doesn't fail.
+        let _ = write!(self.path, "[{index}]");
+    }
+
     fn untyped(&mut self, raw: &Raw) {
         match raw {
             Raw::Object(entries) => {
@@ -221,7 +223,7 @@ impl Walker {
             Raw::Array(items) => {
                 let length = self.path.len();
                 for (index, item) in items.iter().enumerate() {
-                    self.path.push_str(&format!("[{index}]"));
+                    self.enter_index(index);
                     self.untyped(item);
                     self.path.truncate(length);
                 }
@@ -231,8 +233,13 @@ impl Walker {
     }
 }
 
-fn fits_int32(number: &Number) -> bool {
-    number.as_i64().is_some_and(|value| i32::try_from(value).is_ok())
+fn fits(type_: Type, number: &Number) -> bool {
+    match type_ {
+        Type::Int32 | Type::IntOrString => number.as_i64().is_some_and(|value| i32::try_from(value).is_ok()),
+        Type::Int64 => number.is_i64(),
+        Type::Double => true,
+        _ => false,
+    }
 }
 
 /// A number that is the wrong one is shown itself.

@@ -1,5 +1,7 @@
 //! Spans of time as Kubernetes prints them: `5s`, `2m30s`, `3h`, `12d`.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -42,7 +44,8 @@ pub fn human(seconds: i64) -> String {
     if let Some((smaller_unit, smaller_letter)) = smaller {
         let rest = seconds % unit / smaller_unit;
         if rest > 0 {
-            text.push_str(&format!("{rest}{smaller_letter}"));
+            // Writing to a String doesn't fail.
+            let _ = write!(text, "{rest}{smaller_letter}");
         }
     }
     text
