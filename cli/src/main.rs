@@ -1,1 +1,92 @@
-fn main() {}
+//! `carob`: the command that wires the crates together.
+
+mod bill;
+mod check;
+mod config;
+mod data_dir;
+mod down;
+mod image;
+mod up;
+mod wiring;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Serverless Kubernetes in one binary.
+#[derive(Parser)]
+#[command(name = "carob", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway, the controllers, a worker and billing, until SIGTERM; pods go on running after that.
+    Up(up::Options),
+    /// Stop the pods of a data directory and remove all that Carob made on this machine for them.
+    Down(down::Options),
+    /// Say what this machine lacks, item by item, and what that costs.
+    Check,
+    /// Show what pods used and what it costs, as a running gateway has it in its ledger.
+    Bill(bill::Options),
+    /// Manage the images of a data directory, beside a running gateway or without one.
+    Image(image::Options),
+}
+
+/// Where Carob keeps its state.
+#[derive(clap::Args, Clone)]
+struct DataDirOption {
+    /// Directory of all state: objects, ledger, images, pods.
+    #[arg(long, env = "CAROB_DATA_DIR", default_value = "/var/lib/carob", value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    // The spawner must be alone in its process: it runs before anything starts a thread.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "spawner") {
+        return carob_sandbox::spawner_main(arguments);
+    }
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("carob: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Up(options) => {
+                log_to_stderr("info");
+                up::run(options).await.map(|()| ExitCode::SUCCESS)
+            }
+            Command::Down(options) => {
+                log_to_stderr("warn");
+                down::run(options).await.map(|()| ExitCode::SUCCESS)
+            }
+            Command::Bill(options) => {
+                log_to_stderr("warn");
+                bill::run(options).await.map(|()| ExitCode::SUCCESS)
+            }
+            Command::Check => Ok(check::run()),
+            Command::Image(options) => {
+                log_to_stderr("warn");
+                image::run(options).await.map(|()| ExitCode::SUCCESS)
+            }
+        }
+    })
+}
+
+/// `CAROB_LOG` takes tracing's filters, for example `debug` or `carob_worker=debug`.
+fn log_to_stderr(default: &str) {
+    let filter = EnvFilter::try_from_env("CAROB_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

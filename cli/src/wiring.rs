@@ -1,0 +1,97 @@
+//! The two places where crates meet that don't know each other: the gateway reaches the worker's streams, and the worker
+//! tells billing of its containers.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use carob_billing::{Billing, Counters, End, Meterable, Requests};
+use carob_gateway::{NodeDialer, NodeStream};
+use carob_sandbox::{CgroupPaths, CgroupVersion};
+use carob_worker::{ContainerEnd, ContainerObserver, ObservedContainer};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+
+/// How much of a stream may be under way between the gateway and the worker of the same process.
+const PIPE_BYTES: usize = 64 << 10;
+
+/// Dials the worker of this process, over a pipe in memory on which it speaks HTTP as it would over the network.
+#[derive(Clone, Default)]
+pub struct LocalNode {
+    worker: Arc<OnceLock<(String, Router)>>,
+}
+
+impl LocalNode {
+    /// The worker that answers from now on.
+    pub fn serve(&self, node: String, router: Router) {
+        // The first worker stays: there is one per process.
+        let _ = self.worker.set((node, router));
+    }
+}
+
+#[async_trait]
+impl NodeDialer for LocalNode {
+    async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeStream>> {
+        let router = match self.worker.get() {
+            Some((name, router)) if name == node => router.clone(),
+            _ => return Err(io::Error::new(io::ErrorKind::NotFound, format!("node {node} has no worker here"))),
+        };
+        let (gateway_end, worker_end) = tokio::io::duplex(PIPE_BYTES);
+        tokio::spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(worker_end), TowerToHyperService::new(router))
+                .with_upgrades();
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the worker ended");
+            }
+        });
+        Ok(Box::new(gateway_end))
+    }
+}
+
+/// How long to wait before a container's end is told again to a ledger that did not take it.
+const LEDGER_RETRY: Duration = Duration::from_millis(500);
+
+/// Tells billing of the worker's containers.
+pub struct Metered(pub Arc<Billing>);
+
+#[async_trait]
+impl ContainerObserver for Metered {
+    async fn started(&self, container: &ObservedContainer) {
+        self.0.container_started(meterable(container));
+    }
+
+    async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
+        let end = End { finished_at: end.finished_at, cpu_ns: end.cpu_ns, memory_peak_bytes: end.memory_peak_bytes };
+        // The container's counters stay until this returns: no reading is given up.
+        while let Err(error) = self.0.container_exited(meterable(container), end).await {
+            tracing::error!(container = %container.container_id, %error, "the ledger did not take a container's end");
+            tokio::time::sleep(LEDGER_RETRY).await;
+        }
+    }
+}
+
+fn meterable(container: &ObservedContainer) -> Meterable {
+    Meterable {
+        container_id: container.container_id.clone(),
+        pod_uid: container.pod_uid.clone(),
+        namespace: container.namespace.clone(),
+        pod: container.pod.clone(),
+        container: container.container.clone(),
+        attempt: container.attempt,
+        labels: container.labels.clone(),
+        node: container.node.clone(),
+        started_at: container.started_at,
+        requests: Requests { cpu_millis: container.requests.cpu_millis, memory_bytes: container.requests.memory_bytes },
+        counters: Some(counters(&container.cgroup)),
+    }
+}
+
+fn counters(cgroup: &CgroupPaths) -> Counters {
+    match cgroup.version {
+        CgroupVersion::V1 => Counters::V1 { cpuacct: cgroup.cpuacct.clone(), memory: cgroup.memory.clone() },
+        CgroupVersion::V2 => Counters::V2(cgroup.memory.clone()),
+    }
+}

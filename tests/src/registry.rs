@@ -1,0 +1,113 @@
+//! Debian's `docker-registry` on loopback, with images of `target/images` in it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::{eventually, free_port, image_layout};
+
+/// A running registry with its own storage.
+pub struct Registry {
+    process: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Registry {
+    /// Starts one.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let port = free_port();
+        let config = dir.path().join("config.yml");
+        let storage = dir.path().join("storage");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            storage.display()
+        );
+        std::fs::write(&config, text).expect("the configuration is written");
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry (package docker-registry)");
+        let registry = Self { process, port, _dir: dir };
+        eventually("the registry answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        registry
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Pushes an image of `target/images` as `repository:tag`; its manifest's digest.
+    pub fn push(&self, image: &str, repository: &str, tag: &str) -> String {
+        let layout = image_layout(image);
+        let index: Value = json(&layout.join("index.json"));
+        let digest = index["manifests"][0]["digest"].as_str().expect("a digest").to_owned();
+        let manifest = json(&blob(&layout, &digest));
+        let blobs = manifest["layers"].as_array().expect("layers").iter().chain([&manifest["config"]]);
+        for descriptor in blobs {
+            let digest = descriptor["digest"].as_str().expect("a digest");
+            self.push_blob(repository, digest, &std::fs::read(blob(&layout, digest)).expect("a blob"));
+        }
+        let body = std::fs::read(blob(&layout, &digest)).expect("a manifest");
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let (status, _) = self.request("PUT", &format!("/v2/{repository}/manifests/{tag}"), media_type, &body);
+        assert_eq!(status, 201, "the manifest is taken");
+        digest
+    }
+
+    fn push_blob(&self, repository: &str, digest: &str, bytes: &[u8]) {
+        let (status, headers) = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), "text/plain", &[]);
+        assert_eq!(status, 202, "an upload begins");
+        let location = headers
+            .lines()
+            .find_map(|line| {
+                line.to_ascii_lowercase().starts_with("location:").then(|| line["location:".len()..].trim().to_owned())
+            })
+            .expect("a location");
+        let path = location.split_once(&self.host()).map_or(location.as_str(), |(_, path)| path);
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let target = format!("{path}{separator}digest={digest}");
+        let (status, _) = self.request("PUT", &target, "application/octet-stream", bytes);
+        assert_eq!(status, 201, "the blob is taken");
+    }
+
+    fn request(&self, method: &str, path: &str, media_type: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the registry answers");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {media_type}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            self.host(),
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("the request is sent");
+        stream.write_all(body).expect("the body is sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+        (status, answer)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
+}
+
+fn blob(layout: &Path, digest: &str) -> std::path::PathBuf {
+    layout.join("blobs").join(digest.replace(':', "/"))
+}
