@@ -43,8 +43,9 @@ struct Auth {
     username: String,
     #[serde(default)]
     password: String,
-    #[serde(default)]
-    auth: String,
+    /// `user:password` in base64, in place of the two above.
+    #[serde(default, rename = "auth")]
+    both: String,
     #[serde(default, rename = "identitytoken")]
     identity_token: Option<String>,
 }
@@ -62,10 +63,10 @@ pub fn docker_config_json(json: &[u8]) -> Result<Vec<Credential>, Error> {
     auths
         .into_iter()
         .map(|(registry, auth)| {
-            let (username, password) = if auth.auth.is_empty() {
+            let (username, password) = if auth.both.is_empty() {
                 (auth.username, auth.password)
             } else {
-                let plain = STANDARD.decode(auth.auth.trim()).ok().and_then(|plain| String::from_utf8(plain).ok());
+                let plain = STANDARD.decode(auth.both.trim()).ok().and_then(|plain| String::from_utf8(plain).ok());
                 let pair = plain.as_deref().and_then(|plain| plain.split_once(':'));
                 let (username, password) =
                     pair.ok_or_else(|| malformed(format!("auths[{registry:?}].auth is not base64 of user:password")))?;
@@ -103,7 +104,7 @@ fn specificity(key: &str, reference: &Reference) -> Option<usize> {
         && host_name.split('.').count() == name.split('.').count()
         && labels().all(|(glob, label)| matches_glob(glob, label))
         && reference.repository.starts_with(path);
-    covered.then_some(key.len())
+    covered.then_some(key.bytes().filter(|byte| *byte != b'*').count())
 }
 
 /// `*` stands for any characters within one label.

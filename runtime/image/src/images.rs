@@ -54,6 +54,13 @@ impl Inner {
         let inner = Arc::clone(self);
         tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or(Err(Error::Cancelled))
     }
+
+    /// Collects the finished layers of an image that came to nothing.
+    pub fn tidy(&self) {
+        if let Err(error) = self.store.collect() {
+            tracing::info!(error = error.describe(), "layers of a failed image stay until the next collection");
+        }
+    }
 }
 
 /// What a garbage collection removed.
@@ -128,7 +135,13 @@ impl Images {
         let (flag, path) = (Arc::clone(&stop.0), path.to_owned());
         let (sender, receiver) = watch::channel(Steps::new());
         let inner = Arc::clone(&self.inner);
-        let work = async move { inner.blocking(move |inner| import::import(inner, &path, name, &flag, &sender)).await };
+        let work = async move {
+            inner
+                .blocking(move |inner| {
+                    import::import(inner, &path, name.as_ref(), &flag, &sender).inspect_err(|_| inner.tidy())
+                })
+                .await
+        };
         let flight = Flight { outcome: work.boxed().shared(), progress: receiver };
         let mut reporter = Reporter::new(progress, &label);
         flight.watch(|steps| reporter.show(steps)).await

@@ -31,7 +31,7 @@ const STEP_BYTES: u64 = 1 << 20;
 pub(crate) fn import(
     inner: &Inner,
     path: &Path,
-    name: Option<Reference>,
+    name: Option<&Reference>,
     stop: &AtomicBool,
     steps: &watch::Sender<Steps>,
 ) -> Result<Vec<Image>, Error> {
@@ -47,7 +47,7 @@ pub(crate) fn import(
         return Err(Error::Malformed { what: path.display().to_string(), problem });
     };
     let what = path.display().to_string();
-    if let (Some(name), [only]) = (&name, found.as_slice()) {
+    if let (Some(name), [only]) = (name, found.as_slice()) {
         return Ok(vec![import.one(only, std::slice::from_ref(name))?.remove(0)]);
     }
     if name.is_some() {
@@ -133,13 +133,13 @@ impl Import<'_> {
     /// Unpacks one image and records it under its names.
     fn one(&self, candidate: &Candidate, names: &[Reference]) -> Result<Vec<Image>, Error> {
         let (documents, layers) = match &candidate.kind {
-            Kind::Layout(part) => self.from_layout(part)?,
-            Kind::Docker(image) => self.from_docker(image)?,
+            Kind::Layout(part) => self.unpack_layout(part)?,
+            Kind::Docker(image) => self.unpack_docker(image)?,
         };
         names.iter().map(|name| commit(self.inner, name, &documents, &layers)).collect()
     }
 
-    fn from_layout(&self, part: &Part) -> Result<(Documents, Leases), Error> {
+    fn unpack_layout(&self, part: &Part) -> Result<(Documents, Leases), Error> {
         let target = Fetched { digest: part.digest.clone(), bytes: self.blob(part)?, content_type: None };
         let (mut digest, mut bytes) = (part.digest.clone(), target.bytes.clone());
         let manifest = loop {
@@ -165,7 +165,7 @@ impl Import<'_> {
             }
             let expected =
                 Expected { digest: Some(part.digest.clone()), size: Some(part.size), diff_id: Some(diff_id.clone()) };
-            leases.push(self.layer(number, &blob_name(&part.digest), expected)?.lease);
+            leases.push(self.layer(number, &blob_name(&part.digest), &expected)?.lease);
         }
         let documents =
             Documents { target, manifest_digest: digest, manifest_bytes: bytes, manifest, config_bytes, config };
@@ -173,7 +173,7 @@ impl Import<'_> {
     }
 
     /// Docker's archive has no manifest in the sense of registries: one is made of what it holds.
-    fn from_docker(&self, image: &DockerImage) -> Result<(Documents, Leases), Error> {
+    fn unpack_docker(&self, image: &DockerImage) -> Result<(Documents, Leases), Error> {
         let config_bytes = self.document(&image.config)?;
         let config_digest = Digest::of(&config_bytes);
         let named = image.config.trim_end_matches(".json").rsplit('/').next().unwrap_or_default();
@@ -197,7 +197,7 @@ impl Import<'_> {
                 (lease, diff_id.clone(), sizes[number])
             } else {
                 let expected = Expected { diff_id: Some(diff_id.clone()), ..Expected::default() };
-                let unpacked = self.layer(number, name, expected)?;
+                let unpacked = self.layer(number, name, &expected)?;
                 (unpacked.lease, unpacked.digest, unpacked.size)
             };
             leases.push(lease);
@@ -225,7 +225,7 @@ impl Import<'_> {
         Ok((documents, leases))
     }
 
-    fn layer(&self, number: usize, name: &str, expected: Expected) -> Result<crate::pull::Layer, Error> {
+    fn layer(&self, number: usize, name: &str, expected: &Expected) -> Result<crate::pull::Layer, Error> {
         let (reader, _) = self.source.open_file(name)?;
         let watched = Watched { import: self, number, reader, bytes: 0, shown: 0 };
         let layer = unpack_layer(&self.inner.store, expected, watched, &self.inner.config.limits)?;

@@ -70,7 +70,6 @@ impl Merged {
             }
             let at = dirs.last().unwrap_or(&self.root);
             match look(at, &name)? {
-                None => return Ok(None),
                 Some(Look::Directory(inside)) => {
                     names.push(name);
                     dirs.push(Arc::new(inside));
@@ -96,7 +95,7 @@ impl Merged {
                     let file = openat(at[dir].as_fd(), OsStr::from_bytes(&name), flags, Mode::empty())?;
                     return Ok(Some(Found::File(file)));
                 }
-                Some(Look::Leaf(..)) => return Ok(None),
+                Some(Look::Leaf(..)) | None => return Ok(None),
             }
         }
         Ok(Some(Found::Directory(names, Arc::clone(dirs.last().unwrap_or(&self.root)))))

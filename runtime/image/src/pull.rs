@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::future::try_join_all;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::digest::Digest;
@@ -37,6 +38,34 @@ pub(crate) struct Documents {
 
 /// Pulls one image. Credentials are tried one after the other, as kubelet does.
 pub(crate) async fn pull(
+    inner: Arc<Inner>,
+    reference: Reference,
+    credentials: Vec<Credential>,
+    steps: watch::Sender<Steps>,
+) -> Result<Image, Error> {
+    // Declared first, so dropped last, when all leases have ended.
+    let mut cleanup = Cleanup(Some(Arc::clone(&inner)));
+    let result = attempt(inner, reference, credentials, steps).await;
+    match &result {
+        // Layers that did arrive serve the next attempt.
+        Ok(_) | Err(Error::Unavailable { .. }) => cleanup.0 = None,
+        Err(_) => {}
+    }
+    result
+}
+
+/// Collects the finished layers of a pull that failed or was cancelled.
+struct Cleanup(Option<Arc<Inner>>);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let (Some(inner), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || inner.tidy());
+        }
+    }
+}
+
+async fn attempt(
     inner: Arc<Inner>,
     reference: Reference,
     credentials: Vec<Credential>,
@@ -157,7 +186,7 @@ async fn layer(
         Expected { digest: Some(part.digest.clone()), size: Some(part.size), diff_id: Some(diff_id.clone()) };
     let unpacking = inner.blocking(move |inner| {
         let stream = Incoming { receiver, chunk: Bytes::new() };
-        unpack_layer(&inner.store, expected, stream, &inner.config.limits)
+        unpack_layer(&inner.store, &expected, stream, &inner.config.limits)
     });
     let downloading = async {
         session.blob(&part, &sender, |bytes| _ = progress.send_replace(Some(LayerStep::Bytes(bytes)))).await;
@@ -179,7 +208,7 @@ pub(crate) struct Layer {
 /// Unpacks, verifies and commits one layer; leaves nothing behind if that fails.
 pub(crate) fn unpack_layer(
     store: &Store,
-    expected: Expected,
+    expected: &Expected,
     stream: impl Read,
     limits: &crate::Limits,
 ) -> Result<Layer, Error> {
@@ -189,7 +218,7 @@ pub(crate) fn unpack_layer(
         (Some(digest), _) | (None, Some(digest)) => format!("layer {digest}"),
         (None, None) => "layer".to_owned(),
     };
-    let unpacked = unpack_stream(&what, stream, &expected, &root, limits)?;
+    let unpacked = unpack_stream(&what, stream, expected, &root, limits)?;
     let name = layer_name(&unpacked.diff_id);
     let record = LayerRecord::new(unpacked.diff_id, unpacked.written);
     let lease = store.commit_layer(&temp, &name, record, Some(&unpacked.digest))?;

@@ -3,6 +3,9 @@
 //! As pid 1 of a container a program has no default signal handlers, so every subcommand but `signal-log` ends on
 //! SIGTERM and SIGINT by its own hand, with code 0 for the servers and 128 plus the signal for the rest.
 
+// To wait is what several of these programs are for, and none has an event loop.
+#![allow(clippy::disallowed_methods)]
+
 mod burn;
 mod echo;
 mod http;

@@ -18,6 +18,9 @@ const MAX_EXTENSION: u64 = 1 << 20;
 const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
 const MAX_NAME: usize = 4096;
 
+/// Names and values.
+pub(super) type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -45,7 +48,7 @@ pub(crate) struct Entry {
     /// Where a link goes.
     pub link: Vec<u8>,
     pub device: (u32, u32),
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Records,
     /// Where the stored bytes belong in a sparse file; a file without holes is one segment.
     pub segments: Vec<Segment>,
 }
@@ -66,7 +69,7 @@ impl Entry {
 struct Pending {
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    pax: Option<Vec<(Vec<u8>, Vec<u8>)>>,
+    pax: Option<Records>,
 }
 
 impl Pending {
@@ -181,7 +184,7 @@ impl<R: Read> Archive<R> {
             return Err(hostile(&label, "content in an entry that has none"));
         }
         self.left = stored;
-        self.padding = stored.next_multiple_of(BLOCK as u64).checked_sub(stored).unwrap_or_default();
+        self.padding = padding(stored);
         let owner = |key: &str, field| {
             let id = u32::try_from(number(key, field)?).ok().filter(|id| *id != u32::MAX);
             id.ok_or_else(|| hostile(&label, format!("{key} is out of range")))
@@ -362,9 +365,14 @@ impl<R: Read> Archive<R> {
         }
         let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
         self.reader.read_exact(&mut bytes).map_err(cut)?;
-        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+        self.padding = padding(size);
         Ok(bytes)
     }
+}
+
+/// Content is filled up to whole blocks.
+fn padding(size: u64) -> u64 {
+    (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 
 pub(crate) fn hostile(entry: &str, problem: impl Into<String>) -> Error {
@@ -377,7 +385,7 @@ fn malformed(problem: impl Into<String>) -> Error {
 
 /// An error of the stream below: ours if it carries one, else the archive is cut off or undecodable.
 pub(crate) fn cut(error: io::Error) -> Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+    if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) {
         let inner = error.into_inner().and_then(|inner| inner.downcast::<Error>().ok());
         return inner.map_or(Error::Cancelled, |inner| *inner);
     }
@@ -415,9 +423,9 @@ fn name(field: Vec<u8>, long: Option<&Vec<u8>>, pax: Option<&[u8]>, what: &str) 
 }
 
 /// Pax records: `LENGTH KEY=VALUE\n`, the length counting itself.
-fn records(mut bytes: &[u8], label: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+fn records(mut bytes: &[u8], label: &str) -> Result<Records, Error> {
     let bad = || hostile(label, "a broken pax record");
-    let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut found = Records::new();
     while !bytes.is_empty() {
         let space = bytes.iter().take(21).position(|byte| *byte == b' ').ok_or_else(bad)?;
         let length = decimal(&bytes[..space]).and_then(|length| usize::try_from(length).ok()).ok_or_else(bad)?;
@@ -437,7 +445,7 @@ fn records(mut bytes: &[u8], label: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Err
     Ok(found)
 }
 
-fn xattrs(pending: &Pending) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn xattrs(pending: &Pending) -> Records {
     let records = pending.pax.iter().flatten();
     records.filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value.clone()))).collect()
 }
@@ -457,7 +465,7 @@ fn timestamp(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let nanos: u32 = format!("{:0<9.9}", fraction).parse().ok()?;
+    let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
     match (seconds.starts_with('-'), nanos) {
         (true, 1..) => Some((whole.checked_sub(1)?, 1_000_000_000 - nanos)),
         _ => Some((whole, nanos)),

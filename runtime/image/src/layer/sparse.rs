@@ -77,7 +77,7 @@ pub(super) fn check(segments: &[Segment], size: u64, stored: u64) -> Result<(), 
     if end > size {
         return Err("a segment is outside of the file");
     }
-    if sum != stored { Err("the map doesn't fit what is stored") } else { Ok(()) }
+    if sum == stored { Ok(()) } else { Err("the map doesn't fit what is stored") }
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let top = File::open(temp.path()).unwrap();
         let mut at: OwnedFd = top.try_clone().unwrap().into();
-        for _ in 0..3000 {
+        for _ in 0..1200 {
             mkdirat(&at, "deep", Mode::S_IRWXU).unwrap();
             std::fs::write(proc_path(at.as_fd(), b"file"), "x").unwrap();
             at = open_child(&at, b"deep").unwrap();

@@ -101,7 +101,7 @@ impl Unpacker<'_> {
                 opaque(parent.as_fd(), entry)
             }
         } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            self.whiteout(parent.as_fd(), hidden, entry)
+            whiteout(parent.as_fd(), hidden, entry)
         } else {
             self.create(parent.as_fd(), parents, name, entry, archive)
         };
@@ -151,22 +151,6 @@ impl Unpacker<'_> {
         }
         let root = self.tree.root().try_clone_to_owned().map_err(Error::io("duplicate", "layer root"))?;
         self.directory(&File::from(root), Vec::new(), entry)
-    }
-
-    fn whiteout(&mut self, parent: BorrowedFd<'_>, hidden: &[u8], entry: &Entry) -> Result<(), Error> {
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(hostile(&entry.label(), "a whiteout of no file"));
-        }
-        match tree::stat(parent, hidden).map_err(failed("look at", entry))? {
-            None => mknodat(parent, OsStr::from_bytes(hidden), SFlag::S_IFCHR, Mode::empty(), 0)
-                .map_err(failed("make the whiteout", entry)),
-            // A whiteout is about lower layers: what this layer has itself stays, and hides what is below.
-            Some(found) if is(&found, SFlag::S_IFDIR) => {
-                let dir = tree::open_child(parent, hidden).map_err(failed("open", entry))?;
-                opaque(dir.as_fd(), entry)
-            }
-            Some(_) => Ok(()),
-        }
     }
 
     fn create<R: Read>(
@@ -220,7 +204,7 @@ impl Unpacker<'_> {
                 return Ok(());
             }
         }
-        self.special(parent, name, entry)
+        special(parent, name, entry)
     }
 
     fn file<R: Read>(
@@ -283,23 +267,6 @@ impl Unpacker<'_> {
             .map_err(failed("link", entry))
     }
 
-    /// Owner, mode and times of what cannot be opened.
-    fn special(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), Error> {
-        let os_name = OsStr::from_bytes(name);
-        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        fchownat(parent, os_name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(failed("change the owner of", entry))?;
-        if entry.kind != Kind::Symlink {
-            // It was made just now in a folder that nobody else writes to, so it isn't a link.
-            let mode = Mode::from_bits_truncate(entry.mode);
-            nix::sys::stat::fchmodat(parent, os_name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
-                .map_err(failed("change the mode of", entry))?;
-        }
-        let time = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
-        utimensat(parent, os_name, &time, &time, UtimensatFlags::NoFollowSymlink)
-            .map_err(failed("set the times of", entry))
-    }
-
     fn finish(self) -> Result<Written, Error> {
         for (path, mtime) in self.times.iter().rev() {
             // A folder that a later entry replaced has no times to set.
@@ -313,6 +280,38 @@ impl Unpacker<'_> {
         }
         Ok(self.written)
     }
+}
+
+fn whiteout(parent: BorrowedFd<'_>, hidden: &[u8], entry: &Entry) -> Result<(), Error> {
+    if matches!(hidden, b"" | b"." | b"..") {
+        return Err(hostile(&entry.label(), "a whiteout of no file"));
+    }
+    match tree::stat(parent, hidden).map_err(failed("look at", entry))? {
+        None => mknodat(parent, OsStr::from_bytes(hidden), SFlag::S_IFCHR, Mode::empty(), 0)
+            .map_err(failed("make the whiteout", entry)),
+        // A whiteout is about lower layers: what this layer has itself stays, and hides what is below.
+        Some(found) if is(&found, SFlag::S_IFDIR) => {
+            let dir = tree::open_child(parent, hidden).map_err(failed("open", entry))?;
+            opaque(dir.as_fd(), entry)
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Owner, mode and times of what cannot be opened.
+fn special(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), Error> {
+    let os_name = OsStr::from_bytes(name);
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchownat(parent, os_name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+        .map_err(failed("change the owner of", entry))?;
+    if entry.kind != Kind::Symlink {
+        // It was made just now in a folder that nobody else writes to, so it isn't a link.
+        let mode = Mode::from_bits_truncate(entry.mode);
+        nix::sys::stat::fchmodat(parent, os_name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+            .map_err(failed("change the mode of", entry))?;
+    }
+    let time = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
+    utimensat(parent, os_name, &time, &time, UtimensatFlags::NoFollowSymlink).map_err(failed("set the times of", entry))
 }
 
 /// The components of a name. Leading slashes and single dots mean nothing; two dots are refused, since no layer needs

@@ -51,10 +51,9 @@ fn at(address: &str, config: &RegistryConfig, is_mirror: bool) -> Vec<Endpoint> 
     let insecure = loopback || setting.is_some_and(|setting| setting.insecure);
     let schemes: &[&str] = match scheme {
         Some("http") => &["http"],
-        Some(_) => &["https"],
         None if loopback && ca_file.is_none() => &["http"],
         None if insecure && ca_file.is_none() => &["https", "http"],
-        None => &["https"],
+        _ => &["https"],
     };
     let endpoint = |scheme: &&str| Endpoint {
         base: format!("{scheme}://{rest}"),

@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -144,7 +143,7 @@ pub struct Built {
 
 impl Built {
     /// Layers are compressed where `compress` makes them something else.
-    pub fn new(tars: &[Vec<u8>], config: Value, compress: impl Fn(&[u8]) -> Vec<u8>) -> Self {
+    pub fn new(tars: &[Vec<u8>], config: &Value, compress: impl Fn(&[u8]) -> Vec<u8>) -> Self {
         let layers: Vec<Vec<u8>> = tars.iter().map(|tar| compress(tar)).collect();
         let diff_ids: Vec<String> = tars.iter().map(|tar| digest(tar)).collect();
         let config = json!({
@@ -158,7 +157,7 @@ impl Built {
     }
 
     pub fn plain(tars: &[Vec<u8>]) -> Self {
-        Self::new(tars, json!({}), <[u8]>::to_vec)
+        Self::new(tars, &json!({}), <[u8]>::to_vec)
     }
 
     /// Writes an OCI layout that names the image.

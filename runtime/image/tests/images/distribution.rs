@@ -81,7 +81,7 @@ async fn images_come_from_a_real_registry() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let layers = [Tar::new().file("one", &"x".repeat(100_000)).end(), Tar::new().file("two", "2").end()];
-    let built = Built::new(&layers, json!({"Cmd": ["two"]}), gzip);
+    let built = Built::new(&layers, &json!({"Cmd": ["two"]}), gzip);
     push(&address, "team/app", "v1", &built).await;
     let disk = Disk::new();
     for reference in ["team/app:v1".to_owned(), format!("team/app@{}", digest(&built.manifest))] {

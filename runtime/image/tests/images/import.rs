@@ -221,7 +221,7 @@ async fn links_in_an_image_do_not_lead_to_the_host() {
 async fn an_oci_layout_is_read_from_a_folder_a_tar_and_a_compressed_tar() {
     let config = json!({"Entrypoint": ["/x"], "Cmd": ["y"], "Env": ["A=b"], "User": "web", "StopSignal": "SIGQUIT",
         "WorkingDir": "/w", "ExposedPorts": {"80/tcp": {}}, "Labels": {"l": "m"}});
-    let built = Built::new(&[Tar::new().file("f", "1").end()], config, gzip);
+    let built = Built::new(&[Tar::new().file("f", "1").end()], &config, gzip);
     let folder = tempfile::tempdir().unwrap();
     built.write_layout(folder.path(), "example.org/app:v1");
     let mut tar = Tar::new();
