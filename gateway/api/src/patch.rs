@@ -10,7 +10,7 @@ mod strategic;
 
 use serde_json::Value;
 
-pub(crate) use go_text::go_text;
+pub use go_text::go_text;
 pub use json::{MAX_COPIED_BYTES, MAX_OPERATIONS};
 
 use crate::kind::Kind;

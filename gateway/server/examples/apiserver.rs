@@ -31,7 +31,7 @@ async fn furnish(client: kube::Client, ca: String) -> kube::Result<()> {
     let mut appearing = std::pin::pin!(kube::runtime::watcher(namespaces, kube::runtime::watcher::Config::default()));
     while let Some(event) = appearing.next().await {
         use kube::runtime::watcher::Event;
-        let (Ok(Event::InitApply(namespace)) | Ok(Event::Apply(namespace))) = event else { continue };
+        let Ok(Event::InitApply(namespace) | Event::Apply(namespace)) = event else { continue };
         let name = namespace.name_any();
         if namespace.metadata.deletion_timestamp.is_some() {
             continue;

@@ -57,9 +57,10 @@ impl Call {
         GroupResource::new(self.kind.group, self.kind.plural)
     }
 
-    /// `Deployment.apps`, as some conflicts name it.
+    /// `Deployment.apps`, as some conflicts name it; of the group in which objects are stored.
     pub fn group_kind(&self) -> GroupResource {
-        GroupResource::new(self.kind.group, self.kind.kind)
+        let group = self.kind.stored_as.map_or(self.kind.group, |(group, _)| group);
+        GroupResource::new(group, self.kind.kind)
     }
 
     /// The name in the path; the routes let no call without one through where there must be one.
@@ -100,14 +101,14 @@ impl Call {
     }
 
     /// An object as this kind's version shows it.
-    pub fn from_storage(&self, bytes: &Bytes) -> Result<Value, Status> {
+    pub fn shown(&self, bytes: &Bytes) -> Result<Value, Status> {
         let mut object = objects::decode(bytes)?;
         events::from_stored(self.kind, &mut object);
         Ok(object)
     }
 
     /// The object as it is kept.
-    pub fn to_storage(&self, mut object: Value) -> Value {
+    pub fn stored(&self, mut object: Value) -> Value {
         events::to_stored(self.kind, &mut object);
         object
     }
@@ -117,7 +118,7 @@ impl Call {
         if !events::is_converted(self.kind) {
             return Ok(bytes.clone());
         }
-        Ok(response::to_json(&self.from_storage(bytes)?))
+        Ok(response::to_json(&self.shown(bytes)?))
     }
 
     /// Answers with one object (the bytes of this kind's version) in the view that the client asked for.

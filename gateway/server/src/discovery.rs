@@ -59,7 +59,7 @@ impl Document {
             })
             .flatten();
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &plain);
-        let etag = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+        let etag = hex(digest.as_ref());
         Self { plain, compressed, etag }
     }
 
@@ -94,6 +94,12 @@ impl Document {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
 /// Whether the client takes gzip.
 pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).any(|value| {
@@ -116,7 +122,7 @@ pub(crate) fn answer(
     let registry = &*server.registry;
     match segments.as_slice() {
         [] => Some(value(headers, || Some(json!({ "paths": paths(server) })))),
-        ["api"] | ["apis"] if Accept::prefers_aggregated_discovery(headers) => {
+        ["api" | "apis"] if Accept::prefers_aggregated_discovery(headers) => {
             let core = segments[0] == "api";
             let make = || Some(response::to_json(&discovery::aggregated(registry, core)));
             let document = server.documents.get(&format!("aggregated {}", segments[0]), make)?;
@@ -134,7 +140,8 @@ pub(crate) fn answer(
         ["openapi", "v3"] => {
             let make = || Some(response::to_json(&openapi::openapi_v3_index(registry)));
             let document = server.documents.get("openapi v3", make)?;
-            Some(Ok(document.answer(headers, Format::Json.content_type())))
+            // JSON, though Kubernetes calls it text.
+            Some(Ok(document.answer(headers, "text/plain; charset=utf-8")))
         }
         ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), query, headers).map(Ok),
         _ => None,

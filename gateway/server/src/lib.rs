@@ -22,6 +22,7 @@ mod negotiate;
 mod objects;
 mod options;
 mod pki;
+mod protobuf;
 mod query;
 mod random;
 mod request;

@@ -1,14 +1,26 @@
 //! What form a client sends and takes: `Content-Type`, `Accept`, and the views `as=Table` and `as=PartialObjectMetadata`.
 
+use bytes::Bytes;
 use carob_api::status::Status;
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::Value;
+
+use crate::protobuf;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
     Yaml,
+}
+
+/// How a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyFormat {
+    Json,
+    Yaml,
+    Protobuf,
 }
 
 impl Format {
@@ -167,13 +179,27 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
 }
 
 /// The form of a body that holds an object.
-pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
+pub(crate) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, Status> {
     match content_type(headers) {
-        "" | "application/json" => Ok(Format::Json),
-        "application/yaml" => Ok(Format::Yaml),
+        "" | "application/json" => Ok(BodyFormat::Json),
+        "application/yaml" => Ok(BodyFormat::Yaml),
+        protobuf::CONTENT_TYPE => Ok(BodyFormat::Protobuf),
         _ => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: {OFFERED}"
         ))),
+    }
+}
+
+/// A small body (options, a review) that no schema describes.
+pub(crate) fn body_value(headers: &HeaderMap, body: &Bytes) -> Result<Value, Status> {
+    match body_format(headers)? {
+        BodyFormat::Json => serde_json::from_slice(body)
+            .map_err(|error| Status::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
+        BodyFormat::Yaml => std::str::from_utf8(body)
+            .ok()
+            .and_then(|text| serde_saphyr::from_str(text).ok())
+            .ok_or_else(|| Status::bad_request("error converting YAML to JSON")),
+        BodyFormat::Protobuf => protobuf::to_json(body),
     }
 }
 

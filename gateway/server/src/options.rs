@@ -8,7 +8,7 @@ use carob_api::status::Status;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::negotiate::{Format, body_format};
+use crate::negotiate::body_value;
 
 /// Options of create, update and patch.
 pub(crate) struct WriteOptions {
@@ -289,16 +289,7 @@ impl DeleteOptions {
     /// Reads them from the body if there is one, else from the query.
     pub fn read(call: &Call, body: &Bytes) -> Result<Self, Status> {
         if body.iter().any(|byte| !byte.is_ascii_whitespace()) {
-            let format = body_format(&call.headers)?;
-            let value: Value = match format {
-                Format::Json => serde_json::from_slice(body).map_err(|error| {
-                    Status::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
-                })?,
-                Format::Yaml => std::str::from_utf8(body)
-                    .ok()
-                    .and_then(|text| serde_saphyr::from_str(text).ok())
-                    .ok_or_else(|| Status::bad_request("error converting YAML to JSON"))?,
-            };
+            let value = body_value(&call.headers, body)?;
             return Self::of_value(&value);
         }
         let query = &call.query;

@@ -28,12 +28,14 @@ const SERVER_NAMES: [&str; 8] = [
     "carob",
 ];
 
-const CA_LIFETIME: Duration = Duration::from_hours(24 * 3650);
-const LEAF_LIFETIME: Duration = Duration::from_hours(24 * 365);
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
+const CA_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
+const LEAF_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 /// A leaf is replaced at a start within this time of its end.
-const RENEW_BEFORE: Duration = Duration::from_hours(24 * 60);
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * DAY);
 /// Certificates begin a little in the past, for clients whose clocks are behind.
-const CLOCK_SKEW: Duration = Duration::from_mins(5);
+const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// Why the keys could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -229,13 +231,12 @@ fn name_text(name: &GeneralName<'_>) -> Option<String> {
 
 fn token_keys(dir: &Path) -> Result<(String, String), Error> {
     let path = dir.join("sa.key");
-    let key = match read(&path)? {
-        Some(pem) => KeyPair::from_pem(&pem).map_err(|_| Error::Damaged { path })?,
-        None => {
-            let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "sa".to_owned(), source })?;
-            write(&path, &key.serialize_pem())?;
-            key
-        }
+    let key = if let Some(pem) = read(&path)? {
+        KeyPair::from_pem(&pem).map_err(|_| Error::Damaged { path })?
+    } else {
+        let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "sa".to_owned(), source })?;
+        write(&path, &key.serialize_pem())?;
+        key
     };
     let public = key.public_key_pem();
     write(&dir.join("sa.pub"), &public)?;

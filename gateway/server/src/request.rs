@@ -135,8 +135,8 @@ pub(crate) fn percent_decode(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn parse(method: Method, path: &str, query: &str) -> RequestInfo {
-        RequestInfo::parse(&method, path, &Query::parse(query))
+    fn parse(method: &Method, path: &str, query: &str) -> RequestInfo {
+        RequestInfo::parse(method, path, &Query::parse(query))
     }
 
     fn resource(info: &RequestInfo) -> &ResourcePath {
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_namespaced_object_is_read_from_its_path() {
-        let info = parse(Method::GET, "/apis/apps/v1/namespaces/ns/deployments/web/scale", "");
+        let info = parse(&Method::GET, "/apis/apps/v1/namespaces/ns/deployments/web/scale", "");
         assert_eq!(info.verb, "get");
         assert_eq!(
             resource(&info),
@@ -166,12 +166,12 @@ mod tests {
 
     #[test]
     fn namespaces_are_objects_themselves_and_have_subresources() {
-        let info = parse(Method::PUT, "/api/v1/namespaces/x/finalize", "");
+        let info = parse(&Method::PUT, "/api/v1/namespaces/x/finalize", "");
         let target = resource(&info);
         assert_eq!((target.resource.as_str(), target.name.as_deref()), ("namespaces", Some("x")));
         assert_eq!(target.subresource.as_deref(), Some("finalize"));
         assert_eq!(target.namespace, None);
-        let info = parse(Method::GET, "/api/v1/namespaces/x/pods", "");
+        let info = parse(&Method::GET, "/api/v1/namespaces/x/pods", "");
         assert_eq!(resource(&info).namespace.as_deref(), Some("x"));
         assert_eq!(info.verb, "list");
     }
@@ -187,13 +187,13 @@ mod tests {
             (Method::POST, "/api/v1/namespaces/n/pods", "", "create"),
             (Method::GET, "/version", "", "get"),
         ] {
-            assert_eq!(parse(method, path, query).verb, verb, "{path}?{query}");
+            assert_eq!(parse(&method, path, query).verb, verb, "{path}?{query}");
         }
     }
 
     #[test]
     fn an_encoded_slash_stays_inside_a_name() {
-        let info = parse(Method::GET, "/api/v1/namespaces/n/pods/a%2Fb", "");
+        let info = parse(&Method::GET, "/api/v1/namespaces/n/pods/a%2Fb", "");
         assert_eq!(resource(&info).name.as_deref(), Some("a/b"));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::authn::Identity;
 use crate::authz::Attributes;
-use crate::negotiate::{Format, body_format};
+use crate::negotiate::body_value;
 use crate::objects::{self, text};
 use crate::request::ResourcePath;
 use crate::{Server, response};
@@ -40,15 +40,7 @@ impl Review {
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Response, Status> {
-        let review = match body_format(headers)? {
-            Format::Json => serde_json::from_slice(body).map_err(|error| {
-                Status::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
-            })?,
-            Format::Yaml => std::str::from_utf8(body)
-                .ok()
-                .and_then(|text| serde_saphyr::from_str::<Value>(text).ok())
-                .ok_or_else(|| Status::bad_request("error converting YAML to JSON"))?,
-        };
+        let review = body_value(headers, body)?;
         let answer = match self {
             Self::Subject => who_am_i(identity),
             Self::Access => may_i(server, identity, review).await?,

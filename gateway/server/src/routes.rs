@@ -27,7 +27,7 @@ use crate::stream::{self, Stream};
 use crate::{Server, body, discovery, health, response};
 
 /// The longest that an ordinary request may take.
-const LONGEST: Duration = Duration::from_mins(1);
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Answers a request.
 pub(crate) async fn handle(server: Arc<Server>, request: Request<Body>) -> Response {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// A JSON value as Go's `%v` prints it: `map[a:1 b:[x y]]`.
-pub(crate) fn go_text(value: &Value) -> String {
+pub fn go_text(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),

@@ -2,6 +2,7 @@
 
 mod namespace;
 mod priority;
+mod runtime_class;
 mod service_account;
 mod tolerations;
 
@@ -13,10 +14,22 @@ pub(crate) use namespace::Place;
 
 /// Completes a new object, or refuses it.
 pub(crate) async fn admit(call: &Call, object: &mut Value) -> Result<(), Status> {
-    if (call.kind.group, call.kind.plural) == ("", "pods") {
+    if is_pod(call) {
         service_account::admit(call, object).await?;
         priority::admit(call, object)?;
         tolerations::admit(object);
+        runtime_class::admit(call, object).await?;
     }
     Ok(())
+}
+
+/// Completes a changed object.
+pub(crate) fn admit_update(call: &Call, object: &mut Value) {
+    if is_pod(call) && object.pointer("/metadata/deletionTimestamp").is_none() {
+        tolerations::admit(object);
+    }
+}
+
+fn is_pod(call: &Call) -> bool {
+    (call.kind.group, call.kind.plural) == ("", "pods")
 }

@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use crate::admission::{self, Place};
 use crate::call::Call;
-use crate::negotiate::{Format, body_format};
+use crate::negotiate::{BodyFormat, body_format};
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
-use crate::{random, response};
+use crate::{protobuf, random, response};
 
 /// How often another name is tried for an object with `generateName`.
 const NAME_ATTEMPTS: usize = 8;
@@ -40,8 +40,12 @@ pub(crate) async fn create(call: &Call, body: &Bytes) -> Result<Response, Status
 /// The object of a body, checked against its schema.
 pub(crate) fn decode_body(call: &Call, body: &Bytes, options: &WriteOptions) -> Result<Value, Status> {
     let Decoded { value, warnings } = match body_format(&call.headers)? {
-        Format::Json => decode::decode_json(call.kind, body, options.validation)?,
-        Format::Yaml => decode::decode_yaml(call.kind, body, options.validation)?,
+        BodyFormat::Json => decode::decode_json(call.kind, body, options.validation)?,
+        BodyFormat::Yaml => decode::decode_yaml(call.kind, body, options.validation)?,
+        BodyFormat::Protobuf => {
+            let json = response::to_json(&protobuf::to_json(body)?);
+            decode::decode_json(call.kind, &json, options.validation)?
+        }
     };
     for warning in warnings {
         call.warn(warning);
@@ -112,8 +116,9 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         let mut object = object.clone();
         let place = Place::of_new_object(call, &object).await?;
         admission::admit(call, &mut object).await?;
-        (strategy.default)(&mut object);
         (strategy.prepare_create)(&mut object);
+        (strategy.default)(&mut object);
+        decode::normalize(call.kind, &mut object);
         let name = text(&object, "/metadata/name").to_owned();
         let mut errors = metadata::validate_create(call.kind, &object);
         errors.extend((strategy.validate)(&object));
@@ -121,8 +126,12 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
             return Err(Status::invalid((call.kind.group, call.kind.kind), &name, errors));
         }
         if first {
-            (strategy.warnings)(&object).into_iter().for_each(|warning| call.warn(warning));
-            support::warnings(call.kind, &object).into_iter().for_each(|warning| call.warn(warning));
+            for warning in (strategy.warnings)(&object) {
+                call.warn(warning);
+            }
+            for warning in support::warnings(call.kind, &object) {
+                call.warn(warning);
+            }
         }
         if !text(&object, "/metadata/resourceVersion").is_empty() {
             return Err(Status::generic(500, "", "resourceVersion should not be set on objects to be created"));
@@ -134,7 +143,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
             }
             return Ok(Placed::Made(response::to_json(&object)));
         }
-        let document = objects::encode(&call.to_storage(object));
+        let document = objects::encode(&call.stored(object));
         let mut expect = vec![(key.clone(), Expect::Absent)];
         expect.extend(place.expectation());
         let txn = Txn { expect, writes: vec![Write::Put(key, document)] };

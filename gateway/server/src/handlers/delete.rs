@@ -132,7 +132,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
     for _ in 0..ATTEMPTS {
         let entry = call.server.store.get(&key).await.map_err(|error| store_failure(&error))?;
         let Some(entry) = entry else { return Err(Status::not_found(&call.resource(), name)) };
-        let old = call.from_storage(&entry.value)?;
+        let old = call.shown(&entry.value)?;
         check_preconditions(call, name, &old, options)?;
         let plan = plan(call.kind, old, options, Timestamp::now());
         match carry_out(call, &key, &entry, plan, options.dry_run).await? {
@@ -301,14 +301,14 @@ async fn carry_out(
         Plan::Remove(object) if dry_run => return Ok(Some(Deleted::Gone(object))),
         Plan::Mark(object) if dry_run => return Ok(Some(Deleted::Going(object))),
         Plan::Remove(object) => (Write::Delete(key.to_owned()), Some(object)),
-        Plan::Mark(object) => (Write::Put(key.to_owned(), objects::encode(&call.to_storage(object))), None),
+        Plan::Mark(object) => (Write::Put(key.to_owned(), objects::encode(&call.stored(object))), None),
     };
     let txn = Txn { expect: vec![(key.to_owned(), Expect::At(entry.revision))], writes: vec![write] };
     match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
         Outcome::Conflict(_) => Ok(None),
         Outcome::Committed { entries, .. } => match (shown, entries.first()) {
             (Some(object), _) => Ok(Some(Deleted::Gone(object))),
-            (None, Some(entry)) => Ok(Some(Deleted::Going(call.from_storage(&entry.value)?))),
+            (None, Some(entry)) => Ok(Some(Deleted::Going(call.shown(&entry.value)?))),
             (None, None) => Err(Status::internal("the store lost a write")),
         },
     }

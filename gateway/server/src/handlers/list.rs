@@ -68,7 +68,7 @@ pub(crate) async fn find(call: &Call, options: ListOptions) -> Result<Listing, S
     let prefix = objects::prefix(call.kind, call.namespace.as_deref());
     let limit = options.limit;
     let (start, at) = match &options.continuation {
-        Some(token) => Continuation::parse(token)?.start(&prefix)?,
+        Some(token) => Continuation::parse(token)?.start(&prefix),
         None => match options.freshness {
             Freshness::Newest => (None, None),
             Freshness::Exactly(revision) => (None, Some(revision)),
@@ -208,9 +208,9 @@ impl Continuation {
         }
     }
 
-    fn start(&self, prefix: &str) -> Result<(Option<String>, Option<u64>), Status> {
+    fn start(&self, prefix: &str) -> (Option<String>, Option<u64>) {
         // The start lies behind the prefix by construction: a token cannot lead into another kind or namespace.
-        Ok((Some(format!("{prefix}{}", self.start)), u64::try_from(self.revision).ok()))
+        (Some(format!("{prefix}{}", self.start)), u64::try_from(self.revision).ok())
     }
 }
 
@@ -245,7 +245,7 @@ impl Found {
                 out.push(b',');
             }
             if events::is_converted(kind) {
-                let mut object = call.from_storage(&entry.value)?;
+                let mut object = call.shown(&entry.value)?;
                 if let Some(fields) = object.as_object_mut() {
                     fields.shift_remove("kind");
                     fields.shift_remove("apiVersion");
@@ -264,7 +264,7 @@ impl Found {
 
     /// The items, decoded.
     pub fn objects(&self, call: &Call) -> Result<Vec<Value>, Status> {
-        self.entries.iter().map(|entry| call.from_storage(&entry.value)).collect()
+        self.entries.iter().map(|entry| call.shown(&entry.value)).collect()
     }
 }
 
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_token_leads_back_to_where_it_was_made_and_never_out_of_its_prefix() {
         let token = Continuation { revision: 7, start: "ns/a\0".into() }.token();
-        let (start, at) = Continuation::parse(&token).expect("good").start("/core/pods/").expect("good");
+        let (start, at) = Continuation::parse(&token).expect("good").start("/core/pods/");
         assert_eq!((start.as_deref(), at), (Some("/core/pods/ns/a\0"), Some(7)));
     }
 

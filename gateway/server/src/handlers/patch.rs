@@ -5,6 +5,7 @@ use bytes::Bytes;
 use carob_api::apply::{Manager, Operation};
 use carob_api::decode::{self, FieldValidation};
 use carob_api::kind::{Kind, Part};
+use carob_api::patch::go_text;
 use carob_api::status::Status;
 use carob_api::{apply, patch};
 use http::StatusCode;
@@ -80,7 +81,12 @@ pub(crate) fn patched(
         PatchType::Merge => patch::merge_patch(old, body)?,
         PatchType::Strategic | PatchType::Apply => patch::strategic_merge(kind, old, body)?,
     };
-    let decoded = decode::check(kind, new, validation)?;
+    let duplicates = if form == PatchType::Json { Vec::new() } else { decode::duplicate_fields(body) };
+    let shown = (form == PatchType::Strategic)
+        .then(|| serde_json::from_slice(body).ok())
+        .flatten()
+        .map(|patch: Value| go_text(&patch));
+    let decoded = decode::check_patched(kind, new, duplicates, validation, shown)?;
     decoded.warnings.into_iter().for_each(&mut warn);
     Ok(decoded.value)
 }
@@ -136,6 +142,8 @@ fn read_yaml(body: &Bytes) -> Result<Value, Status> {
         return Ok(value);
     }
     let bad = |why: &dyn std::fmt::Display| {
+        let why = why.to_string();
+        let why = why.lines().next().unwrap_or_default().trim_start_matches("error: ");
         Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
     };
     let text = std::str::from_utf8(body).map_err(|error| bad(&error))?;
@@ -158,11 +166,6 @@ fn check_config(call: &Call, config: &mut Value) -> Result<(), Status> {
     }
     if text(config, "/metadata/name").is_empty() {
         objects::set_metadata(config, "name", call.name());
-    }
-    if let Some(namespace) = &call.namespace
-        && text(config, "/metadata/namespace").is_empty()
-    {
-        objects::set_metadata(config, "namespace", namespace.as_str());
     }
     check_identity(call, config)
 }

@@ -3,6 +3,7 @@
 use axum::response::Response;
 use bytes::Bytes;
 use carob_api::apply::{Manager, Operation};
+use carob_api::decode;
 use carob_api::field::Path;
 use carob_api::kind::Part;
 use carob_api::managed_fields::track_update;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use super::create::{self, Tracking};
 use super::namespace;
+use crate::admission;
 use crate::call::Call;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
@@ -104,7 +106,7 @@ pub(crate) async fn change(
         let Some(entry) = call.server.store.get(&key).await.map_err(|error| store_failure(&error))? else {
             return Ok(None);
         };
-        let old = call.from_storage(&entry.value)?;
+        let old = call.shown(&entry.value)?;
         let new = make(&old)?;
         match step(call, how, &key, &entry, &old, new, attempt == 0).await? {
             Step::Done(bytes) => return Ok(Some(bytes)),
@@ -133,7 +135,12 @@ async fn step(
     settle_identity(call, how, old, &mut new)?;
     (strategy.default)(&mut new);
     keep_system_metadata(&mut new, old);
+    if how.part == Part::Main {
+        admission::admit_update(call, &mut new);
+    }
     (strategy.prepare_update)(&mut new, old, how.part);
+    (strategy.default)(&mut new);
+    decode::normalize(call.kind, &mut new);
     if how.tracking == Tracking::Update {
         let time = objects::timestamp(Timestamp::now());
         let manager = Manager {
@@ -144,15 +151,21 @@ async fn step(
         };
         track_update(call.kind, Some(old), &mut new, &manager);
     }
+    // Kubernetes checks metadata twice, for all kinds and for each, and lists the causes of both.
     let mut errors = metadata::validate_update(call.kind, &new, old);
+    errors.extend(errors.clone());
     errors.extend((strategy.validate_update)(&new, old, how.part));
     if !errors.is_empty() {
         return Err(Status::invalid((call.kind.group, call.kind.kind), call.name(), errors));
     }
     if first {
-        (strategy.warnings)(&new).into_iter().for_each(|warning| call.warn(warning));
+        for warning in (strategy.warnings)(&new) {
+            call.warn(warning);
+        }
         if how.part == Part::Main {
-            support::warnings(call.kind, &new).into_iter().for_each(|warning| call.warn(warning));
+            for warning in support::warnings(call.kind, &new) {
+                call.warn(warning);
+            }
         }
     }
     if new == *old {
@@ -166,7 +179,7 @@ async fn step(
     let write = if ends {
         Write::Delete(key.to_owned())
     } else {
-        Write::Put(key.to_owned(), objects::encode(&call.to_storage(new)))
+        Write::Put(key.to_owned(), objects::encode(&call.stored(new)))
     };
     let txn = Txn { expect: vec![(key.to_owned(), Expect::At(entry.revision))], writes: vec![write] };
     match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
@@ -206,7 +219,7 @@ fn settle_identity(call: &Call, how: &Change<'_>, old: &Value, new: &mut Value) 
     if version.is_empty() || version == "0" {
         if !call.kind.strategy.unconditional_update && how.uid_is_precondition {
             let error = Path::new("metadata").child("resourceVersion").invalid(0, "must be specified for an update");
-            return Err(Status::invalid((call.kind.group, call.kind.kind), name, vec![error]));
+            return Err(Status::invalid((call.kind.group, call.kind.plural), name, vec![error]));
         }
     } else if version != old_version {
         return Err(Status::conflict(&call.resource(), name, MODIFIED));

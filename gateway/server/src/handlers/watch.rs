@@ -23,11 +23,11 @@ use crate::options::ListOptions;
 use crate::{events, objects, response};
 
 /// How often a watcher that takes bookmarks is told how far it is.
-const BOOKMARK_EVERY: Duration = Duration::from_mins(1);
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// The last bookmark comes so long before the end.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// A watch without `timeoutSeconds` lasts between this and twice as long.
-const SHORTEST: Duration = Duration::from_mins(30);
+const SHORTEST: Duration = Duration::from_secs(30 * 60);
 
 /// Answers with a stream of events.
 pub(crate) async fn watch(call: Call) -> Result<Response, Status> {

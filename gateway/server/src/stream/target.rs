@@ -81,14 +81,15 @@ fn container(pod: &Value, pod_name: &str, asked: Option<&str>) -> Result<String,
     match containers.as_slice() {
         [one] => Ok((*one).to_owned()),
         several => {
-            let mut why = format!("a container name must be specified for pod {pod_name}");
-            if !several.is_empty() {
-                why.push_str(&format!(", choose one of: [{}]", several.join(" ")));
-            }
-            if !initial.is_empty() {
-                why.push_str(&format!(" or one of the init containers: [{}]", initial.join(" ")));
-            }
-            Err(Status::bad_request(why))
+            let choice = match several {
+                [] => String::new(),
+                several => format!(", choose one of: [{}]", several.join(" ")),
+            };
+            let or = match initial.as_slice() {
+                [] => String::new(),
+                initial => format!(" or one of the init containers: [{}]", initial.join(" ")),
+            };
+            Err(Status::bad_request(format!("a container name must be specified for pod {pod_name}{choice}{or}")))
         }
     }
 }
@@ -152,12 +153,13 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
 
 /// A path segment.
 fn encode(text: &str) -> String {
+    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            encoded.extend(['%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
     }
     encoded
