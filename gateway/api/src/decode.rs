@@ -5,7 +5,6 @@
 //! server would write it with.
 
 mod base64_text;
-mod go_text;
 mod gvk;
 mod json;
 mod normalize;
@@ -14,7 +13,6 @@ mod time;
 mod walk;
 mod yaml;
 
-pub use go_text::go_text;
 pub use normalize::normalize;
 
 use std::fmt;
@@ -95,7 +93,7 @@ pub fn check(kind: &Kind, value: Value, validation: FieldValidation) -> Result<D
 
 /// As [`check`]: `duplicates` are texts about the patch itself (see [`duplicate_fields`]), and `shown` is what the
 /// error shows as the offending value (the object if none; for a strategic merge patch Kubernetes shows the patch as
-/// [`go_text`]).
+/// [`crate::patch::go_text`]).
 pub fn check_patched(
     kind: &Kind,
     value: Value,
