@@ -30,7 +30,7 @@ pub struct Images {
 type PullKey = (String, Vec<Credential>);
 
 pub(crate) struct Inner {
-    pub store: Store,
+    pub store: Arc<Store>,
     pub config: Arc<RegistryConfig>,
     pub registries: Registries,
     pub downloads: Semaphore,
@@ -53,13 +53,6 @@ impl Inner {
     ) -> Result<T, Error> {
         let inner = Arc::clone(self);
         tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or(Err(Error::Cancelled))
-    }
-
-    /// Collects the finished layers of an image that came to nothing.
-    pub fn tidy(&self) {
-        if let Err(error) = self.store.collect() {
-            tracing::info!(error = error.describe(), "layers of a failed image stay until the next collection");
-        }
     }
 }
 
@@ -136,11 +129,7 @@ impl Images {
         let (sender, receiver) = watch::channel(Steps::new());
         let inner = Arc::clone(&self.inner);
         let work = async move {
-            inner
-                .blocking(move |inner| {
-                    import::import(inner, &path, name.as_ref(), &flag, &sender).inspect_err(|_| inner.tidy())
-                })
-                .await
+            inner.blocking(move |inner| import::import(inner, &path, name.as_ref(), &flag, &sender)).await
         };
         let flight = Flight { outcome: work.boxed().shared(), progress: receiver };
         let mut reporter = Reporter::new(progress, &label);
@@ -247,6 +236,9 @@ pub(crate) fn commit(
     inner.store.write_blob(&record.manifest, &documents.manifest_bytes)?;
     inner.store.write_blob(&record.config, &documents.config_bytes)?;
     inner.store.write_record(&record)?;
+    for layer in mounted.iter().chain(layers) {
+        layer.keep();
+    }
     Ok(image(&record, &documents.config, &mounted, layers))
 }
 

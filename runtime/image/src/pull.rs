@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::future::try_join_all;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::digest::Digest;
@@ -38,34 +37,6 @@ pub(crate) struct Documents {
 
 /// Pulls one image. Credentials are tried one after the other, as kubelet does.
 pub(crate) async fn pull(
-    inner: Arc<Inner>,
-    reference: Reference,
-    credentials: Vec<Credential>,
-    steps: watch::Sender<Steps>,
-) -> Result<Image, Error> {
-    // Declared first, so dropped last, when all leases have ended.
-    let mut cleanup = Cleanup(Some(Arc::clone(&inner)));
-    let result = attempt(inner, reference, credentials, steps).await;
-    match &result {
-        // Layers that did arrive serve the next attempt.
-        Ok(_) | Err(Error::Unavailable { .. }) => cleanup.0 = None,
-        Err(_) => {}
-    }
-    result
-}
-
-/// Collects the finished layers of a pull that failed or was cancelled.
-struct Cleanup(Option<Arc<Inner>>);
-
-impl Drop for Cleanup {
-    fn drop(&mut self) {
-        if let (Some(inner), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn_blocking(move || inner.tidy());
-        }
-    }
-}
-
-async fn attempt(
     inner: Arc<Inner>,
     reference: Reference,
     credentials: Vec<Credential>,
@@ -141,27 +112,33 @@ async fn fetch(
     steps.send_replace(
         parts.map(|part| (LayerPart { digest: part.digest.to_string(), size: part.size }, None)).collect(),
     );
-    let layers = documents.manifest.layers.iter().zip(&documents.config.diff_ids).enumerate();
-    let layers = layers.map(|(number, (part, diff_id))| {
-        let key = (part.digest.clone(), diff_id.clone());
-        let flight = inner.layers.join(key, |progress| {
-            layer(Arc::clone(&inner), Arc::clone(&session), part.clone(), diff_id.clone(), progress)
-        });
-        let steps = &steps;
-        async move {
-            flight
-                .watch(|step| {
-                    let step = *step;
-                    steps.send_if_modified(|steps| {
-                        let changed = steps[number].1 != step;
-                        steps[number].1 = step;
-                        changed
-                    });
-                })
-                .await
-        }
+    let layers = documents.manifest.layers.iter().zip(&documents.config.diff_ids);
+    let flights: Vec<_> = layers
+        .map(|(part, diff_id)| {
+            inner.layers.join((part.digest.clone(), diff_id.clone()), |progress| {
+                layer(Arc::clone(&inner), Arc::clone(&session), part.clone(), diff_id.clone(), progress)
+            })
+        })
+        .collect();
+    let outcomes: Vec<_> = flights.iter().map(|flight| flight.outcome.clone()).collect();
+    let steps = &steps;
+    let watched = flights.into_iter().enumerate().map(|(number, flight)| {
+        flight.watch(move |step| {
+            let step = *step;
+            steps.send_if_modified(|steps| {
+                let changed = steps[number].1 != step;
+                steps[number].1 = step;
+                changed
+            });
+        })
     });
-    let layers = try_join_all(layers).await?;
+    let layers = try_join_all(watched).await.inspect_err(|error| {
+        // A registry that was unavailable may be back at the next attempt, which needs only the rest then.
+        let arrived = outcomes.iter().filter_map(|outcome| outcome.peek()?.as_ref().ok());
+        if matches!(error, Error::Unavailable { .. }) {
+            arrived.for_each(|lease| lease.keep());
+        }
+    })?;
     let reference = reference.clone();
     inner.blocking(move |inner| crate::images::commit(inner, &reference, &documents, &layers)).await
 }

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use super::record::read_json;
 use super::{Store, Temp};
@@ -45,7 +47,34 @@ pub(crate) struct LayerLease {
     /// The directory for overlay.
     pub path: PathBuf,
     pub record: LayerRecord,
-    _lock: File,
+    /// Unpacked by this process for an image that isn't recorded yet.
+    fresh: AtomicBool,
+    store: Weak<Store>,
+    lock: Option<File>,
+}
+
+impl LayerLease {
+    /// The layer stays when the lease ends: it is recorded, or worth having for the next attempt.
+    pub fn keep(&self) {
+        self.fresh.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for LayerLease {
+    /// A layer whose image came to nothing goes with its last lease.
+    fn drop(&mut self) {
+        let Some(store) = self.store.upgrade().filter(|_| self.fresh.load(Ordering::Relaxed)) else { return };
+        self.lock = None;
+        let tidy = move || {
+            if let Err(error) = store.collect() {
+                tracing::info!(error = error.describe(), "the layers of a failed image stay for the next collection");
+            }
+        };
+        match Handle::try_current() {
+            Ok(runtime) => _ = runtime.spawn_blocking(tidy),
+            Err(_) => tidy(),
+        }
+    }
 }
 
 /// The leases of this process: one open file per layer, however many images share it.
@@ -62,6 +91,7 @@ impl Leases {
         let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         leases.retain(|_, lease| lease.strong_count() > 0);
         if let Some(present) = leases.get(&lease.name).and_then(Weak::upgrade) {
+            lease.keep();
             return present;
         }
         let lease = Arc::new(lease);
@@ -100,7 +130,7 @@ impl Store {
         };
         lock.lock_shared().map_err(Error::io("lock", &dir))?;
         let Some(record) = read_json(&dir.join("layer.json"))? else { return Ok(None) };
-        Ok(Some(self.leases.insert(LayerLease { name: name.to_owned(), path: dir.join("fs"), record, _lock: lock })))
+        Ok(Some(self.leases.insert(self.lease_of(name, record, lock, false))))
     }
 
     /// Puts a layer that was unpacked into `temp`/fs in its place and leases it; if another process was faster, theirs
@@ -122,9 +152,7 @@ impl Store {
         let lock = File::open(&made).map_err(Error::io("open", &made))?;
         lock.lock_shared().map_err(Error::io("lock", &made))?;
         let lease = match fs::rename(&made, &dir) {
-            Ok(()) => {
-                self.leases.insert(LayerLease { name: name.to_owned(), path: dir.join("fs"), record, _lock: lock })
-            }
+            Ok(()) => self.leases.insert(self.lease_of(name, record, lock, true)),
             Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
                 let present = self.lease_named(name)?.filter(|present| present.record.diff_id == record.diff_id);
                 present.ok_or_else(|| Error::io("use", &dir)(io::ErrorKind::InvalidData.into()))?
@@ -136,6 +164,17 @@ impl Store {
             File::create(&mark).map_err(Error::io("create", mark))?;
         }
         Ok(lease)
+    }
+
+    fn lease_of(&self, name: &str, record: LayerRecord, lock: File, fresh: bool) -> LayerLease {
+        LayerLease {
+            name: name.to_owned(),
+            path: self.layer_dir(name).join("fs"),
+            record,
+            fresh: AtomicBool::new(fresh),
+            store: Weak::clone(&self.this),
+            lock: Some(lock),
+        }
     }
 
     /// Where a layer is unpacked to before it is committed.

@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::Error;
@@ -39,6 +40,7 @@ pub(crate) struct Store {
     root: PathBuf,
     leases: lease::Leases,
     counter: AtomicU64,
+    this: Weak<Store>,
 }
 
 /// The directory's lock, let go when dropped.
@@ -69,14 +71,19 @@ impl Drop for Temp {
 }
 
 impl Store {
-    pub fn open(root: &Path) -> Result<Self, Error> {
+    pub fn open(root: &Path) -> Result<Arc<Self>, Error> {
         for folder in FOLDERS {
             let path = root.join(folder);
             // Layers hold setuid programs: nobody but root may reach them here.
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(Error::io("create", &path))?;
         }
         let root = root.canonicalize().map_err(Error::io("open", root))?;
-        let store = Self { root, leases: lease::Leases::default(), counter: AtomicU64::new(0) };
+        let store = Arc::new_cyclic(|this| Self {
+            root,
+            leases: lease::Leases::default(),
+            counter: AtomicU64::new(0),
+            this: Weak::clone(this),
+        });
         store.sweep()?;
         Ok(store)
     }

@@ -62,12 +62,15 @@ impl Disk {
     /// Unpacking threads notice that they were abandoned a moment later.
     pub async fn nothing_left_soon(&self) {
         let start = Instant::now();
-        while ["tmp", "layers"].iter().any(|folder| !self.names(folder).is_empty())
-            && start.elapsed() < Duration::from_secs(10)
-        {
+        loop {
+            let left: Vec<String> =
+                ["tmp", "layers", "records", "blobs/sha256"].iter().flat_map(|folder| self.names(folder)).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "left: {left:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.assert_nothing_left();
     }
 }
 

@@ -173,7 +173,6 @@ async fn what_a_registry_garbles_is_refused() {
         assert!(text.starts_with("Failed to pull image \"app:v1\": failed to pull and unpack image "), "{text}");
         if error.reason() == "RegistryUnavailable" {
             // Layers that did arrive are kept for the next attempt.
-            assert_eq!(disk.names("tmp"), Vec::<String>::new());
             disk.images.collect_garbage().await.unwrap();
         }
         disk.nothing_left_soon().await;
