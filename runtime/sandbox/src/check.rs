@@ -57,6 +57,15 @@ fn kernel() -> CheckItem {
     item("kernel", when(version >= (5, 12), CheckState::Missing), release, "Linux 5.12 or later is needed")
 }
 
+/// Controller, what happens without it, whether pods run at all.
+const WANTED: [(&str, &str, CheckState); 5] = [
+    ("cpuacct", "CPU time is not measured", CheckState::Missing),
+    ("memory", "memory is neither limited nor measured", CheckState::Missing),
+    ("cpu", "CPU is not limited or shared out", CheckState::Degraded),
+    ("pids", "fork bombs are not contained", CheckState::Degraded),
+    ("cpuset", "containers cannot be bound to CPUs", CheckState::Degraded),
+];
+
 fn cgroups() -> Vec<CheckItem> {
     let layout = match Layout::detect() {
         Ok(layout) => layout,
@@ -70,14 +79,6 @@ fn cgroups() -> Vec<CheckItem> {
         }
     };
     let mut items = vec![item("cgroup", CheckState::Ok, layout.kind(), "")];
-    // Controller, what happens without it, whether pods run at all.
-    const WANTED: [(&str, &str, CheckState); 5] = [
-        ("cpuacct", "CPU time is not measured", CheckState::Missing),
-        ("memory", "memory is neither limited nor measured", CheckState::Missing),
-        ("cpu", "CPU is not limited or shared out", CheckState::Degraded),
-        ("pids", "fork bombs are not contained", CheckState::Degraded),
-        ("cpuset", "containers cannot be bound to CPUs", CheckState::Degraded),
-    ];
     for (controller, cost, state) in WANTED {
         let there = layout.with(controller).is_some();
         let detail = if there { format!("{controller} is mounted") } else { format!("{controller} is not there") };

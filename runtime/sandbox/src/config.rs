@@ -125,6 +125,7 @@ pub struct Limits {
 }
 
 /// One container.
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of Kubernetes' own")]
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Its identifier; never used twice.

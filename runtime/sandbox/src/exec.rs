@@ -10,6 +10,7 @@ use crate::kernel::process::{self, Fork};
 use crate::program::{self, ExecFailure, Program};
 use crate::protocol::Failure;
 use crate::seccomp::Filters;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
@@ -51,7 +52,7 @@ pub enum Outcome {
 }
 
 /// Joins the container and starts the process.
-pub fn run(plan: Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
+pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     let gone = |error: io::Error| {
         if error.raw_os_error() == Some(libc::ESRCH) {
             Failure::WrongState { id: plan.container.id.to_string(), state: "exited".to_owned() }
@@ -61,7 +62,7 @@ pub fn run(plan: Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     };
     // Whoever is in the container must not look into a process that is still partly the host's.
     process::prctl(libc::PR_SET_DUMPABLE, 0).map_err(|error| Failure::sandbox("exec", error))?;
-    let program = program(&plan)?;
+    let program = program(plan)?;
     let user = plan.exec.user.as_ref().unwrap_or(&plan.container.user);
     let cwd = plan.exec.cwd.as_deref().unwrap_or(&plan.container.cwd);
     let cwd = if cwd.is_empty() { "/" } else { cwd };
@@ -85,7 +86,7 @@ pub fn run(plan: Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     // SAFETY: the fork of a single-threaded process has one thread.
     match unsafe { process::clone3(CLONE_PARENT, None) }.map_err(|error| Failure::sandbox("exec", error))? {
         Fork::Child => {
-            let failure = match become_process(&plan, terminal.as_ref(), user, cwd) {
+            let failure = match become_process(plan, terminal.as_ref(), user, cwd) {
                 Ok(()) => program.execute(),
                 Err(failure) => failure,
             };
@@ -157,13 +158,15 @@ fn become_process(plan: &Plan<'_>, terminal: Option<&Terminal>, user: &User, cwd
     for limit in &plan.container.rlimits {
         set_rlimit(&limit.kind, limit.soft, limit.hard).map_err(setup("resource limits"))?;
     }
-    let early = std::env::set_current_dir(cwd);
+    let early = nix::unistd::chdir(cwd);
     become_user(user).map_err(setup("user"))?;
-    if let Err(error) = early {
-        if error.kind() != io::ErrorKind::PermissionDenied {
-            return Err(ExecFailure::setup("working directory", format!("{cwd}: {error}")));
+    match early {
+        Ok(()) => {}
+        // Where root may not go (a network file system), its user may.
+        Err(Errno::EACCES | Errno::EPERM) => {
+            nix::unistd::chdir(cwd).map_err(|errno| ExecFailure::setup("working directory", errno))?;
         }
-        std::env::set_current_dir(cwd).map_err(|error| ExecFailure::setup("working directory", error))?;
+        Err(errno) => return Err(ExecFailure::setup("working directory", format!("{cwd}: {errno}"))),
     }
     // A directory outside of the container has no name in it (CVE-2024-21626).
     let inside = std::env::current_dir().is_ok_and(|directory| directory.starts_with("/"));

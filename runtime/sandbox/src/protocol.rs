@@ -255,7 +255,7 @@ pub enum Failure {
 
 impl Failure {
     /// A failure of the machinery in a named stage.
-    pub fn sandbox(stage: &str, message: impl ToString) -> Self {
+    pub fn sandbox(stage: &str, message: impl std::fmt::Display) -> Self {
         Self::Sandbox { stage: stage.to_owned(), message: message.to_string() }
     }
 

@@ -48,9 +48,8 @@ impl Runtime {
         let socket = launch::connect_or_start(config).await?;
         let (connection, exits) = Connection::open(socket)?;
         let runtime = Runtime { connection };
-        let pods = match runtime.connection.ask(Ask::List, Vec::new()).await? {
-            (Answer::Pods(pods), _) => pods,
-            _ => return Err(Error::Disconnected),
+        let (Answer::Pods(pods), _) = runtime.connection.ask(Ask::List, Vec::new()).await? else {
+            return Err(Error::Disconnected);
         };
         Ok((runtime, pods.into_iter().map(recovered).collect(), exits))
     }

@@ -36,7 +36,8 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// Whether the kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
-    /// True when nobody saw it end (the spawner had died): `code` is 137 and the times are those of the finding.
+    /// True when nobody saw it end (the spawner had died): `code` is 137, `finished_at` is
+    /// when it was found, `started_at` when its start was begun.
     pub unknown: bool,
     /// When its program was executed.
     pub started_at: Timestamp,

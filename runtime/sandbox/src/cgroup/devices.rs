@@ -218,6 +218,25 @@ fn v2(directory: &Path, list: &[(bool, Option<u32>, Option<u32>, String)]) -> io
 mod tests {
     use super::*;
 
+    /// Needs root and the unified hierarchy (also in the hybrid layout).
+    #[test]
+    fn the_kernel_takes_the_program_and_refuses_what_is_not_in_it() {
+        let layout = crate::cgroup::Layout::detect().expect("cgroups");
+        let Some(unified) = layout.unified() else { return };
+        let directory = unified.root.join(format!("carob-devices-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("cgroup");
+        let allowed = vec![(false, Some(1), Some(3), "rwm".to_owned()), (false, None, None, "m".to_owned())];
+        let attached = v2(&directory, &allowed);
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; echo x > /dev/null && echo null; head -c 1 /dev/zero || echo refused",
+            directory.display()
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh");
+        std::fs::remove_dir(&directory).expect("removed");
+        attached.expect("attached");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "null\nrefused\n");
+    }
+
     #[test]
     fn every_jump_of_the_program_lands_behind_its_rule() {
         let list = vec![(false, Some(1), Some(3), "rwm".to_owned()), (true, None, None, "m".to_owned())];

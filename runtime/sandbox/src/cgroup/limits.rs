@@ -1,9 +1,10 @@
 //! Limits into the kernel's files.
 
-use super::{Cgroup, CgroupError, write};
+use super::{Cgroup, CgroupError, at, write};
 use crate::Limits;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// The period of a CPU quota when none is given, in µs.
 const DEFAULT_PERIOD_US: u64 = 100_000;
@@ -30,17 +31,60 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, limits: &Limits) -> Result<(), CgroupEr
     Ok(())
 }
 
+/// A CPU quota that waits in an open file: it can be set when the file's path can't be reached any more.
+#[derive(Debug)]
+pub struct LateQuota {
+    file: Option<(PathBuf, File)>,
+    value: String,
+}
+
+impl LateQuota {
+    /// Sets it.
+    pub fn apply(self) -> Result<(), CgroupError> {
+        match self.file {
+            Some((path, mut file)) => file.write_all(self.value.as_bytes()).map_err(at(&path)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// All limits but the CPU quota now, and that when it is applied.
+pub(super) fn apply_later(cgroup: &Cgroup<'_>, limits: &Limits) -> Result<LateQuota, CgroupError> {
+    let mut now = limits.clone();
+    let (Some(quota), Some(hierarchy)) = (now.cpu_quota_us.take(), cgroup.layout.with("cpu")) else {
+        apply(cgroup, &now)?;
+        return Ok(LateQuota { file: None, value: String::new() });
+    };
+    apply(cgroup, &now)?;
+    let directory = cgroup.directory(hierarchy);
+    let period = limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
+    let (file, value) = if hierarchy.v2 {
+        ("cpu.max", v2_quota(quota, period))
+    } else {
+        v1_period(&directory, period)?;
+        ("cpu.cfs_quota_us", quota.to_string())
+    };
+    let path = directory.join(file);
+    let file = File::options().write(true).open(&path).map_err(at(&path))?;
+    Ok(LateQuota { file: Some((path, file)), value })
+}
+
+fn v2_quota(quota: i64, period: u64) -> String {
+    if quota < 0 { format!("max {period}") } else { format!("{quota} {period}") }
+}
+
+fn v1_period(directory: &Path, period: u64) -> Result<(), CgroupError> {
+    let file = directory.join("cpu.cfs_period_us");
+    let current = fs::read_to_string(&file).unwrap_or_default();
+    if current.trim() == period.to_string() { Ok(()) } else { write(&file, &period.to_string()) }
+}
+
 fn cpu_v1(directory: &Path, limits: &Limits) -> Result<(), CgroupError> {
     if let Some(shares) = limits.cpu_shares {
         write(&directory.join("cpu.shares"), &shares.max(2).to_string())?;
     }
     if let Some(quota) = limits.cpu_quota_us {
-        let period = limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
-        let file = directory.join("cpu.cfs_period_us");
-        let current = fs::read_to_string(&file).unwrap_or_default();
-        if current.trim() != period.to_string() {
-            write(&file, &period.to_string())?;
-        }
+        v1_period(directory, limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US))?;
         write(&directory.join("cpu.cfs_quota_us"), &quota.to_string())?;
     }
     Ok(())
@@ -52,8 +96,7 @@ fn cpu_v2(directory: &Path, limits: &Limits) -> Result<(), CgroupError> {
     }
     if let Some(quota) = limits.cpu_quota_us {
         let period = limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
-        let value = if quota < 0 { format!("max {period}") } else { format!("{quota} {period}") };
-        write(&directory.join("cpu.max"), &value)?;
+        write(&directory.join("cpu.max"), &v2_quota(quota, period))?;
     }
     Ok(())
 }

@@ -8,7 +8,9 @@ mod readings;
 
 pub use devices::DeviceRules;
 pub use layout::{Hierarchy, Layout};
+pub use limits::LateQuota;
 
+use crate::kernel::process;
 use crate::state::{CgroupPaths, CgroupVersion, FinalUsage, Usage};
 use crate::{DeviceNode, Limits};
 use std::fs;
@@ -92,6 +94,11 @@ impl<'a> Cgroup<'a> {
     /// Sets limits; what is `None` stays as it is.
     pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         limits::apply(self, limits)
+    }
+
+    /// Sets limits but for the CPU quota, which is set when the result is applied.
+    pub fn limit_later(&self, limits: &Limits) -> Result<LateQuota, CgroupError> {
+        limits::apply_later(self, limits)
     }
 
     /// Restricts devices: the default ones and those of the list, or all for `privileged`.
@@ -184,7 +191,7 @@ impl<'a> Cgroup<'a> {
             if waited >= patience {
                 return false;
             }
-            std::thread::sleep(STEP);
+            process::pause(STEP);
             waited += STEP;
         }
     }
@@ -219,7 +226,7 @@ impl<'a> Cgroup<'a> {
                 None => return Ok(()),
                 Some(error) if waited >= patience => return Err(error),
                 Some(_) => {
-                    std::thread::sleep(step);
+                    process::pause(step);
                     waited += step;
                     step = (step * 2).min(Duration::from_millis(50));
                 }

@@ -81,7 +81,7 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
 
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
-    cgroup.limit(&container.limits).map_err(in_cgroup)?;
+    let quota = cgroup.limit_later(&container.limits).map_err(in_cgroup)?;
     cgroup.restrict_devices(&cgroup::rules(container.privileged, &container.devices)).map_err(in_cgroup)?;
     cgroup.group_oom();
     watch.lap("cgroup");
@@ -144,14 +144,14 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     }
     let built = builder.as_init("/").with_systemd(false).as_sibling(true).with_detach(true).build();
     let mut created = built.map_err(|error| explain(&report, &errors, &error))?;
-    let pid = created
-        .pid()
-        .map(|pid| pid.as_raw())
-        .ok_or_else(|| Failure::sandbox("create", "libcontainer gives no process id"))?;
+    let pid =
+        created.pid().map(i32::from).ok_or_else(|| Failure::sandbox("create", "libcontainer gives no process id"))?;
     watch.lap("create");
 
     let terminal = listener.map(|listener| receive_terminal(&listener)).transpose()?;
     drop(report_writer);
+    // The work of creating it was done in its cgroup: a small quota would have made that take seconds.
+    quota.apply().map_err(in_cgroup)?;
     let started_at = Timestamp::now();
     created.start().map_err(|error| explain(&report, &errors, &error))?;
     // The pipe's last writer goes with the execve that succeeds.

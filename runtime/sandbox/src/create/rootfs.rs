@@ -66,10 +66,10 @@ fn overlay_by_mount(rootfs: &Rootfs, upper: &Path, work: &Path, target: &Path) -
     let options =
         format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), escaped(upper), escaped(work));
     let before = std::env::current_dir().map_err(failed("overlay", &links))?;
-    std::env::set_current_dir(&links).map_err(failed("overlay", &links))?;
+    nix::unistd::chdir(&links).map_err(|errno| failed("overlay", &links)(errno.into()))?;
     let flags = nix::mount::MsFlags::empty();
     let result = nix::mount::mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str()));
-    std::env::set_current_dir(&before).map_err(failed("overlay", &before))?;
+    nix::unistd::chdir(&before).map_err(|errno| failed("overlay", &before)(errno.into()))?;
     result.map_err(|errno| Failure::sandbox("overlay", format!("{}: {errno}", target.display())))
 }
 
@@ -210,9 +210,9 @@ pub fn move_into(workshop: &Path) -> Result<(), Failure> {
     let enter = || -> io::Result<()> {
         let proc = mount::clone_tree(None, Path::new("/proc"), false)?;
         mount::attach(proc.as_fd(), &workshop.join("proc"))?;
-        std::env::set_current_dir(workshop)?;
+        nix::unistd::chdir(workshop)?;
         nix::unistd::pivot_root(".", "old")?;
-        std::env::set_current_dir("/")?;
+        nix::unistd::chdir("/")?;
         nix::mount::umount2("/old", MntFlags::MNT_DETACH)?;
         Ok(())
     };

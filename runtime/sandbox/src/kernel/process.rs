@@ -206,6 +206,13 @@ pub fn set_name(name: &std::ffi::CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
+/// Waits for the kernel, where it has nothing that could be waited on. For the spawner's own processes, which have one
+/// thread and nothing else to do; never in the gateway's tasks.
+#[expect(clippy::disallowed_methods, reason = "no runtime here, and no event to await")]
+pub fn pause(time: std::time::Duration) {
+    std::thread::sleep(time);
+}
+
 /// Asks to be killed when the parent dies.
 pub fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(libc::SIGKILL.unsigned_abs()))

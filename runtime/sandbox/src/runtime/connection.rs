@@ -3,10 +3,10 @@
 use crate::protocol::{self, Answer, Ask, Failure, Request, Tell};
 use crate::{Error, Exit, wire};
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -57,7 +57,10 @@ impl Connection {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         tokio::spawn(write(Arc::clone(&socket), requests));
         tokio::spawn(read(socket, Arc::clone(&waiting), exit_sender));
-        let connection = Self { next: AtomicU64::new(1), outgoing, waiting, spawner: greeted.spawner };
+        // Answers to requests of an earlier gateway may still come: numbers must not meet.
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+        let first = u64::try_from(nanos & u128::from(u64::MAX >> 1)).unwrap_or(1);
+        let connection = Self { next: AtomicU64::new(first), outgoing, waiting, spawner: greeted.spawner };
         Ok((Arc::new(connection), exits))
     }
 
@@ -149,7 +152,7 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, waiting: Arc<Mutex<Waiting>>, exits
                 let _ = exits.send(exit);
             }
             Err(error) => {
-                tracing::warn!(error = %io::Error::from(error), "a message of the spawner's is not understood")
+                tracing::warn!(%error, "a message of the spawner's is not understood");
             }
         }
     }

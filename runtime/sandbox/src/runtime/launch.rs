@@ -53,7 +53,7 @@ pub async fn connect_or_start(config: RuntimeConfig) -> Result<Greeted, Error> {
         for _ in 0..DYING_TRIES {
             let Some(socket) = connect_to(&config.dir)? else { break };
             match greet(socket) {
-                Err(Error::Disconnected) => std::thread::sleep(Duration::from_millis(10)),
+                Err(Error::Disconnected) => process::pause(Duration::from_millis(10)),
                 other => return other,
             }
         }
@@ -72,7 +72,7 @@ fn connect_to(dir: &Path) -> Result<Option<OwnedFd>, Error> {
     let directory = File::open(dir).map_err(wrap)?;
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(|errno| wrap(errno.into()))?;
-    let address = UnixAddr::new(&short_path(&directory.as_fd(), SOCKET)).map_err(|errno| wrap(errno.into()))?;
+    let address = UnixAddr::new(&short_path(directory.as_fd(), SOCKET)).map_err(|errno| wrap(errno.into()))?;
     match connect(socket.as_raw_fd(), &address) {
         Ok(()) => Ok(Some(socket)),
         Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ECONNREFUSED) => Ok(None),

@@ -22,7 +22,7 @@ pub struct Client {
 #[derive(Debug)]
 pub enum Incoming {
     /// A request with its descriptors.
-    Request(Request, Vec<OwnedFd>),
+    Request(Box<Request>, Vec<OwnedFd>),
     /// Its greeting; it may now be told things.
     Greeted,
     /// It has gone, or speaks another protocol.
@@ -64,7 +64,7 @@ impl Client {
             return Some(Incoming::Greeted);
         }
         match protocol::decode(&packet.body) {
-            Ok(request) => Some(Incoming::Request(request, packet.fds)),
+            Ok(request) => Some(Incoming::Request(Box::new(request), packet.fds)),
             Err(error) => {
                 eprintln!("a request that cannot be read: {error}");
                 Some(Incoming::Gone)

@@ -9,6 +9,7 @@ mod recovery;
 mod requests;
 mod seal;
 mod service;
+mod starts;
 
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::kernel::{mount, process};
@@ -121,7 +122,7 @@ fn prepare(arguments: &Arguments) -> Result<Service, String> {
     records::make_private(dir).map_err(step("directory"))?;
     let dir = &dir.canonicalize().map_err(step("directory"))?;
     redirect_output(&dir.join(LOG)).map_err(step("log"))?;
-    std::env::set_current_dir("/").map_err(step("directory"))?;
+    nix::unistd::chdir("/").map_err(|errno| format!("directory: {errno}"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // Without CAP_SYS_RESOURCE it stays as it is: the spawner is as likely as any to be killed for want of memory.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
@@ -152,9 +153,9 @@ fn prepare(arguments: &Arguments) -> Result<Service, String> {
 #[expect(unsafe_code, reason = "replaces the standard descriptors")]
 fn redirect_output(path: &Path) -> io::Result<()> {
     let long = fs::metadata(path).is_ok_and(|metadata| metadata.len() > LOG_MAX);
-    let log = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)?;
+    let output = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)?;
     let null = File::open("/dev/null")?;
-    for (target, source) in [(0, &null), (1, &log), (2, &log)] {
+    for (target, source) in [(0, &null), (1, &output), (2, &output)] {
         // SAFETY: plain numbers; std uses the standard descriptors by number only.
         if unsafe { libc::dup2(source.as_raw_fd(), target) } < 0 {
             return Err(io::Error::last_os_error());
@@ -202,7 +203,7 @@ fn listen(dir: &Path) -> io::Result<OwnedFd> {
     // A socket's address has room for 107 bytes: the directory is named by a descriptor.
     let directory = File::open(dir)?;
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let bound = bind(listener.as_raw_fd(), &UnixAddr::new(&short_path(&directory.as_fd(), SOCKET))?);
+    let bound = bind(listener.as_raw_fd(), &UnixAddr::new(&short_path(directory.as_fd(), SOCKET))?);
     nix::sys::stat::umask(before);
     bound?;
     listen(&listener, Backlog::new(16)?)?;
@@ -210,6 +211,6 @@ fn listen(dir: &Path) -> io::Result<OwnedFd> {
 }
 
 /// A path below an open directory that fits a socket's address.
-pub fn short_path(directory: &std::os::fd::BorrowedFd<'_>, name: &str) -> PathBuf {
+pub fn short_path(directory: std::os::fd::BorrowedFd<'_>, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }

@@ -146,7 +146,7 @@ pub fn check_sysctls(pod: &PodConfig, own_network: bool) -> Result<(), Failure> 
     ];
     for name in pod.sysctls.keys() {
         let refuse = |why: &str| Err(Failure::config(format!("sysctls[{name}]"), why));
-        if name.split(['.', '/']).any(|part| part.is_empty()) || name.contains('\0') {
+        if name.split(['.', '/']).any(str::is_empty) || name.contains('\0') {
             return refuse("is not the name of a sysctl");
         }
         let dotted = name.replace('/', ".");

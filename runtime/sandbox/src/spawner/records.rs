@@ -3,6 +3,7 @@
 
 use crate::config::{ContainerConfig, ContainerId, PodConfig};
 use crate::state::Exit;
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -77,6 +78,12 @@ impl Records {
     /// A container's end, if it has ended.
     pub fn read_exit(&self, uid: &str, id: &ContainerId) -> Option<Exit> {
         read(&self.container(uid, id).join("exit.json")).ok()
+    }
+
+    /// When a container was recorded, which is just before its start.
+    pub fn recorded_at(&self, uid: &str, id: &ContainerId) -> Option<Timestamp> {
+        let metadata = fs::metadata(self.container(uid, id).join("container.json")).ok()?;
+        metadata.modified().ok()?.try_into().ok()
     }
 
     /// Forgets a container.

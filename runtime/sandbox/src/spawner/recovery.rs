@@ -50,12 +50,9 @@ impl Service {
     }
 
     fn recover_container(&self, uid: &str, id: &ContainerId) -> Option<Container> {
-        let config = match self.records.read_container(uid, id) {
-            Ok(config) => config,
-            Err(_) => {
-                let _ = self.records.remove_container(uid, id);
-                return None;
-            }
+        let Ok(config) = self.records.read_container(uid, id) else {
+            let _ = self.records.remove_container(uid, id);
+            return None;
         };
         let exit = self.records.read_exit(uid, id).unwrap_or_else(|| {
             let cgroup = self.container_cgroup(uid, id);
@@ -67,7 +64,7 @@ impl Service {
                 signal: Some(libc::SIGKILL),
                 oom_killed: cgroup.oom_killed(),
                 unknown: true,
-                started_at: now,
+                started_at: self.records.recorded_at(uid, id).unwrap_or(now),
                 finished_at: now,
                 usage: cgroup.final_usage(),
             };

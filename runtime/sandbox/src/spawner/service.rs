@@ -133,6 +133,8 @@ pub struct Service {
     pub(super) next_log: u64,
     pub(super) filters: HashMap<u64, Filters>,
     pub(super) ending: bool,
+    /// Requests for a list that wait until no container is starting.
+    pub(super) lists: Vec<u64>,
     children: HashMap<i32, Child>,
     /// Deaths of processes whose builder has not yet said who they are.
     unclaimed: BTreeMap<i32, (Death, Timestamp)>,
@@ -192,6 +194,7 @@ impl Service {
             next_log: 0,
             filters: HashMap::new(),
             ending: false,
+            lists: Vec::new(),
             children: HashMap::new(),
             unclaimed: BTreeMap::new(),
             clients: Vec::new(),
@@ -311,7 +314,7 @@ impl Service {
                     self.tell(&Tell::Exit(exit), Vec::new());
                 }
             }
-            Some(Incoming::Request(request, fds)) => self.handle(request, fds),
+            Some(Incoming::Request(request, fds)) => self.handle(*request, fds),
         }
     }
 
@@ -378,8 +381,8 @@ impl Service {
     fn container_died(&mut self, id: &ContainerId, death: Death, finished_at: Timestamp) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let started_at = match &container.state {
-            State::Running { started_at, .. } => *started_at,
-            _ => finished_at,
+            State::Running { started_at, .. } | State::Ending { started_at, .. } => *started_at,
+            State::Starting { .. } | State::Exited(_) => finished_at,
         };
         container.state = State::Ending { death, started_at, finished_at };
         container.stdin = None;

@@ -63,6 +63,7 @@ impl Machine {
         self.directory.path()
     }
 
+    #[expect(clippy::unused_self, reason = "reads like container()")]
     pub fn pod(&self, uid: &str) -> PodConfig {
         PodConfig {
             uid: uid.to_owned(),
