@@ -24,7 +24,7 @@ use crate::events::Voice;
 use crate::informer::Key;
 use crate::ownership::{self, Selector, controller_of, is_controlled_by};
 use crate::queue::{Again, Queue};
-use crate::replica_set::{replicas, tolerate_gone};
+use crate::replica_set::replicas;
 
 /// How many replicas the whole Deployment wanted when a ReplicaSet was last scaled, and how many it might have had.
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -62,10 +62,7 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
                 Some(owner) if owner.kind == "Deployment" => deployments.add(Key::new(namespace, &owner.name)),
                 Some(_) => {}
                 None => watching
-                    .list(|deployment| {
-                        deployment.metadata.namespace.as_deref() == Some(&namespace)
-                            && selector(deployment).matches(&set.metadata)
-                    })
+                    .list_in(&namespace, |deployment| selector(deployment).matches(&set.metadata))
                     .iter()
                     .for_each(|deployment| deployments.add(Key::of(&**deployment))),
             }
@@ -126,21 +123,22 @@ impl Controller {
         let selector = selector(deployment);
         let ending = deployment.metadata.deletion_timestamp.is_some();
         let mut own = Vec::new();
-        for set in self.cluster.replica_sets.list(|set| set.metadata.namespace.as_deref() == Some(&key.namespace)) {
+        for set in self.cluster.replica_sets.list_in(&key.namespace, |_| true) {
             let matches = selector.matches(&set.metadata);
             if is_controlled_by(&set.metadata, deployment) {
                 if matches || ending {
                     own.push(set);
                 } else {
-                    tolerate_gone(ownership::release(&self.cluster.client, deployment, &*set).await)?;
+                    ownership::release(&self.cluster.client, deployment, &*set, None).await?;
                 }
             } else if matches
                 && !ending
                 && controller_of(&set.metadata).is_none()
                 && set.metadata.deletion_timestamp.is_none()
             {
-                tolerate_gone(ownership::adopt(&self.cluster.client, deployment, &*set).await)?;
-                own.push(set);
+                if ownership::adopt(&self.cluster.client, deployment, &*set, None).await? {
+                    own.push(set);
+                }
             }
         }
         own.sort_by_key(|set| (created(set), set.metadata.name.clone()));
@@ -174,7 +172,9 @@ impl Controller {
         let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
         let api: Api<ReplicaSet> = Api::namespaced(self.cluster.client.clone(), namespace);
         let name = set.metadata.name.as_deref().unwrap_or_default();
-        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(Arc::new)
+        let set = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.cluster.replica_sets.learn(set.clone());
+        Ok(Arc::new(set))
     }
 }
 

@@ -1,7 +1,21 @@
 //! Events that tell users what a controller did; published beside the work, never in its way.
 
-use kube::runtime::events::{Event, EventType, Recorder as Publisher, Reporter};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
+use serde_json::json;
+
+/// An event that is repeated within this time is counted on the first one.
+const REPEATED_WITHIN: Duration = Duration::from_secs(600);
+/// Events that are remembered for counting, for each controller.
+const REMEMBERED: usize = 1024;
 
 /// Publishes events. Clones share it.
 #[derive(Clone)]
@@ -16,37 +30,96 @@ impl Recorder {
 
     /// The voice of one controller.
     pub(crate) fn of(&self, controller: &'static str) -> Voice {
-        let reporter = Reporter { controller: controller.to_owned(), instance: None };
-        Voice { publisher: Publisher::new(self.client.clone(), reporter) }
+        Voice { client: self.client.clone(), controller, told: Arc::default() }
     }
 }
 
-/// Publishes in the name of one controller; repeated events of an object are counted, not multiplied.
+/// Publishes in the name of one controller; what is said again is counted, not multiplied.
 #[derive(Clone)]
 pub(crate) struct Voice {
-    publisher: Publisher,
+    client: Client,
+    controller: &'static str,
+    /// By a hash of object, reason and text.
+    told: Arc<Mutex<HashMap<u64, Told>>>,
+}
+
+struct Told {
+    name: String,
+    count: i32,
+    since: Instant,
 }
 
 impl Voice {
     /// Something went as it should.
     pub(crate) fn normal<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, note: String) {
-        self.publish(about, EventType::Normal, reason, note);
+        self.publish(about.object_ref(&()), "Normal", reason, note);
     }
 
     /// Something did not.
     pub(crate) fn warning<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, note: String) {
-        self.publish(about, EventType::Warning, reason, note);
+        self.publish(about.object_ref(&()), "Warning", reason, note);
     }
 
-    fn publish<K: Resource<DynamicType = ()>>(&self, about: &K, type_: EventType, reason: &str, note: String) {
-        let event =
-            Event { type_, reason: reason.to_owned(), note: Some(note), action: reason.to_owned(), secondary: None };
-        let reference = about.object_ref(&());
-        let publisher = self.publisher.clone();
+    /// Says something about an object of any kind.
+    pub(crate) fn publish(&self, about: ObjectReference, type_: &'static str, reason: &str, note: String) {
+        let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let (name, count) = self.count(&about, reason, &note);
+        let now = Timestamp::now();
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            involved_object: about,
+            type_: Some(type_.to_owned()),
+            reason: Some(reason.to_owned()),
+            message: Some(note),
+            count: Some(count),
+            first_timestamp: Some(Time(now)),
+            last_timestamp: Some(Time(now)),
+            source: Some(EventSource { component: Some(self.controller.to_owned()), host: None }),
+            reporting_component: Some(self.controller.to_owned()),
+            reporting_instance: Some(String::new()),
+            ..Event::default()
+        };
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         tokio::spawn(async move {
-            if let Err(error) = publisher.publish(&event, &reference).await {
+            if count > 1 {
+                let patch = Patch::Merge(json!({"count": count, "lastTimestamp": event.last_timestamp}));
+                match api.patch(&name, &PatchParams::default(), &patch).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    Err(error) => return tracing::debug!(name, %error, "an event was not counted"),
+                    Ok(_) => return,
+                }
+            }
+            if let Err(error) = api.create(&PostParams::default(), &event).await {
                 tracing::debug!(reason = event.reason, %error, "an event was not taken");
             }
         });
+    }
+
+    /// The name of the event that says this, and how often it was said by now.
+    fn count(&self, about: &ObjectReference, reason: &str, note: &str) -> (String, i32) {
+        let mut hasher = DefaultHasher::new();
+        (&about.uid, &about.namespace, &about.name, reason, note).hash(&mut hasher);
+        let mut told = self.told();
+        if told.len() >= REMEMBERED {
+            told.retain(|_, known| known.since.elapsed() < REPEATED_WITHIN);
+        }
+        if told.len() >= REMEMBERED {
+            told.clear();
+        }
+        let known = told.entry(hasher.finish()).or_insert_with(|| Told {
+            name: format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), Timestamp::now().as_nanosecond()),
+            count: 0,
+            since: Instant::now(),
+        });
+        known.count += 1;
+        (known.name.clone(), known.count)
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<u64, Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! A local copy of all objects of a kind, kept current by one watch that all controllers share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -44,7 +44,7 @@ pub(crate) struct Informer<K> {
 }
 
 struct Shared<K> {
-    objects: RwLock<HashMap<Key, Arc<K>>>,
+    objects: RwLock<BTreeMap<Key, Arc<K>>>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
 }
@@ -80,6 +80,25 @@ where
         self.objects().values().filter(|object| wanted(object)).cloned().collect()
     }
 
+    /// The objects of one namespace that `wanted` chooses.
+    pub(crate) fn list_in(&self, namespace: &str, wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        let objects = self.objects();
+        let here = objects.range(Key::new(namespace, "")..).take_while(|(key, _)| key.namespace == namespace);
+        here.map(|(_, object)| object).filter(|object| wanted(object)).cloned().collect()
+    }
+
+    /// Takes in what the API answered to a change, so that the next look doesn't act on what was before it. The watch
+    /// tells of the change later, as of any.
+    pub(crate) fn learn(&self, mut object: K) {
+        object.meta_mut().managed_fields = None;
+        if let Some(known) = self.objects_mut().get_mut(&Key::of(&object))
+            && known.meta().uid == object.meta().uid
+            && version(&**known) < version(&object)
+        {
+            *known = Arc::new(object);
+        }
+    }
+
     /// Waits until the copy is complete for the first time.
     pub(crate) async fn synced(&self) {
         let mut synced = self.shared.synced.subscribe();
@@ -88,8 +107,8 @@ where
     }
 
     /// Keeps the copy current until told to stop.
-    pub(crate) async fn run(self, client: Client, stop: CancellationToken) {
-        let events = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+    pub(crate) async fn run(self, client: Client, config: watcher::Config, stop: CancellationToken) {
+        let events = watcher(Api::<K>::all(client), config).default_backoff();
         let mut listed: HashSet<Key> = HashSet::new();
         let follow = events.into_stream().for_each(|event| {
             match event {
@@ -115,9 +134,18 @@ where
         }
     }
 
-    fn put(&self, object: K) {
+    fn put(&self, mut object: K) {
+        // Nobody asks who set which field, and it is much.
+        object.meta_mut().managed_fields = None;
         let new = Arc::new(object);
-        let old = self.objects_mut().insert(Key::of(&*new), Arc::clone(&new));
+        let key = Key::of(&*new);
+        let mut objects = self.objects_mut();
+        let newer = |known: &Arc<K>| known.meta().uid == new.meta().uid && version(&**known) > version(&*new);
+        if objects.get(&key).is_some_and(newer) {
+            return;
+        }
+        let old = objects.insert(key, Arc::clone(&new));
+        drop(objects);
         self.tell(&Change { old: old.as_ref(), new: Some(&new) });
     }
 
@@ -132,11 +160,16 @@ where
         }
     }
 
-    fn objects(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Key, Arc<K>>> {
+    fn objects(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Key, Arc<K>>> {
         self.shared.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn objects_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Key, Arc<K>>> {
+    fn objects_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<Key, Arc<K>>> {
         self.shared.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Resource versions are numbers that grow.
+fn version<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }

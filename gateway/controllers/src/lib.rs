@@ -7,23 +7,26 @@
 mod cluster;
 mod deployment;
 mod events;
-// mod garbage;
+mod garbage;
 mod informer;
+mod inventory;
 // mod job;
-// mod namespace;
+mod kinds;
+mod namespace;
 mod ownership;
 mod pod_control;
 mod queue;
 mod replica_set;
 mod requests;
 mod scheduler;
-// mod service_account;
+mod service_account;
 
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::inventory::Inventory;
 
 /// How the controllers work.
 #[derive(Clone, Debug)]
@@ -51,15 +54,17 @@ pub enum Error {
 /// Runs all controllers until told to stop.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
     let cluster = Cluster::new(client);
+    let inventory = Inventory::new();
     let mut tasks = JoinSet::new();
     scheduler::start(&cluster, &options, &shutdown, &mut tasks);
     replica_set::start(&cluster, &options, &shutdown, &mut tasks);
     deployment::start(&cluster, &options, &shutdown, &mut tasks);
     //     job::start(&cluster, &options, &shutdown, &mut tasks);
-    //     service_account::start(&cluster, &options, &shutdown, &mut tasks);
-    //     namespace::start(&cluster, &options, &shutdown, &mut tasks);
-    //     garbage::start(&cluster, &options, &shutdown, &mut tasks);
+    service_account::start(&cluster, &options, &shutdown, &mut tasks);
+    namespace::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
+    garbage::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
     // Handlers are in place: nothing that the informers see from here on is missed.
+    inventory.start(&cluster, &shutdown, &mut tasks);
     cluster.start(&shutdown, &mut tasks);
     while let Some(ended) = tasks.join_next().await {
         ended?;

@@ -43,50 +43,66 @@ impl Selector {
     }
 }
 
-/// Makes `owner` the controller of an object that has none.
-pub(crate) async fn adopt<O, K>(client: &Client, owner: &O, object: &K) -> Result<(), kube::Error>
-where
-    O: Resource<DynamicType = ()>,
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
+/// What can be adopted: objects in namespaces.
+pub(crate) trait Owned:
+    Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned
 {
-    let mut owners = json!(object.meta().owner_references.clone().unwrap_or_default());
-    if let Value::Array(owners) = &mut owners {
-        owners.push(json!(reference(owner)));
-    }
-    set_owners(client, object, owners).await
 }
 
-/// Takes `owner` off an object that it no longer selects.
-pub(crate) async fn release<O, K>(client: &Client, owner: &O, object: &K) -> Result<(), kube::Error>
-where
-    O: Resource<DynamicType = ()>,
+impl<K> Owned for K where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
         + std::fmt::Debug
-        + DeserializeOwned,
+        + DeserializeOwned
 {
+}
+
+/// Makes `owner` the controller of an object that has none, and puts `finalizer` on it if there is one. Whether it was
+/// done: an owner that is being deleted meanwhile adopts nothing, else its orphans would be collected.
+pub(crate) async fn adopt<O: Owned, K: Owned>(
+    client: &Client,
+    owner: &O,
+    object: &K,
+    finalizer: Option<&str>,
+) -> Result<bool, kube::Error> {
+    let owners: Api<O> = Api::namespaced(client.clone(), owner.meta().namespace.as_deref().unwrap_or_default());
+    let live = owners.get_metadata_opt(owner.meta().name.as_deref().unwrap_or_default()).await?;
+    if !live.is_some_and(|live| live.metadata.uid == owner.meta().uid && live.metadata.deletion_timestamp.is_none()) {
+        return Ok(false);
+    }
+    let mut owners = object.meta().owner_references.clone().unwrap_or_default();
+    owners.push(reference(owner));
+    let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
+    finalizers
+        .extend(finalizer.filter(|finalizer| !finalizers.iter().any(|known| known == finalizer)).map(str::to_owned));
+    set_metadata(client, object, json!({"ownerReferences": owners, "finalizers": finalizers})).await
+}
+
+/// Takes `owner` off an object that it no longer selects, and `finalizer` with it.
+pub(crate) async fn release<O: Owned, K: Owned>(
+    client: &Client,
+    owner: &O,
+    object: &K,
+    finalizer: Option<&str>,
+) -> Result<bool, kube::Error> {
     let others =
         object.meta().owner_references.iter().flatten().filter(|known| Some(&known.uid) != owner.meta().uid.as_ref());
     let others: Vec<&OwnerReference> = others.collect();
-    set_owners(client, object, json!(others)).await
+    let finalizers = object.meta().finalizers.iter().flatten().filter(|known| Some(known.as_str()) != finalizer);
+    let finalizers: Vec<&String> = finalizers.collect();
+    set_metadata(client, object, json!({"ownerReferences": others, "finalizers": finalizers})).await
 }
 
-async fn set_owners<K>(client: &Client, object: &K, owners: Value) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
+/// Changes the very object that was looked at; not one that has changed meanwhile, which the watch will tell of.
+async fn set_metadata<K: Owned>(client: &Client, object: &K, mut metadata: Value) -> Result<bool, kube::Error> {
     let meta = object.meta();
+    metadata["uid"] = json!(meta.uid);
+    metadata["resourceVersion"] = json!(meta.resource_version);
     let api: Api<K> = Api::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default());
-    // uid and version: only the very object that was looked at.
-    let patch = json!({"metadata": {
-        "uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": owners,
-    }});
-    api.patch_metadata(meta.name.as_deref().unwrap_or_default(), &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(())
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    match api.patch_metadata(meta.name.as_deref().unwrap_or_default(), &PatchParams::default(), &patch).await {
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+        Ok(_) => Ok(true),
+    }
 }

@@ -12,7 +12,7 @@ use crate::informer::Key;
 use crate::ownership;
 
 /// After this long, a creation or deletion that the watch never told of is forgotten (it came and went during a re-list).
-const FORGET_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// A pod of a template, to be created in the owner's namespace.
 pub(crate) fn from_template<O: Resource<DynamicType = ()>>(owner: &O, template: &PodTemplateSpec) -> Pod {

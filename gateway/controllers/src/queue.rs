@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ struct State<T> {
     queued: HashSet<T>,
     working: HashSet<T>,
     failures: HashMap<T, u32>,
+    /// When an item is to be added later; the soonest wish counts.
+    timers: HashMap<T, Instant>,
 }
 
 impl<T> Clone for Queue<T> {
@@ -48,6 +50,7 @@ impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
             queued: HashSet::new(),
             working: HashSet::new(),
             failures: HashMap::new(),
+            timers: HashMap::new(),
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() }) }
     }
@@ -63,10 +66,22 @@ impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
 
     /// The same, after a while.
     pub(crate) fn add_after(&self, item: T, wait: Duration) {
+        let due = Instant::now() + wait;
+        let mut state = self.state();
+        if state.timers.get(&item).is_some_and(|sooner| *sooner <= due) {
+            return;
+        }
+        state.timers.insert(item.clone(), due);
+        drop(state);
         let queue = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            queue.add(item);
+            tokio::time::sleep_until(due.into()).await;
+            let mut state = queue.state();
+            if state.timers.get(&item) == Some(&due) {
+                state.timers.remove(&item);
+                drop(state);
+                queue.add(item);
+            }
         });
     }
 

@@ -72,10 +72,9 @@ impl Controller {
         }
         // A pod without a controller may be one that a set has to adopt.
         if let Some(orphan) = new.filter(|pod| controller_of(&pod.metadata).is_none() && is_active(pod)) {
-            let could_adopt = |set: &ReplicaSet| {
-                set.metadata.namespace == orphan.metadata.namespace && selector(set).matches(&orphan.metadata)
-            };
-            self.cluster.replica_sets.list(could_adopt).iter().for_each(|set| queue.add(Key::of(&**set)));
+            let could_adopt = |set: &ReplicaSet| selector(set).matches(&orphan.metadata);
+            let namespace = orphan.metadata.namespace.as_deref().unwrap_or_default();
+            self.cluster.replica_sets.list_in(namespace, could_adopt).iter().for_each(|set| queue.add(Key::of(&**set)));
         }
     }
 
@@ -94,6 +93,8 @@ impl Controller {
             self.scale(&set, &key, &active, unseen).await
         };
         let again = self.report(&set, &active, failure.as_ref().err()).await?;
+        // A pod that came and went before the API's answer arrived is expected in vain, and no watch tells so.
+        let again = if unseen > 0 { again.or(Some(pod_control::FORGET_AFTER)) } else { again };
         failure.map(|()| again)
     }
 
@@ -101,7 +102,7 @@ impl Controller {
     async fn claim(&self, set: &ReplicaSet, key: &Key) -> Result<Vec<Arc<Pod>>, kube::Error> {
         let selector = selector(set);
         let mut own = Vec::new();
-        for pod in self.cluster.pods.list(|pod| pod.metadata.namespace.as_deref() == Some(&key.namespace)) {
+        for pod in self.cluster.pods.list_in(&key.namespace, |_| true) {
             let matches = selector.matches(&pod.metadata);
             if is_controlled_by(&pod.metadata, set) {
                 if matches || set.metadata.deletion_timestamp.is_some() {
@@ -109,15 +110,16 @@ impl Controller {
                         own.push(pod);
                     }
                 } else {
-                    tolerate_gone(ownership::release(&self.cluster.client, set, &*pod).await)?;
+                    ownership::release(&self.cluster.client, set, &*pod, None).await?;
                 }
             } else if matches
                 && controller_of(&pod.metadata).is_none()
                 && is_active(&pod)
                 && set.metadata.deletion_timestamp.is_none()
             {
-                tolerate_gone(ownership::adopt(&self.cluster.client, set, &*pod).await)?;
-                own.push(pod);
+                if ownership::adopt(&self.cluster.client, set, &*pod, None).await? {
+                    own.push(pod);
+                }
             }
         }
         Ok(own)
@@ -224,20 +226,20 @@ impl Controller {
                 Api::namespaced(self.cluster.client.clone(), set.metadata.namespace.as_deref().unwrap_or_default());
             let name = set.metadata.name.as_deref().unwrap_or_default();
             // The version keeps a late look from overwriting what a newer one reported.
-            let mut object = set.clone();
-            object.status = Some(new);
-            let patch = json!({
-                "metadata": {"resourceVersion": object.metadata.resource_version},
-                "status": explicit(object.status.as_ref()),
-            });
-            tolerate_gone(api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ()))?;
+            let patch = Patch::Merge(json!({
+                "metadata": {"resourceVersion": set.metadata.resource_version}, "status": explicit(&new),
+            }));
+            match api.patch_status(name, &PatchParams::default(), &patch).await {
+                Ok(set) => self.cluster.replica_sets.learn(set),
+                other => tolerate_gone(other.map(|_| ()))?,
+            }
         }
         Ok(again)
     }
 }
 
 /// A status for a merge patch: what it leaves out is to go.
-fn explicit(status: Option<&ReplicaSetStatus>) -> serde_json::Value {
+fn explicit(status: &ReplicaSetStatus) -> serde_json::Value {
     let mut value = json!({
         "fullyLabeledReplicas": null, "readyReplicas": null, "availableReplicas": null, "conditions": null,
     });

@@ -155,6 +155,10 @@ impl Scheduler {
                 .wait(&pod, &key, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
                 .await;
         }
+        // Being bound at this moment: the watch is a little late.
+        if self.usage().pods.get(&key).is_some_and(|placed| Some(&placed.uid) == pod.metadata.uid.as_ref()) {
+            return Ok(None);
+        }
         // Waiting from before the look around: what changes meanwhile is not missed.
         self.unschedulable().insert(key.clone());
         match self.choose(&pod, &key) {

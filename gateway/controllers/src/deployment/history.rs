@@ -61,18 +61,28 @@ impl Controller {
             });
             rollout.new = Some(self.patch_set(&new, patch).await?);
         }
-        self.carry_revision(&rollout.deployment, number).await
+        self.carry_revision(rollout, number).await
     }
 
-    async fn carry_revision(&self, deployment: &Deployment, number: i64) -> Result<(), kube::Error> {
+    async fn carry_revision(&self, rollout: &mut Rollout, number: i64) -> Result<(), kube::Error> {
         let text = number.to_string();
-        let known = deployment.metadata.annotations.as_ref().and_then(|notes| notes.get(REVISION));
+        let known = rollout.deployment.metadata.annotations.as_ref().and_then(|notes| notes.get(REVISION));
         if known == Some(&text) {
             return Ok(());
         }
         let patch = json!({"metadata": {"annotations": {REVISION: text}}});
-        let (api, name) = self.api(deployment);
-        tolerate_gone(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ()))
+        let (api, name) = self.api(&rollout.deployment);
+        match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Ok(deployment) => {
+                self.cluster.deployments.learn(deployment.clone());
+                // One that was changed meanwhile is looked at anew; what is known here is of the older one.
+                if deployment.metadata.generation == rollout.deployment.metadata.generation {
+                    rollout.deployment = Arc::new(deployment);
+                }
+                Ok(())
+            }
+            other => tolerate_gone(other.map(|_| ())),
+        }
     }
 
     /// Makes the ReplicaSet of the current template, as large as the strategy lets it begin.

@@ -149,7 +149,10 @@ impl Controller {
             let version = &rollout.deployment.metadata.resource_version;
             let patch = json!({"metadata": {"resourceVersion": version}, "status": explicit});
             let (api, name) = self.api(&rollout.deployment);
-            tolerate_gone(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ()))?;
+            match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Ok(deployment) => self.cluster.deployments.learn(deployment),
+                other => tolerate_gone(other.map(|_| ()))?,
+            }
         }
         Ok(again)
     }
