@@ -128,6 +128,13 @@ impl Context {
         }
         let machine = Machine::read()?;
         let host_ip = host_address().unwrap_or(IpAddr::V4(config.network.gateway_address()));
+        for pod in config.recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
+            // Their addresses must not be given away before their objects are seen.
+            let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            if let Some(address) = address {
+                config.network.adopt(&pod.uid, address);
+            }
+        }
         let context = Arc::new(Self {
             admission: Admission::new(machine.allocatable()),
             events: Arc::new(Recorder::new(config.node_name.clone())),

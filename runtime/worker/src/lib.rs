@@ -63,7 +63,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Prepares the directories under `data_dir` and reads the machine's facts. Nothing runs yet.
+    /// Prepares the directories under `data_dir`, reads the machine's facts and keeps the addresses of recovered pods: only
+    /// then may the network's pool be filled. Nothing runs yet.
     pub async fn new(config: WorkerConfig) -> Result<Arc<Worker>, Error> {
         let (context, recovered, exits) = Context::new(config).await?;
         Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits))) }))

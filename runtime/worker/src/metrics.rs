@@ -86,13 +86,17 @@ impl StartLatency {
     }
 
     /// The status that says Running has been accepted.
-    pub fn running(&self, metrics: &Metrics) {
-        let mut stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if stages.running.is_none() {
+    pub fn running(&self, metrics: &Metrics, pod: &str) {
+        {
+            let mut stages = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if stages.running.is_some() {
+                return;
+            }
             let total = stages.seen.elapsed();
             stages.running = Some(total);
             metrics.observe("total", total);
         }
+        tracing::debug!(pod, breakdown = %self.to_json(), "the pod runs");
     }
 
     /// The breakdown, in milliseconds.
@@ -122,7 +126,7 @@ mod tests {
     fn stages_are_noted_until_the_pod_runs() {
         let (metrics, latency) = (Metrics::default(), StartLatency::begin());
         latency.took(&metrics, "network", Instant::now(), Duration::from_millis(2));
-        latency.running(&metrics);
+        latency.running(&metrics, "p");
         latency.took(&metrics, "network", Instant::now(), Duration::from_millis(2));
         assert_eq!(latency.to_json()["stages"].as_array().unwrap().len(), 1);
         assert!(metrics.text().contains("carob_worker_pod_start_stage_seconds_count{stage=\"network\"} 1"));

@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -53,14 +52,6 @@ struct Pods {
 
 impl Pods {
     fn new(ctx: Arc<Context>, recovered: Vec<RecoveredPod>) -> Self {
-        for pod in recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
-            // Its address must not be given away before its object is seen.
-            let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
-            if let Some(address) = address {
-                ctx.network.adopt(&pod.uid, address);
-            }
-        }
-        ctx.network.fill_pool();
         let recovered = recovered.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
         Self { ctx, recovered, waiting_exits: Vec::new(), listing: HashSet::new(), synced: false }
     }

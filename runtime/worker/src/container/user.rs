@@ -46,7 +46,11 @@ pub(crate) fn user(
         None => found.gid,
     };
     let strict = pod.and_then(|p| p.supplemental_groups_policy.as_deref()) == Some("Strict");
-    let mut groups = if strict { Vec::new() } else { found.groups };
+    // The primary group is always among them, and the image's primary group only as long as it is that.
+    let mut groups = vec![gid];
+    if !strict {
+        groups.extend(found.groups.into_iter().filter(|group| *group != found.gid && *group != gid));
+    }
     let given = pod.and_then(|p| p.supplemental_groups.as_ref()).into_iter().flatten();
     for group in given.copied().chain(pod.and_then(|p| p.fs_group)) {
         let group = number(group)?;
@@ -89,7 +93,7 @@ mod tests {
     fn resolve(name: &str) -> Result<ImageUser, String> {
         match name {
             "" | "0" | "root" => Ok(ImageUser::default()),
-            "nginx" | "101" => Ok(ImageUser { uid: 101, gid: 102, groups: vec![103] }),
+            "nginx" | "101" => Ok(ImageUser { uid: 101, gid: 102, groups: vec![102, 103] }),
             "1000" => Ok(ImageUser { uid: 1000, gid: 0, groups: vec![] }),
             other => Err(format!("unable to find user {other}: no matching entries in passwd file")),
         }
@@ -110,16 +114,16 @@ mod tests {
         };
         let own = SecurityContext { run_as_user: Some(101), ..SecurityContext::default() };
         let got = user(&wishes(Some(&pod), Some(&own), "root"), resolve).unwrap();
-        assert_eq!(got, User { uid: 101, gid: 7, groups: vec![103, 3000, 2000] });
+        assert_eq!(got, User { uid: 101, gid: 7, groups: vec![7, 103, 3000, 2000] });
         let got = user(&wishes(None, None, "nginx"), resolve).unwrap();
-        assert_eq!(got, User { uid: 101, gid: 102, groups: vec![103] });
+        assert_eq!(got, User { uid: 101, gid: 102, groups: vec![102, 103] });
     }
 
     #[test]
     fn strict_groups_leave_the_images_groups_out() {
         let pod =
             PodSecurityContext { supplemental_groups_policy: Some("Strict".into()), ..PodSecurityContext::default() };
-        assert!(user(&wishes(Some(&pod), None, "nginx"), resolve).unwrap().groups.is_empty());
+        assert_eq!(user(&wishes(Some(&pod), None, "nginx"), resolve).unwrap().groups, [102]);
     }
 
     #[test]

@@ -302,6 +302,8 @@ impl Actor {
             Message::Gone => {
                 self.gone = true;
                 self.writer.stop();
+                // The scheduler counts it no more; what still runs of it is about to be killed.
+                self.ctx.admission.release(&self.uid);
             }
             Message::Exit(exit) => self.exited(exit),
             Message::Probed(verdict) => self.probed(&verdict),

@@ -118,6 +118,7 @@ impl Actor {
             ContainerState::Running { pid: _, started_at, cgroup } => {
                 let observed = self.observed(index, &id, attempt, started_at, cgroup);
                 let noted = self.note_started(&observed);
+                self.hold_image(&id, resolved.0.clone());
                 let record = &mut self.records[index];
                 let last = record.newest_end().filter(|end| end.id.as_deref() != Some(id.as_str())).cloned();
                 record.last = last.or(record.last.take());
@@ -143,6 +144,18 @@ impl Actor {
             }
             ContainerState::Exited(exit) => self.restore_exited(index, attempt, &paths, resolved, &exit),
         }
+    }
+
+    /// The process before may have been killed before it wrote down that the image is in use.
+    fn hold_image(&self, id: &ContainerId, reference: String) {
+        let (ctx, id) = (self.ctx.clone(), id.clone());
+        tokio::spawn(async move {
+            if let Ok(Some(image)) = ctx.images.get(&reference).await
+                && let Err(error) = ctx.images.hold(id.as_str(), &image).await
+            {
+                tracing::warn!(%id, error = error.describe(), "a running container's image could not be held");
+            }
+        });
     }
 
     fn observed(

@@ -134,7 +134,7 @@ impl Actor {
                     self.writer.written.send_replace(sequence);
                 }
                 if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
-                    self.latency.running(&self.ctx.metrics);
+                    self.latency.running(&self.ctx.metrics, &self.name);
                 }
                 if newer(&pod, &self.pod) {
                     self.pod = Arc::from(pod);
