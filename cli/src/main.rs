@@ -41,7 +41,7 @@ enum Command {
 #[derive(clap::Args, Clone)]
 struct DataDirOption {
     /// Directory of all state: objects, ledger, images, pods.
-    #[arg(long, env = "CAROB_DATA_DIR", default_value = "/var/lib/carob", value_name = "DIR")]
+    #[arg(long, global = true, env = "CAROB_DATA_DIR", default_value = "/var/lib/carob", value_name = "DIR")]
     data_dir: PathBuf,
 }
 

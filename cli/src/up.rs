@@ -1,5 +1,6 @@
 //! `carob up`: gateway, controllers, worker and billing in one process.
 
+use std::fs::File;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use carob_network::{ApiService, Ipv4Net, Network, NetworkConfig};
 use carob_sandbox::{Runtime, RuntimeConfig};
 use carob_store::redb::RedbStore;
 use carob_worker::{ClusterInfo, Worker, WorkerConfig};
+use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,8 @@ const API_SERVICE_PORT: u16 = 443;
 const NAMESPACE_POOL: usize = 8;
 /// How often the meter reads the counters.
 const METER_INTERVAL: Duration = Duration::from_secs(1);
+/// Held while a Carob chooses addresses that no other has.
+const MACHINE_LOCK: &str = "/run/carob.lock";
 /// How long everything may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,9 +67,10 @@ pub async fn run(options: Options) -> Result<()> {
     let config = ConfigFile::read(options.config.as_deref())?;
     let dir = DataDir::create(&options.data.data_dir)?;
     let _lock = dir.lock()?;
-    let instance = instance(&dir, &options)?;
+    raise_open_files();
     let listener = listen(options.listen)?;
-    let listen_address = listener.local_addr()?;
+    let address = listener.local_addr()?;
+    let (site, network) = claim_site(&dir, &options, address).await?;
     let mut tasks = Tasks::default();
 
     let store = RedbStore::open(&dir.store(), carob_store::redb::Options::default())
@@ -76,93 +81,167 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let billing = Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL })?;
     let node = LocalNode::default();
-    let bridge = carob_network::gateway_of(instance.pod_cidr)?;
-    let service = SocketAddrV4::new(first_host(instance.service_cidr), API_SERVICE_PORT);
-    let gateway = Arc::new(
-        Gateway::new(carob_gateway::Config {
-            listen: vec![listen_address],
-            extra_sans: vec![bridge.to_string(), service.ip().to_string()],
-            pki_dir: dir.pki(),
-            store: Arc::new(store.clone()),
-            dialer: Arc::new(node.clone()),
-            service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
-            extensions: vec![Extension {
-                prefix: carob_billing::http::PREFIX,
-                router: carob_billing::http::router(Arc::clone(&billing)),
-            }],
-            max_body_bytes: 3 << 20,
-        })
-        .await
-        .context("cannot start the gateway")?,
-    );
+    let gateway = Arc::new(gateway(&dir, &site, &store, &node, &billing).await.context("cannot start the gateway")?);
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
-    write_private(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(listen_address))))?;
+    write_private(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
     let mut listeners = vec![listener];
-    if options.workers > 0 {
-        let api_target = SocketAddrV4::new(bridge, listen_address.port());
-        let network = Network::start(NetworkConfig {
-            instance: instance.id.clone(),
-            pod_cidr: instance.pod_cidr,
-            pool: NAMESPACE_POOL,
-            api_service: Some(ApiService { service, target: api_target }),
-        })
-        .await
-        .context("cannot set up the pods' network")?;
-        if !listen_address.ip().is_unspecified() && listen_address.ip() != IpAddr::V4(bridge) {
-            listeners.push(listen(api_target.into())?);
+    if let Some(network) = network {
+        if !address.ip().is_unspecified() {
+            listeners.push(listen(site.api_on_bridge().into())?);
         }
-        let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let (runtime, recovered, exits) =
-            Runtime::start(RuntimeConfig { dir: dir.sandboxes(), instance: instance.id.clone(), exe })
-                .await
-                .context("cannot start the spawner")?;
-        let node_name = node_name(config.node_name)?;
-        let worker = Worker::new(WorkerConfig {
-            node_name: node_name.clone(),
-            data_dir: dir.root().to_owned(),
-            client: gateway.client(&format!("system:node:{node_name}"), &["system:nodes", "system:masters"]),
-            runtime,
-            recovered,
-            exits,
-            images: Images::open(&dir.images(), config.images)?,
-            network: network.clone(),
-            observer: Arc::new(Metered(Arc::clone(&billing))),
-            cluster: ClusterInfo {
-                api_service_ip: IpAddr::V4(*service.ip()),
-                api_port: service.port(),
-                ca_pem: gateway.ca_certificate().to_owned(),
-                cluster_domain: CLUSTER_DOMAIN.to_owned(),
-                dns_servers: Vec::new(),
-            },
-        })
-        .await
-        .context("cannot start the worker")?;
-        network.fill_pool();
-        node.serve(node_name, worker.router());
+        let worker = worker(&dir, &site, &gateway, &billing, config, network).await?;
+        node.serve(worker.name, worker.agent.router());
+        gateway.register_metrics(|registry| worker.agent.register_metrics(registry));
         tasks.spawn("worker", |stop| async move {
-            worker.run(stop).await;
+            worker.agent.run(stop).await;
             Ok(())
         });
     }
-
     tasks.spawn("meter", |stop| async move {
         billing.run(stop).await;
         Ok(())
     });
-    let root_ca = gateway.ca_certificate().to_owned();
     let controllers = gateway.client("system:kube-controller-manager", &["system:masters"]);
+    let controller_options = carob_controllers::Options {
+        root_ca: gateway.ca_certificate().to_owned(),
+        ..carob_controllers::Options::default()
+    };
     tasks.spawn("controllers", |stop| async move {
-        let options = carob_controllers::Options { root_ca, ..carob_controllers::Options::default() };
-        Ok(carob_controllers::run(controllers, options, stop).await?)
+        Ok(carob_controllers::run(controllers, controller_options, stop).await?)
     });
     let server = Arc::clone(&gateway);
     tasks.spawn("gateway", |stop| async move { Ok(server.serve(listeners, stop).await?) });
 
-    greet(listen_address, &kubeconfig, dir.root());
+    greet(address, &kubeconfig, dir.root());
     let outcome = tasks.until_told_to_stop().await;
     store.close().await;
     outcome
+}
+
+/// Where this Carob sits on the machine and its network.
+struct Site {
+    instance: Instance,
+    /// Where the API is served.
+    address: SocketAddr,
+    /// The bridge's address.
+    bridge: Ipv4Addr,
+    /// The `kubernetes` service as pods see it.
+    service: SocketAddrV4,
+}
+
+impl Site {
+    fn new(instance: Instance, address: SocketAddr) -> Result<Self> {
+        let bridge = carob_network::gateway_of(instance.pod_cidr)?;
+        let service = SocketAddrV4::new(first_host(instance.service_cidr), API_SERVICE_PORT);
+        Ok(Self { instance, address, bridge, service })
+    }
+
+    /// Where pods reach the API, whatever address it is served on for others.
+    fn api_on_bridge(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.bridge, self.address.port())
+    }
+}
+
+/// Chooses the addresses, at the first start, and sets up the pods' network on them. One Carob of the machine at a time
+/// does so: two that look at once would choose the same.
+async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Result<(Site, Option<Network>)> {
+    let _turn = tokio::task::spawn_blocking(machine_lock).await??;
+    let site = Site::new(instance(dir, options)?, address)?;
+    if options.workers == 0 {
+        return Ok((site, None));
+    }
+    let network = Network::start(NetworkConfig {
+        instance: site.instance.id.clone(),
+        pod_cidr: site.instance.pod_cidr,
+        pool: NAMESPACE_POOL,
+        api_service: Some(ApiService { service: site.service, target: site.api_on_bridge() }),
+    })
+    .await
+    .context("cannot set up the pods' network")?;
+    Ok((site, Some(network)))
+}
+
+/// Waits for the other Carobs of this machine.
+fn machine_lock() -> Result<Flock<File>> {
+    let file = File::create(MACHINE_LOCK).with_context(|| format!("cannot open {MACHINE_LOCK}"))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("cannot lock {MACHINE_LOCK}"))
+}
+
+async fn gateway(
+    dir: &DataDir,
+    site: &Site,
+    store: &RedbStore,
+    node: &LocalNode,
+    billing: &Arc<Billing>,
+) -> Result<Gateway, carob_gateway::Error> {
+    let bill =
+        Extension { prefix: carob_billing::http::PREFIX, router: carob_billing::http::router(Arc::clone(billing)) };
+    Gateway::new(carob_gateway::Config {
+        listen: vec![site.address],
+        extra_sans: vec![site.bridge.to_string(), site.service.ip().to_string()],
+        pki_dir: dir.pki(),
+        store: Arc::new(store.clone()),
+        dialer: Arc::new(node.clone()),
+        service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
+        extensions: vec![bill],
+        max_body_bytes: 3 << 20,
+    })
+    .await
+}
+
+/// A worker with its node's name.
+struct NamedWorker {
+    name: String,
+    agent: Arc<Worker>,
+}
+
+async fn worker(
+    dir: &DataDir,
+    site: &Site,
+    gateway: &Gateway,
+    billing: &Arc<Billing>,
+    config: ConfigFile,
+    network: Network,
+) -> Result<NamedWorker> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: site.instance.id.clone(), exe };
+    let (runtime, recovered, exits) = Runtime::start(runtime_config).await.context("cannot start the spawner")?;
+    let name = node_name(config.node_name)?;
+    let agent = Worker::new(WorkerConfig {
+        node_name: name.clone(),
+        data_dir: dir.root().to_owned(),
+        client: gateway.client(&format!("system:node:{name}"), &["system:nodes"]),
+        runtime,
+        recovered,
+        exits,
+        images: Images::open(&dir.images(), config.images)?,
+        network: network.clone(),
+        observer: Arc::new(Metered(Arc::clone(billing))),
+        cluster: ClusterInfo {
+            api_service_ip: IpAddr::V4(*site.service.ip()),
+            api_port: site.service.port(),
+            ca_pem: gateway.ca_certificate().to_owned(),
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+            dns_servers: Vec::new(),
+        },
+    })
+    .await
+    .context("cannot start the worker")?;
+    network.fill_pool();
+    Ok(NamedWorker { name, agent })
+}
+
+/// Many containers mean many open counters and watches; the limit that a login shell gives is meant for people.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// What tells this Carob apart: kept from the first start on.

@@ -2,6 +2,7 @@
 //!
 //! Prints where the administrator's kubeconfig is, and serves until Ctrl-C.
 
+use kube::runtime::WatchStreamExt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ impl NodeDialer for NoNodes {
 /// What controllers would put into every namespace, without which there are no pods.
 async fn furnish(client: kube::Client, ca: String) -> kube::Result<()> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let mut appearing = std::pin::pin!(kube::runtime::watcher(namespaces, kube::runtime::watcher::Config::default()));
+    let mut appearing = std::pin::pin!(kube::runtime::watcher(namespaces, kube::runtime::watcher::Config::default()).default_backoff());
     while let Some(event) = appearing.next().await {
         use kube::runtime::watcher::Event;
         let Ok(Event::InitApply(namespace) | Event::Apply(namespace)) = event else { continue };

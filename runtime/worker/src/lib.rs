@@ -82,6 +82,11 @@ impl Worker {
         tokio::join!(node, pods, changes, events);
     }
 
+    /// Adds the worker's metrics to a registry that somebody shows.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.context.metrics.register(registry);
+    }
+
     /// The kubelet's HTTP paths: logs, exec, attach, port-forward, metrics and start latencies.
     pub fn router(self: &Arc<Self>) -> axum::Router {
         http::router(self.context.clone())

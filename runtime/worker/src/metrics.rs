@@ -14,8 +14,8 @@ struct StageLabel {
 }
 
 /// The worker's metrics.
+#[derive(Clone)]
 pub(crate) struct Metrics {
-    registry: Registry,
     stages: Family<StageLabel, Histogram>,
 }
 
@@ -25,10 +25,7 @@ impl Default for Metrics {
             // 50 µs to 13 s, doubling.
             Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
         });
-        let mut registry = Registry::with_prefix("carob_worker");
-        let help = "Time that a stage of a pod's start took";
-        registry.register_with_unit("pod_start_stage", help, Unit::Seconds, stages.clone());
-        Self { registry, stages }
+        Self { stages }
     }
 }
 
@@ -37,10 +34,18 @@ impl Metrics {
         self.stages.get_or_create(&StageLabel { stage: stage.to_owned() }).observe(took.as_secs_f64());
     }
 
+    /// Adds them to a registry that somebody shows.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Time that a stage of a pod's start took";
+        registry.register_with_unit("carob_worker_pod_start_stage", help, Unit::Seconds, self.stages.clone());
+    }
+
     /// All metrics in the `OpenMetrics` text format.
     pub fn text(&self) -> String {
+        let mut registry = Registry::default();
+        self.register(&mut registry);
         let mut text = String::new();
-        match encode(&mut text, &self.registry) {
+        match encode(&mut text, &registry) {
             Ok(()) => text,
             Err(std::fmt::Error) => String::new(),
         }

@@ -278,18 +278,19 @@ impl Actor {
         let running = self.stopping.is_none();
         let prepare = self.prepare_retry.filter(|_| running && !self.preparing).map(|(at, _)| at);
         let refresh = self.refresh_at.filter(|_| running && !self.refreshing && self.sandbox.is_some());
-        let own = [prepare, refresh, self.deadline()].into_iter().flatten();
+        let deadline = self.deadline().map(|left| Instant::now() + left);
+        let own = [prepare, refresh, deadline].into_iter().flatten();
         controls.chain(own).chain(always.into_iter().flatten()).min()
     }
 
-    /// When `activeDeadlineSeconds` is over.
-    fn deadline(&self) -> Option<Instant> {
+    /// What is left of `activeDeadlineSeconds`.
+    fn deadline(&self) -> Option<Duration> {
         if self.stopping.is_some() || self.life != Life::Living {
             return None;
         }
-        let seconds = self.spec().active_deadline_seconds?;
-        let left = seconds.saturating_sub(Timestamp::now().duration_since(self.start_time).as_secs());
-        Some(Instant::now() + Duration::from_secs(left.max(0).unsigned_abs()))
+        let whole = jiff::SignedDuration::from_secs(self.spec().active_deadline_seconds?);
+        let left = whole.saturating_sub(Timestamp::now().duration_since(self.start_time));
+        Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 
     pub fn deletion_requested(&self) -> bool {
@@ -377,7 +378,7 @@ impl Actor {
                 self.begin_deletion();
             } else if self.verdict.is_some() && self.stopping.is_none() {
                 self.begin_stop(self.grace_of_spec());
-            } else if self.deadline().is_some_and(|deadline| deadline <= now) {
+            } else if self.deadline().is_some_and(|left| left.is_zero()) {
                 let message = "Pod was active on the node longer than the specified deadline".to_owned();
                 let about = About::pod(&self.pod);
                 self.ctx.events.record(about, Severity::Normal, "DeadlineExceeded", message.clone());
