@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::capabilities::{self, CapabilitySet};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Membership};
 use crate::config::{ContainerConfig, ExecConfig, User};
 use crate::create::spec::rlimit_number;
 use crate::kernel::process::{self, Fork};
@@ -66,8 +66,7 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     let user = plan.exec.user.as_ref().unwrap_or(&plan.container.user);
     let cwd = plan.exec.cwd.as_deref().unwrap_or(&plan.container.cwd);
     let cwd = if cwd.is_empty() { "/" } else { cwd };
-    // A failed write is a container that has just been removed from the machine, or a limit on its tasks.
-    plan.cgroup.enter().map_err(|error| Failure::sandbox("exec", error))?;
+    let mut membership = Membership::open(&plan.cgroup).map_err(|error| Failure::sandbox("exec", error))?;
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", plan.container.oom_score_adj.to_string()) {
         // As at the container's start, where it was told.
         tracing::debug!(%error, "oom_score_adj");
@@ -80,21 +79,30 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
         | libc::CLONE_NEWCGROUP;
     process::setns(plan.init.as_fd(), all).map_err(gone)?;
     let terminal = if plan.exec.tty { Some(Terminal::open(plan.exec.terminal_size)?) } else { None };
-    let (report, report_writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::sandbox("exec", errno))?;
+    let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::sandbox("exec", errno));
+    let (report, report_writer) = pipe()?;
+    let (go, go_writer) = pipe()?;
 
     // SAFETY: the fork of a single-threaded process has one thread.
     match unsafe { process::clone3(CLONE_PARENT, None) }.map_err(|error| Failure::sandbox("exec", error))? {
         Fork::Child => {
+            drop(go_writer);
             let failure = match become_process(plan, terminal.as_ref(), user, cwd) {
-                Ok(()) => program.execute(),
+                // It is not the program's before it is in the container's cgroup.
+                Ok(()) => match nix::unistd::read(&go, &mut [0u8; 1]) {
+                    Ok(1) => program.execute(),
+                    _ => ExecFailure::setup("cgroup", "could not be entered"),
+                },
                 Err(failure) => failure,
             };
             crate::create::report(report_writer.as_raw_fd(), &failure);
             process::exit_now(failure.exit_code);
         }
         Fork::Parent(pid) => {
-            drop(report_writer);
+            drop((report_writer, go));
+            membership.add(pid).map_err(|error| Failure::sandbox("exec", error))?;
+            // A child that has failed already has closed its end; its report follows.
+            let _ = nix::unistd::write(&go_writer, b"1");
             let mut bytes = Vec::new();
             File::from(report).read_to_end(&mut bytes).map_err(|error| Failure::sandbox("exec", error))?;
             if !bytes.is_empty() {

@@ -217,7 +217,7 @@ pub async fn teardown(config: RuntimeConfig) -> Result<(), Error> {
 
 /// The stages that a builder reports, by the names that metrics use.
 fn stage(name: &str) -> Option<&'static str> {
-    const STAGES: [&str; 7] = ["fork", "cgroup", "overlay", "mounts", "attach", "create", "start"];
+    const STAGES: [&str; 8] = ["fork", "cgroup", "overlay", "mounts", "pivot", "create", "attach", "start"];
     STAGES.into_iter().find(|known| *known == name)
 }
 

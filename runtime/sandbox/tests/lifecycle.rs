@@ -133,13 +133,20 @@ async fn limits_are_in_the_kernel_and_can_be_changed() {
     let used = Duration::from_nanos(after.cpu_ns - before.cpu_ns);
     assert!(used * 4 < begun.elapsed(), "{used:?}");
 
-    // A hundredth of a CPU: the start itself doesn't take a hundred times as long.
+    // A hundredth of a CPU and little memory: making the container isn't slowed by that, nor on its bill.
     let mut tiny = live.machine.container("p", &["sleep", "1000"]);
-    tiny.limits = Limits { cpu_quota_us: Some(1_000), cpu_period_us: Some(100_000), ..Limits::default() };
+    tiny.limits = Limits {
+        cpu_quota_us: Some(1_000),
+        cpu_period_us: Some(100_000),
+        memory_bytes: Some(1 << 20),
+        ..Limits::default()
+    };
     let begun = Instant::now();
     let tiny_id = tiny.id.clone();
     live.runtime.start_container(tiny).await.expect("start");
     assert!(begun.elapsed() < Duration::from_millis(250), "{:?}", begun.elapsed());
+    let usage = live.runtime.usage(&tiny_id).await.expect("usage");
+    assert!(usage.cpu_ns < 3_000_000, "{usage:?}");
     live.runtime.signal(&tiny_id, libc::SIGKILL).await.expect("signal");
     live.exit().await;
     live.runtime

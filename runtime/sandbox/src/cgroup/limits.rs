@@ -1,10 +1,9 @@
 //! Limits into the kernel's files.
 
-use super::{Cgroup, CgroupError, at, write};
+use super::{Cgroup, CgroupError, write};
 use crate::Limits;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 /// The period of a CPU quota when none is given, in µs.
 const DEFAULT_PERIOD_US: u64 = 100_000;
@@ -29,44 +28,6 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, limits: &Limits) -> Result<(), CgroupEr
         }
     }
     Ok(())
-}
-
-/// A CPU quota that waits in an open file: it can be set when the file's path can't be reached any more.
-#[derive(Debug)]
-pub struct LateQuota {
-    file: Option<(PathBuf, File)>,
-    value: String,
-}
-
-impl LateQuota {
-    /// Sets it.
-    pub fn apply(self) -> Result<(), CgroupError> {
-        match self.file {
-            Some((path, mut file)) => file.write_all(self.value.as_bytes()).map_err(at(&path)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// All limits but the CPU quota now, and that when it is applied.
-pub(super) fn apply_later(cgroup: &Cgroup<'_>, limits: &Limits) -> Result<LateQuota, CgroupError> {
-    let mut now = limits.clone();
-    let (Some(quota), Some(hierarchy)) = (now.cpu_quota_us.take(), cgroup.layout.with("cpu")) else {
-        apply(cgroup, &now)?;
-        return Ok(LateQuota { file: None, value: String::new() });
-    };
-    apply(cgroup, &now)?;
-    let directory = cgroup.directory(hierarchy);
-    let period = limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
-    let (file, value) = if hierarchy.v2 {
-        ("cpu.max", v2_quota(quota, period))
-    } else {
-        v1_period(&directory, period)?;
-        ("cpu.cfs_quota_us", quota.to_string())
-    };
-    let path = directory.join(file);
-    let file = File::options().write(true).open(&path).map_err(at(&path))?;
-    Ok(LateQuota { file: Some((path, file)), value })
 }
 
 fn v2_quota(quota: i64, period: u64) -> String {

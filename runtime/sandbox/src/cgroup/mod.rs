@@ -4,11 +4,12 @@
 mod devices;
 mod layout;
 mod limits;
+mod membership;
 mod readings;
 
 pub use devices::DeviceRules;
 pub use layout::{Hierarchy, Layout};
-pub use limits::LateQuota;
+pub use membership::{Membership, Nursery};
 
 use crate::kernel::process;
 use crate::state::{CgroupPaths, CgroupVersion, FinalUsage, Usage};
@@ -48,9 +49,20 @@ impl<'a> Cgroup<'a> {
         Self { layout, path: PathBuf::from(format!("carob-{instance}")) }
     }
 
+    /// The cgroup of the spawner of an instance.
+    pub fn spawner(layout: &'a Layout, instance: &str) -> Self {
+        Self::instance(layout, instance).child("spawner")
+    }
+
     /// The cgroup of a pod.
     pub fn pod(layout: &'a Layout, instance: &str, uid: &str) -> Self {
         Self::instance(layout, instance).child(&format!("pod{uid}"))
+    }
+
+    /// Where a container of this pod is while it is being made: see [`Nursery`].
+    #[must_use]
+    pub fn nursery(&self, container: &str) -> Self {
+        self.child(&format!("start-{container}"))
     }
 
     /// A cgroup below this one.
@@ -94,11 +106,6 @@ impl<'a> Cgroup<'a> {
     /// Sets limits; what is `None` stays as it is.
     pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         limits::apply(self, limits)
-    }
-
-    /// Sets limits but for the CPU quota, which is set when the result is applied.
-    pub fn limit_later(&self, limits: &Limits) -> Result<LateQuota, CgroupError> {
-        limits::apply_later(self, limits)
     }
 
     /// Restricts devices: the default ones and those of the list, or all for `privileged`.

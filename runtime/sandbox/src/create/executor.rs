@@ -1,6 +1,6 @@
 //! libcontainer's last step, done our way: see [`Program`].
 
-use crate::kernel::mount;
+use crate::kernel::{mount, process};
 use crate::program::{ExecFailure, Program};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -37,7 +37,11 @@ impl Executor for CarobExecutor {
         {
             program.env.push(format!("HOME={home}"));
         }
-        let failure = program.execute();
+        // Its root is the cgroup in which it is made.
+        let failure = match process::unshare(libc::CLONE_NEWCGROUP) {
+            Ok(()) => program.execute(),
+            Err(error) => ExecFailure::setup("cgroup namespace", error),
+        };
         report(self.report, &failure);
         Err(ExecutorError::Other(failure.message))
     }

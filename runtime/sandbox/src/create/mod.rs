@@ -8,7 +8,7 @@ pub mod spec;
 mod trace;
 
 use crate::capabilities::CapabilitySet;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Membership, Nursery};
 use crate::config::{ContainerConfig, PodConfig};
 use crate::kernel::{mount, process};
 use crate::program::{self, ExecFailure, Program};
@@ -41,6 +41,10 @@ pub struct Blueprint<'a> {
     pub shm: &'a Path,
     /// Its cgroup; not made yet.
     pub cgroup: Cgroup<'a>,
+    /// Where the builder and what it forks are until the container is made.
+    pub nursery: Cgroup<'a>,
+    /// The spawner's own cgroup.
+    pub home: Cgroup<'a>,
     /// The compiled filter.
     pub filters: Filters,
     /// An empty directory to build in.
@@ -77,11 +81,11 @@ impl Stopwatch {
 pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContainer, Option<OwnedFd>), Failure> {
     let mut watch = Stopwatch { last: forked, stages: Vec::with_capacity(8) };
     watch.lap("fork");
-    let Blueprint { pod, container, joined, mounts, shm, cgroup, filters, workshop, stdio } = blueprint;
+    let Blueprint { pod, container, joined, mounts, shm, cgroup, nursery, home, filters, workshop, stdio } = blueprint;
 
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
-    let quota = cgroup.limit_later(&container.limits).map_err(in_cgroup)?;
+    cgroup.limit(&container.limits).map_err(in_cgroup)?;
     cgroup.restrict_devices(&cgroup::rules(container.privileged, &container.devices)).map_err(in_cgroup)?;
     cgroup.group_oom();
     watch.lap("cgroup");
@@ -106,9 +110,10 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
         warnings.push(format!("oom_score_adj {} could not be set: {error}", container.oom_score_adj));
     }
     let cgroup_paths = cgroup.paths();
-    cgroup.enter().map_err(in_cgroup)?;
+    let mut membership = Membership::open(&cgroup).map_err(in_cgroup)?;
+    let nursery = Nursery::enter(&nursery, &home).map_err(in_cgroup)?;
     rootfs::move_into(workshop)?;
-    watch.lap("attach");
+    watch.lap("pivot");
 
     let capabilities = if container.privileged {
         CapabilitySet::bounding()
@@ -150,8 +155,9 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
 
     let terminal = listener.map(|listener| receive_terminal(&listener)).transpose()?;
     drop(report_writer);
-    // The work of creating it was done in its cgroup: a small quota would have made that take seconds.
-    quota.apply().map_err(in_cgroup)?;
+    membership.add(pid).map_err(in_cgroup)?;
+    nursery.leave();
+    watch.lap("attach");
     let started_at = Timestamp::now();
     created.start().map_err(|error| explain(&report, &errors, &error))?;
     // The pipe's last writer goes with the execve that succeeds.

@@ -193,7 +193,7 @@ fn linux(pod: &PodConfig, container: &ContainerConfig, joined: &Joined<'_>) -> R
         Ok(())
     };
     add(LinuxNamespaceType::Mount, None)?;
-    add(LinuxNamespaceType::Cgroup, None)?;
+    // The cgroup namespace is made by the executor, when the process is in the container's cgroup.
     if !pod.host_pid {
         add(LinuxNamespaceType::Pid, joined.pid)?;
     }

@@ -13,7 +13,7 @@ mod starts;
 
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::kernel::{mount, process};
-use crate::logs;
+use crate::{Limits, logs};
 use service::Service;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -134,8 +134,9 @@ fn prepare(arguments: &Arguments) -> Result<Service, String> {
     cgroup::prepare_root(&layout);
     let whole = Cgroup::instance(&layout, &arguments.instance);
     whole.create(true).map_err(|error| format!("cgroups: {error}"))?;
-    let own = whole.child("spawner");
+    let own = Cgroup::spawner(&layout, &arguments.instance);
     own.create(false).and_then(|()| own.enter()).map_err(|error| format!("cgroups: {error}"))?;
+    weigh(&whole, &own);
     // Absent before Linux 6.0, and where version 1 is compiled out: starts after an idle moment are then slower.
     let favour = favour_moves().ok();
 
@@ -177,6 +178,18 @@ fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// All pods together weigh as much as the machine has CPUs (the kubelet's rule for its pods), not as much as one process
+/// outside; and the spawner more than any pod, since every start goes through it.
+fn weigh(whole: &Cgroup<'_>, own: &Cgroup<'_>) {
+    let cpus = std::thread::available_parallelism().map_or(1, |count| u64::try_from(count.get()).unwrap_or(1));
+    for (cgroup, shares) in [(whole, cpus * 1024), (own, cpus * 4096)] {
+        let limits = Limits { cpu_shares: Some(shares), ..Limits::default() };
+        if let Err(error) = cgroup.limit(&limits) {
+            eprintln!("CPU shares: {error}");
+        }
     }
 }
 

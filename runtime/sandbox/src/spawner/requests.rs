@@ -188,13 +188,16 @@ impl Service {
         }
         let uid = container.pod.clone();
         let cgroup = self.container_cgroup(&uid, id);
+        let nursery = self.pod_cgroup(&uid).nursery(id.as_str());
         let records = &self.records;
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
                 let work = || -> Result<(), Failure> {
-                    cgroup.kill(REMOVAL_PATIENCE);
-                    cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    for cgroup in [&nursery, &cgroup] {
+                        cgroup.kill(REMOVAL_PATIENCE);
+                        cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    }
                     if let Ok(config) = records.read_container(&uid, id) {
                         remove_writable_layer(&config)?;
                     }

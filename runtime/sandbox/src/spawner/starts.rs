@@ -4,6 +4,7 @@ use super::jobs::{self, Job};
 use super::requests::{Handled, REMOVAL_PATIENCE, remove_writable_layer};
 use super::service::{Container, Purpose, Service, State};
 use crate::capabilities::CapabilitySet;
+use crate::cgroup::Cgroup;
 use crate::config::{ContainerConfig, ContainerId, ExecConfig, Seccomp};
 use crate::create::spec::Joined;
 use crate::create::{self, Blueprint};
@@ -69,6 +70,8 @@ impl Service {
             mounts: &namespaces.mnt,
             shm: &shm,
             cgroup: self.container_cgroup(&uid, &id),
+            nursery: self.pod_cgroup(&uid).nursery(id.as_str()),
+            home: Cgroup::spawner(&self.layout, &self.instance),
             filters,
             workshop: &workshop,
             stdio: streams,
@@ -237,14 +240,17 @@ impl Service {
             let _ = protocol::send(pump.socket.as_fd(), &logs::Command::End { log: container.log }, &[]);
         }
         let cgroup = self.container_cgroup(&container.pod, id);
+        let nursery = self.pod_cgroup(&container.pod).nursery(id.as_str());
         let records = &self.records;
         let reported = failure.clone();
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
                 let work = || -> Result<(), Failure> {
-                    cgroup.kill(REMOVAL_PATIENCE);
-                    cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    for cgroup in [&nursery, &cgroup] {
+                        cgroup.kill(REMOVAL_PATIENCE);
+                        cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    }
                     if let Ok(config) = records.read_container(&container.pod, id) {
                         remove_writable_layer(&config)?;
                     }
