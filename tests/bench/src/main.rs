@@ -1,1 +1,264 @@
-fn main() {}
+//! `make bench`: Carob beside its peers in one run, and one table of it.
+
+mod api;
+mod carob;
+mod containerd;
+mod crun;
+mod machine;
+mod metrics;
+mod oci;
+mod page;
+mod peer;
+mod podman;
+mod processes;
+mod rounds;
+mod runc;
+mod statistics;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use tokio::runtime::Handle;
+
+use crate::carob::Carob;
+use crate::page::{Column, Results, Stages};
+use crate::peer::Peer;
+use crate::rounds::{Amounts, Contender, INTERRUPTED};
+
+/// How long everything rests before it is watched idle.
+const SETTLE: Duration = Duration::from_secs(5);
+const CLIENTS: usize = 8;
+const WATCHERS: usize = 1000;
+const WRITES: usize = 50;
+const WRITE_PAUSE: Duration = Duration::from_millis(100);
+const REPORTS: usize = 11;
+
+/// Measures Carob beside podman, containerd, runc and crun, and writes the table.
+#[derive(Parser)]
+struct Options {
+    /// Carob's binary [default: the release build]
+    #[arg(long, env = "CAROB_BIN", value_name = "FILE")]
+    carob: Option<PathBuf>,
+    /// Where the page is written [default: README.md beside the benchmark]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Few samples: shows that it works, and no more.
+    #[arg(long)]
+    quick: bool,
+    /// Only these: carob, podman, containerd, runc, crun.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if !nix::unistd::geteuid().is_root() {
+        bail!("containers are started here: run this as root");
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().nth(2).context("the workspace")?;
+    let binary = options.carob.clone().unwrap_or_else(|| root.join("target/release/carob"));
+    let image = root.join("target/images/busybox");
+    if !image.exists() {
+        bail!("{} is missing: make images builds it", image.display());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.spawn(async {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    });
+    let bench = Bench::new(&options, runtime.handle().clone(), binary, image)?;
+    let results = bench.measure();
+    let page = page::render(&results?);
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted; everything was removed");
+    }
+    print!("{page}");
+    let output = options.output.unwrap_or_else(|| here.join("README.md"));
+    fs::write(&output, page).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// What all parts of a run share.
+struct Bench {
+    runtime: Handle,
+    binary: PathBuf,
+    image: PathBuf,
+    amounts: Amounts,
+    quick: bool,
+    only: Vec<String>,
+    dir: tempfile::TempDir,
+    /// In the names of all that is made outside of the directory.
+    id: String,
+}
+
+impl Bench {
+    fn new(options: &Options, runtime: Handle, binary: PathBuf, image: PathBuf) -> Result<Self> {
+        let amounts = if options.quick { Amounts::quick() } else { Amounts::full() };
+        let dir = tempfile::Builder::new().prefix("carob-bench-").tempdir()?;
+        let id = format!("{:x}", std::process::id());
+        Ok(Self { runtime, binary, image, amounts, quick: options.quick, only: options.only.clone(), dir, id })
+    }
+
+    fn measure(&self) -> Result<Results> {
+        let mut results = Results { facts: machine::facts(), ..Results::default() };
+        let carob = self.set_up("carob", |home| Carob::set_up(&self.runtime, &self.binary, home, &self.image));
+        let peers = self.peers();
+        let outcome = self.take_turns(&mut results, &carob, &peers);
+        // All of them are ended before their cgroups and directories can go.
+        drop((carob, peers));
+        remove_cgroups(&self.cgroup());
+        outcome.map(|()| results)
+    }
+
+    fn take_turns(&self, results: &mut Results, carob: &SetUp<Carob>, peers: &[SetUp<Box<dyn Peer>>]) -> Result<()> {
+        let ready_carob = carob.outcome.as_ref().ok();
+        let metrics = || ready_carob.and_then(|carob| carob.metrics().ok()).unwrap_or_default();
+        let ready = ready_carob.map(|carob| carob as &dyn Peer).into_iter();
+        let ready = ready.chain(peers.iter().filter_map(|peer| peer.outcome.as_deref().ok()));
+        let mut contenders: Vec<Contender<'_>> = ready.map(Contender::new).collect();
+
+        say("idle");
+        self.sleep(SETTLE);
+        rounds::idle(&mut contenders, &self.amounts, |length| self.sleep(length))?;
+        say("single starts");
+        rounds::warm_up(&mut contenders);
+        let before = metrics();
+        rounds::singles(&mut contenders, &self.amounts);
+        let between = metrics();
+        say("batches");
+        rounds::batches(&mut contenders, &self.amounts, |length| self.sleep(length));
+        let after = metrics();
+        results.stages_single = stages(&before, &between);
+        results.stages_batches = stages(&between, &after);
+        let mut figures: Vec<_> =
+            contenders.into_iter().map(|contender| (contender.peer.name(), contender.figures)).collect();
+        let mut take = |name: &str| {
+            let index = figures.iter().position(|(of, _)| *of == name)?;
+            Some(figures.swap_remove(index).1)
+        };
+        let peer = carob.outcome.as_ref().map(|carob| carob as &dyn Peer);
+        results.columns.push(column("Carob", peer, take("Carob")));
+        for peer in peers {
+            results.columns.push(column(peer.name, peer.outcome.as_deref(), take(peer.name)));
+        }
+        if let Some(carob) = ready_carob {
+            say("the control plane");
+            results.gateway = carob.gateway();
+            self.control_plane(results, carob);
+        }
+        Ok(())
+    }
+
+    fn control_plane(&self, results: &mut Results, carob: &Carob) {
+        let (length, watchers) =
+            if self.quick { (Duration::from_secs(1), WATCHERS / 10) } else { (Duration::from_secs(5), WATCHERS) };
+        let mut problems = Vec::new();
+        let mut note = |what: &str, error: anyhow::Error| problems.push(format!("Not measured: {what}: {error:#}"));
+        // The bill first: it is about the pods.
+        results.report = api::report(carob, REPORTS).map_err(|error| note("the bill", error)).ok();
+        let before = carob.metrics().unwrap_or_default();
+        let creates = api::creates(&self.runtime, carob, CLIENTS, length);
+        results.creates = creates.map_err(|error| note("creates", error)).ok();
+        let after = carob.metrics().unwrap_or_default();
+        let selector = ["resource=\"configmaps\""];
+        let name = "apiserver_request_duration_seconds";
+        results.creates_in_gateway = metrics::growth(&before, &after, name, "verb", &selector).remove("create");
+        let deliveries = api::deliveries(&self.runtime, carob, watchers, WRITES, WRITE_PAUSE);
+        results.deliveries = deliveries.map_err(|error| note("watch delivery", error)).ok();
+        results.problems = problems;
+    }
+
+    fn peers(&self) -> Vec<SetUp<Box<dyn Peer>>> {
+        let (runtime, image, cgroup) = (&self.runtime, &self.image, self.cgroup());
+        let bridge = format!("cbb{}", self.id);
+        let namespace = format!("carob-bench-{}", self.id);
+        let mut peers = vec![
+            self.set_up("podman", |home| {
+                Ok(Box::new(podman::Podman::set_up(runtime, home, &cgroup, &bridge, image)?) as Box<dyn Peer>)
+            }),
+            self.set_up("containerd", |home| {
+                Ok(Box::new(containerd::Containerd::set_up(runtime, home, &cgroup, &namespace, image)?) as _)
+            }),
+            self.set_up("runc", |home| Ok(Box::new(runc::Runc::set_up(runtime, home, &cgroup, image)?) as _)),
+            self.set_up("crun", |home| Ok(Box::new(crun::Crun::set_up(runtime, home, &cgroup, image)?) as _)),
+        ];
+        peers.retain(|peer| self.wanted(peer.name));
+        peers
+    }
+
+    /// Gives a contender its directory.
+    fn set_up<T>(&self, name: &'static str, make: impl FnOnce(&Path) -> Result<T>) -> SetUp<T> {
+        let home = self.dir.path().join(name);
+        let attempt = || {
+            if !self.wanted(name) {
+                bail!("it was left out");
+            }
+            say(name);
+            fs::create_dir(&home)?;
+            make(&home)
+        };
+        let outcome = attempt().map_err(|error| {
+            let problem = format!("{error:#}").replace(&*self.dir.path().to_string_lossy(), "…");
+            say(&format!("{name}: {problem}"));
+            problem
+        });
+        SetUp { name, outcome }
+    }
+
+    fn wanted(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    fn cgroup(&self) -> String {
+        format!("/carob-bench-{}", self.id)
+    }
+
+    fn sleep(&self, length: Duration) {
+        self.runtime.block_on(async { tokio::time::sleep(length).await });
+    }
+}
+
+/// A contender, or why it can't take part.
+struct SetUp<T> {
+    name: &'static str,
+    outcome: std::result::Result<T, String>,
+}
+
+fn column(name: &'static str, peer: Result<&dyn Peer, &String>, figures: Option<rounds::Figures>) -> Column {
+    let (comprises, version) = peer.map_or(("", String::new()), |peer| (peer.comprises(), peer.version()));
+    Column { name, comprises, version, figures, problem: peer.err().cloned() }
+}
+
+fn stages(before: &str, after: &str) -> Stages {
+    metrics::growth(before, after, "carob_worker_pod_start_stage_seconds", "stage", &[])
+}
+
+/// Progress, on standard error: the page is on standard output.
+fn say(what: &str) {
+    eprintln!("bench: {what}");
+}
+
+/// Removes the groups under this path in every hierarchy; containers are gone, so they are empty.
+fn remove_cgroups(path: &str) {
+    let base = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([base.to_owned()]) {
+        remove_groups(&hierarchy.join(path.trim_start_matches('/')));
+    }
+}
+
+fn remove_groups(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    // Most hierarchies don't have it.
+    let _ = fs::remove_dir(group);
+}

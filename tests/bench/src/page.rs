@@ -1,0 +1,326 @@
+//! `tests/bench/README.md`: the table, where the time goes, what was measured on what.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::api::{Creates, Deliveries, Report};
+use crate::metrics::Histogram;
+use crate::processes::{self, Process};
+use crate::rounds::{Figures, Span};
+use crate::statistics::{median, percentile};
+use crate::table::{self, Cell, Row, Unit};
+
+/// One measured column.
+pub struct Column {
+    pub name: &'static str,
+    pub comprises: &'static str,
+    pub version: String,
+    /// `None` where the peer could not even be set up.
+    pub figures: Option<Figures>,
+    /// Why that is.
+    pub problem: Option<String>,
+}
+
+/// A stage's name to how its histogram grew.
+pub type Stages = BTreeMap<String, Histogram>;
+
+/// All there is to tell.
+#[derive(Default)]
+pub struct Results {
+    /// Carob first.
+    pub columns: Vec<Column>,
+    pub creates: Option<Creates>,
+    /// The gateway's own view of them.
+    pub creates_in_gateway: Option<Histogram>,
+    pub deliveries: Option<Deliveries>,
+    pub report: Option<Report>,
+    /// During the single starts.
+    pub stages_single: Stages,
+    /// During all batches.
+    pub stages_batches: Stages,
+    pub facts: Vec<(&'static str, String)>,
+    pub gateway: i32,
+    pub problems: Vec<String>,
+}
+
+/// The whole page.
+pub fn render(results: &Results) -> String {
+    let names: Vec<&str> = results.columns.iter().map(|column| column.name).collect();
+    let rows = rows(results);
+    let mut page = String::from(
+        "# Carob beside its peers\n\n\
+         Written by `make bench`: one run, in which all took turns. Compare within the table only; another machine, or \
+         another moment of this one, gives other numbers. ×N: Carob is N times better (below 1: the peer is).\n\n",
+    );
+    page.push_str(&table::rows(&names, &rows));
+    page.push('\n');
+    for row in rows.iter().filter(|row| row.budget_met() == Some(false)) {
+        page.push_str(&format!("- Budget not met: {}. {}\n", row.what, explanation(results, row)));
+    }
+    for problem in &results.problems {
+        page.push_str(&format!("- {problem}\n"));
+    }
+    page.push_str(
+        "\n## Where the time goes\n\nOf Carob's starts, from its own histograms (`/metrics`). Stages overlap, \
+                   and `total` is the worker's: from seeing the pod until its Running status is accepted.\n",
+    );
+    page.push_str(&stages("One at a time", &results.stages_single));
+    page.push_str(&stages("In batches: 100 in a row, then 100 eight at a time", &results.stages_batches));
+    page.push_str(&control_plane(results));
+    page.push_str("\n## Where the memory is\n\n");
+    page.push_str(&memory(results));
+    page.push_str("\n## What was measured\n\n");
+    page.push_str(&subjects(results));
+    page.push_str(METHOD);
+    page.push_str("\n## The machine\n\n");
+    let facts: Vec<Vec<String>> =
+        results.facts.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]).collect();
+    page.push_str(&table::markdown(&["fact".to_owned(), "value".to_owned()], &facts));
+    page
+}
+
+const METHOD: &str = "\nAll run the same image and command with the same limits (1 CPU, 64 MiB), capabilities and a default \
+    seccomp profile. Peers are timed from the start of their command-line program to its end, as they are used. \
+    Single starts, execs and deletes take turns in rounds; percentiles are by nearest rank. Memory beyond a pod's own \
+    processes is the growth in PSS of all helper processes (for Carob: gateway, spawner, log pump; for the others: \
+    daemon, shims, monitors) between no pods and a batch of idle ones, divided by the pods. Watch delivery is measured \
+    from the sending of a write, so it holds the request and the commit itself; its client, with all watchers' \
+    TLS connections, runs on the same cores as the gateway. Nothing fails on slowness.\n";
+
+fn rows(results: &Results) -> Vec<Row> {
+    let of = |what: &str, unit: Unit, marks: (Option<f64>, Option<f64>), cell: &dyn Fn(&Figures) -> Cell| Row {
+        what: what.to_owned(),
+        unit,
+        cells: results.columns.iter().map(|column| column.figures.as_ref().map_or(Cell::Missing, cell)).collect(),
+        budget: marks.0,
+        aim: marks.1,
+    };
+    let alone = |what: String, unit: Unit, number: Option<f64>, budget: f64| Row {
+        what,
+        unit,
+        cells: vec![number.into()],
+        budget: Some(budget),
+        aim: None,
+    };
+    let time = |samples: &[Duration], percent: usize| Cell::from(percentile(samples, percent).map(milliseconds));
+    let none = (None, None);
+    let mut rows = vec![
+        of("start from a warm image, p50", Unit::Milliseconds, (Some(25.0), Some(10.0)), &|it| time(&it.start, 50)),
+        of("start from a warm image, p99", Unit::Milliseconds, (Some(60.0), Some(30.0)), &|it| time(&it.start, 99)),
+        of("100 starts in a row", Unit::PerSecond, none, &|it| it.in_a_row.as_ref().map(|batch| batch.rate()).into()),
+        of("100 starts, 8 at a time", Unit::PerSecond, (Some(50.0), Some(100.0)), &|it| {
+            it.at_once.as_ref().map(|batch| batch.rate()).into()
+        }),
+        of("exec `true` and its exit code, p50", Unit::Milliseconds, none, &|it| time(&it.exec, 50)),
+        of("delete until gone, p50", Unit::Milliseconds, none, &|it| time(&it.delete, 50)),
+        of("memory per idle pod beyond its own", Unit::Bytes, (Some(mebibytes(1.0)), Some(mebibytes(0.25))), &|it| {
+            let Some(span) = &it.loaded else { return Cell::Missing };
+            if span.after.is_empty() { Cell::Nothing("no helper") } else { Cell::Number(per_pod(span)) }
+        }),
+        of("idle, no pods: resident memory", Unit::Bytes, (Some(60e6), None), &|it| {
+            at_rest(it, |span| bytes(processes::total(&span.after, |process| process.rss)))
+        }),
+        of("idle, no pods: CPU of one core", Unit::Percent, (Some(1.0), None), &|it| at_rest(it, cpu_percent)),
+    ];
+    let creates = results.creates.as_ref();
+    let rate = creates.map(|creates| number(creates.objects) / creates.took.as_secs_f64());
+    let clients = creates.map_or(8, |creates| creates.clients);
+    rows.push(alone(format!("durable object creates, {clients} clients"), Unit::PerSecond, rate, 5000.0));
+    let deliveries = results.deliveries.as_ref();
+    let slowest = deliveries.and_then(|it| percentile(&it.from_sending, 99)).map(milliseconds);
+    let watchers = deliveries.map_or(1000, |deliveries| deliveries.watchers);
+    rows.push(alone(format!("a write seen by {watchers} watchers, p99"), Unit::Milliseconds, slowest, 10.0));
+    let report = results.report.as_ref();
+    let what = "a namespace's bill per pod and second, p50".to_owned();
+    let took = report.and_then(|it| median(&it.latencies)).map(milliseconds);
+    rows.push(alone(what, Unit::Milliseconds, took, 1000.0));
+    rows
+}
+
+fn explanation(results: &Results, row: &Row) -> String {
+    match row.unit {
+        Unit::Bytes => "See where the memory is, below.".to_owned(),
+        Unit::Percent => {
+            results.columns.first().and_then(|carob| carob.figures.as_ref()).map_or_else(String::new, idle_cpu)
+        }
+        _ if row.cells.len() > 1 => {
+            let stages = if row.unit == Unit::PerSecond { &results.stages_batches } else { &results.stages_single };
+            costliest(stages)
+        }
+        _ => "See the control plane, below.".to_owned(),
+    }
+}
+
+/// The stages that took most, in a sentence.
+fn costliest(stages: &Stages) -> String {
+    let mut means: Vec<(&str, Duration)> = stages
+        .iter()
+        .filter(|(name, _)| *name != "total")
+        .filter_map(|(name, histogram)| Some((name.as_str(), histogram.mean()?)))
+        .collect();
+    if means.is_empty() {
+        return "Carob told nothing of its stages.".to_owned();
+    }
+    means.sort_by_key(|(_, mean)| std::cmp::Reverse(*mean));
+    let list: Vec<String> = means.iter().take(4).map(|(name, mean)| format!("{name} {}", show(*mean))).collect();
+    format!("What takes most, on average: {}.", list.join(", "))
+}
+
+fn stages(title: &str, stages: &Stages) -> String {
+    if stages.is_empty() {
+        return format!("\n{title}: `/metrics` has no stages.\n");
+    }
+    let mut list: Vec<(&String, &Histogram)> = stages.iter().collect();
+    list.sort_by_key(|(_, histogram)| std::cmp::Reverse(histogram.mean()));
+    let cell = |duration: Option<Duration>| duration.map_or_else(|| "–".to_owned(), show);
+    let body: Vec<Vec<String>> = list
+        .into_iter()
+        .map(|(name, it)| {
+            let count = format!("{:.0}", it.count);
+            vec![name.clone(), count, cell(it.mean()), cell(it.percentile(50.0)), cell(it.percentile(99.0))]
+        })
+        .collect();
+    let header = ["stage", "times", "mean", "p50, about", "p99, about"].map(str::to_owned);
+    format!("\n{title}:\n\n{}", table::markdown(&header, &body))
+}
+
+fn control_plane(results: &Results) -> String {
+    let mut text = String::from("\nThe control plane:\n\n");
+    if let Some(creates) = &results.creates {
+        let (p50, p99) = (percentile(&creates.latencies, 50), percentile(&creates.latencies, 99));
+        text.push_str(&format!(
+            "- Creates: {} in {:.1} s; a client waited {} (p50), {} (p99)",
+            creates.objects,
+            creates.took.as_secs_f64(),
+            optional(p50),
+            optional(p99),
+        ));
+        if let Some(mean) = results.creates_in_gateway.as_ref().and_then(Histogram::mean) {
+            text.push_str(&format!(", of which {} on average inside the gateway, the commit among it", show(mean)));
+        }
+        text.push_str(".\n");
+    }
+    if let Some(it) = &results.deliveries {
+        text.push_str(&format!(
+            "- Watch: {} writes, {} events. The write itself took {} (p50); its event was seen {} (p50), {} (p99) after the \
+             write was sent, and {} (p50), {} (p99) after it was answered.\n",
+            it.writes,
+            it.from_sending.len(),
+            optional(median(&it.write)),
+            optional(median(&it.from_sending)),
+            optional(percentile(&it.from_sending, 99)),
+            optional(median(&it.from_answer)),
+            optional(percentile(&it.from_answer, 99)),
+        ));
+    }
+    if let Some(it) = &results.report {
+        text.push_str(&format!(
+            "- Bill: {} rows of {} containers, from a ledger of {} readings (all that this run left in it, not a month).\n",
+            it.rows, it.containers, it.readings,
+        ));
+    }
+    text
+}
+
+fn memory(results: &Results) -> String {
+    let Some(figures) = results.columns.first().and_then(|carob| carob.figures.as_ref()) else { return String::new() };
+    let role = |process: &Process| if process.pid == results.gateway { "gateway" } else { "beside it" };
+    let mut body = Vec::new();
+    let mut add = |when: String, processes: &[Process]| {
+        for process in processes {
+            let show = |bytes: u64| Unit::Bytes.show(number(bytes));
+            let name = format!("{} ({})", process.name, role(process));
+            body.push(vec![when.clone(), name, show(process.rss), show(process.pss)]);
+        }
+    };
+    if let Some(idle) = &figures.idle {
+        add("idle".to_owned(), &idle.after);
+    }
+    if let Some(loaded) = &figures.loaded {
+        add("before the pods".to_owned(), &loaded.before);
+        add(format!("with {} pods", loaded.pods), &loaded.after);
+    }
+    table::markdown(&["when", "process", "RSS", "PSS"].map(str::to_owned), &body)
+}
+
+fn subjects(results: &Results) -> String {
+    let mut text = String::new();
+    for column in &results.columns {
+        text.push_str(&format!("- **{}**", column.name));
+        if !column.version.is_empty() {
+            text.push_str(&format!(" ({})", column.version));
+        }
+        if !column.comprises.is_empty() {
+            text.push_str(&format!(": {}", column.comprises));
+        }
+        if let Some(figures) = &column.figures {
+            text.push_str(&format!(". {} single starts", figures.start.len()));
+            let batches = [("in a row", &figures.in_a_row), ("eight at a time", &figures.at_once)];
+            for (name, batch) in batches.into_iter().filter_map(|(name, batch)| Some((name, batch.as_ref()?))) {
+                text.push_str(&format!(", {} {name} in {:.1} s", batch.pods, batch.took.as_secs_f64()));
+            }
+        }
+        let problem = column.problem.as_ref().or(column.figures.as_ref().and_then(|figures| figures.problem.as_ref()));
+        match problem {
+            Some(problem) => text.push_str(&format!(". Not measured to the end: {problem}\n")),
+            None => text.push_str(".\n"),
+        }
+    }
+    text
+}
+
+fn at_rest(figures: &Figures, value: impl Fn(&Span) -> f64) -> Cell {
+    match &figures.idle {
+        None => Cell::Missing,
+        Some(span) if span.after.is_empty() => Cell::Nothing("no daemon"),
+        Some(span) => Cell::Number(value(span)),
+    }
+}
+
+fn idle_cpu(figures: &Figures) -> String {
+    let Some(span) = &figures.idle else { return String::new() };
+    let of: Vec<String> =
+        span.after.iter().map(|process| format!("{} {}", process.name, show(used(span, process)))).collect();
+    format!("In {:.0} s: {}.", span.took.as_secs_f64(), of.join(", "))
+}
+
+/// CPU time of a process in the span.
+fn used(span: &Span, process: &Process) -> Duration {
+    let before = span.before.iter().find(|earlier| earlier.pid == process.pid);
+    process.cpu.saturating_sub(before.map_or(Duration::ZERO, |earlier| earlier.cpu))
+}
+
+fn cpu_percent(span: &Span) -> f64 {
+    let used: Duration = span.after.iter().map(|process| used(span, process)).sum();
+    100.0 * used.as_secs_f64() / span.took.as_secs_f64()
+}
+
+fn per_pod(span: &Span) -> f64 {
+    let pss = |processes: &[Process]| number(processes::total(processes, |process| process.pss));
+    (pss(&span.after) - pss(&span.before)).max(0.0) / number(span.pods.max(1) as u64)
+}
+
+fn show(duration: Duration) -> String {
+    Unit::Milliseconds.show(milliseconds(duration))
+}
+
+fn optional(duration: Option<Duration>) -> String {
+    duration.map_or_else(|| "–".to_owned(), show)
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn mebibytes(count: f64) -> f64 {
+    count * f64::from(1 << 20)
+}
+
+fn bytes(count: u64) -> f64 {
+    number(count)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn number(count: u64) -> f64 {
+    count as f64
+}
