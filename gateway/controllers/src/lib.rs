@@ -10,7 +10,7 @@ mod events;
 mod garbage;
 mod informer;
 mod inventory;
-// mod job;
+mod job;
 mod kinds;
 mod namespace;
 mod ownership;
@@ -59,7 +59,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     scheduler::start(&cluster, &options, &shutdown, &mut tasks);
     replica_set::start(&cluster, &options, &shutdown, &mut tasks);
     deployment::start(&cluster, &options, &shutdown, &mut tasks);
-    //     job::start(&cluster, &options, &shutdown, &mut tasks);
+    job::start(&cluster, &options, &shutdown, &mut tasks);
     service_account::start(&cluster, &options, &shutdown, &mut tasks);
     namespace::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
     garbage::start(&cluster, &inventory, &options, &shutdown, &mut tasks);

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Client, Resource};
 
+use crate::events::Voice;
 use crate::informer::Key;
 use crate::ownership;
+use crate::service_account::is_terminating;
 
 /// After this long, a creation or deletion that the watch never told of is forgotten (it came and went during a re-list).
 pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(60);
@@ -33,22 +36,80 @@ pub(crate) fn from_template<O: Resource<DynamicType = ()>>(owner: &O, template: 
     }
 }
 
-/// Creates a pod.
-pub(crate) async fn create(client: &Client, pod: &Pod) -> Result<Pod, kube::Error> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    Api::namespaced(client.clone(), namespace).create(&PostParams::default(), pod).await
+/// Creates pods, first one, then twice as many each time: where none can be made, not all are tried in vain. Gives those
+/// that were made.
+pub(crate) async fn create_all<O: Resource<DynamicType = ()>>(
+    client: &Client,
+    voice: &Voice,
+    expected: &Expectations,
+    owner: &O,
+    key: &Key,
+    mut pods: Vec<Pod>,
+) -> Result<Vec<Pod>, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
+    let mut made = Vec::new();
+    let mut batch = 1;
+    while !pods.is_empty() {
+        let now: Vec<Pod> = pods.drain(..batch.min(pods.len())).collect();
+        let params = PostParams::default();
+        let mut failure = None;
+        for outcome in join_all(now.iter().map(|pod| api.create(&params, pod))).await {
+            match outcome {
+                Ok(pod) => {
+                    // The watch may have told of it before: then it is in the copy, and nobody waits for it.
+                    expected.created(key, &pod);
+                    voice.normal(owner, "SuccessfulCreate", format!("Created pod: {}", name(&pod)));
+                    made.push(pod);
+                }
+                // There will be no more pods here, and that is as it should be.
+                Err(kube::Error::Api(status)) if is_terminating(&status) => return Ok(made),
+                Err(error) => failure = Some(error),
+            }
+        }
+        if let Some(error) = failure {
+            voice.warning(owner, "FailedCreate", format!("Error creating: {}", message(&error)));
+            return Err(error);
+        }
+        batch *= 2;
+    }
+    Ok(made)
 }
 
-/// Deletes a pod; one that is gone is fine.
-pub(crate) async fn delete(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
+/// Deletes a pod for its owner, and takes it for deleted from now on; one that is gone is fine.
+pub(crate) async fn delete_expectedly<O: Resource<DynamicType = ()>>(
+    client: &Client,
+    voice: &Voice,
+    expected: &Expectations,
+    owner: &O,
+    key: &Key,
+    pod: &Pod,
+) -> Result<(), kube::Error> {
+    expected.deleted(key, pod);
     let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    match Api::<Pod>::namespaced(client.clone(), namespace).delete(name, &params).await {
+    match Api::<Pod>::namespaced(client.clone(), &key.namespace).delete(name(pod), &params).await {
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        Err(error) => Err(error),
-        Ok(_) => Ok(()),
+        Err(error) => {
+            expected.observe(key, Some(pod), None);
+            voice.warning(owner, "FailedDelete", format!("Error deleting: {}", message(&error)));
+            Err(error)
+        }
+        Ok(_) => {
+            voice.normal(owner, "SuccessfulDelete", format!("Deleted pod: {}", name(pod)));
+            Ok(())
+        }
+    }
+}
+
+fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// The API's own words.
+pub(crate) fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

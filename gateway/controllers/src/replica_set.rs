@@ -19,7 +19,9 @@ use crate::cluster::Cluster;
 use crate::events::Voice;
 use crate::informer::Key;
 use crate::ownership::{self, Selector, controller_of, is_controlled_by};
-use crate::pod_control::{self, Expectations, is_active, ready_since};
+use crate::pod_control::{self, Expectations, is_active, message, ready_since};
+
+pub(crate) use self::ranking::first_to_go;
 use crate::queue::{Again, Queue};
 
 /// Pods made or removed in one go; more wait for the next look.
@@ -136,33 +138,10 @@ impl Controller {
         }
     }
 
-    /// Creates pods, first one, then twice as many each time: where none can be made, not all are tried in vain.
-    async fn create(&self, set: &ReplicaSet, key: &Key, mut missing: usize) -> Result<(), kube::Error> {
+    async fn create(&self, set: &ReplicaSet, key: &Key, missing: usize) -> Result<(), kube::Error> {
         let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) else { return Ok(()) };
-        let pod = pod_control::from_template(set, template);
-        let mut batch = 1;
-        while missing > 0 {
-            let count = batch.min(missing);
-            let created = join_all((0..count).map(|_| pod_control::create(&self.cluster.client, &pod))).await;
-            let mut failed = None;
-            for outcome in created {
-                match outcome {
-                    Ok(pod) => {
-                        // The watch may have told of it before: then it is in the copy, and `unseen` leaves it out.
-                        self.expected.created(key, &pod);
-                        let name = pod.metadata.name.as_deref().unwrap_or_default();
-                        self.voice.normal(set, "SuccessfulCreate", format!("Created pod: {name}"));
-                    }
-                    Err(error) => failed = Some(error),
-                }
-            }
-            if let Some(error) = failed {
-                self.voice.warning(set, "FailedCreate", format!("Error creating: {}", message(&error)));
-                return Err(error);
-            }
-            missing -= count;
-            batch *= 2;
-        }
+        let pods = vec![pod_control::from_template(set, template); missing];
+        pod_control::create_all(&self.cluster.client, &self.voice, &self.expected, set, key, pods).await?;
         Ok(())
     }
 
@@ -173,21 +152,9 @@ impl Controller {
         active: &[Arc<Pod>],
         surplus: usize,
     ) -> Result<(), kube::Error> {
-        if surplus == 0 {
-            return Ok(());
-        }
-        let victims = ranking::first_to_go(active, surplus);
-        let removals = victims.iter().map(|pod| async move {
-            self.expected.deleted(key, pod);
-            let outcome = pod_control::delete(&self.cluster.client, pod).await;
-            if outcome.is_err() {
-                self.expected.observe(key, Some(pod), None);
-            } else {
-                let name = pod.metadata.name.as_deref().unwrap_or_default();
-                self.voice.normal(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
-            }
-            outcome
-        });
+        let victims = first_to_go(active, surplus);
+        let (client, voice, expected) = (&self.cluster.client, &self.voice, &self.expected);
+        let removals = victims.iter().map(|pod| pod_control::delete_expectedly(client, voice, expected, set, key, pod));
         join_all(removals).await.into_iter().collect()
     }
 
@@ -304,14 +271,6 @@ fn selector(set: &ReplicaSet) -> Selector {
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-/// The API's own words.
-pub(crate) fn message(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// An object that is gone or has changed is looked at again when the watch tells of it.

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Controller, DESIRED, MAXIMUM, Rollout, wanted};
 use crate::ownership::{self, is_controlled_by};
-use crate::replica_set::{message, replicas, tolerate_gone};
+use crate::pod_control::message;
+use crate::replica_set::{replicas, tolerate_gone};
 
 /// The label that tells the pods of one template from those of another.
 const HASH_LABEL: &str = "pod-template-hash";

@@ -15,7 +15,7 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// The `count` pods whose end hurts least, by Kubernetes' order: not placed before placed, not running before running,
 /// not ready before ready, cheap before dear, crowded nodes before others, ready for a short time before long, often
 /// restarted before seldom, young before old.
-pub(super) fn first_to_go(pods: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
+pub(crate) fn first_to_go(pods: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
     let mut per_node: HashMap<&str, usize> = HashMap::new();
     for pod in pods {
         *per_node.entry(node(pod)).or_default() += 1;
