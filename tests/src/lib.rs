@@ -4,7 +4,10 @@
 //! data directory, port and addresses, and is brought down with all it made when the test ends, however it ends.
 
 pub mod machine;
+pub mod pods;
+pub mod proxy;
 pub mod registry;
+pub mod terminal;
 
 use std::fs;
 use std::net::TcpListener;
@@ -22,6 +25,7 @@ pub struct Carob {
     dir: tempfile::TempDir,
     port: u16,
     gateway: Option<Child>,
+    kubectl: PathBuf,
 }
 
 /// How a Carob is started.
@@ -44,7 +48,7 @@ impl Carob {
     /// Starts one, and waits until its node is ready.
     pub fn start_with(setup: &Setup<'_>) -> Self {
         let dir = tempfile::Builder::new().prefix("carob-test-").tempdir().expect("a temporary directory");
-        let mut carob = Self { dir, port: free_port(), gateway: None };
+        let mut carob = Self { dir, port: free_port(), gateway: None, kubectl: kubectl() };
         for image in setup.images {
             carob.import(image);
         }
@@ -177,9 +181,14 @@ impl Carob {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// Drives it with another kubectl from now on.
+    pub fn use_kubectl(&mut self, program: PathBuf) {
+        self.kubectl = program;
+    }
+
     /// A kubectl command, not yet run.
     pub fn kubectl_command(&self) -> Command {
-        let mut command = Command::new(kubectl());
+        let mut command = Command::new(&self.kubectl);
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.dir.path()).stdin(Stdio::null());
         command
     }
@@ -257,6 +266,48 @@ impl Carob {
         self.wait(&format!("pod/{name}"), "condition=Ready");
     }
 
+    /// Applies a pod, waits until it has ended well, and gives what it printed.
+    pub fn run_to_end(&self, manifest: &Value) -> String {
+        self.apply(&manifest.to_string());
+        let name = manifest["metadata"]["name"].as_str().expect("a name");
+        self.wait_phase(name, "Succeeded");
+        self.kubectl(&["logs", name, "--all-containers"])
+    }
+
+    /// Waits until a pod is in a phase; fails at once when it has come to another end.
+    pub fn wait_phase(&self, pod: &str, phase: &str) {
+        let mut seen = String::new();
+        let reached = holds_within(PATIENCE, || {
+            seen = self.jsonpath(&format!("pod/{pod}"), ".status.phase");
+            seen == phase || ["Succeeded", "Failed"].contains(&seen.as_str())
+        });
+        if !reached || seen != phase {
+            let described = text(&self.run(&["describe", "pod", pod]));
+            let logs = text(&self.run(&["logs", pod, "--all-containers", "--tail=20"]));
+            panic!("pod {pod} is {seen}, not {phase}:\n{described}\nits logs:\n{logs}\n{}", self.log_tail());
+        }
+    }
+
+    /// Waits until a command of kubectl prints something that satisfies `condition`; what it printed.
+    pub fn until(&self, arguments: &[&str], condition: impl Fn(&str) -> bool) -> String {
+        let mut seen = String::new();
+        let found = holds_within(PATIENCE, || {
+            let output = self.run(arguments);
+            seen = text(&output);
+            output.status.success() && condition(&seen)
+        });
+        assert!(found, "kubectl {arguments:?} never printed what it should, but:\n{seen}\n{}", self.log_tail());
+        seen
+    }
+
+    /// Waits for an event about a pod whose message holds this text; the event's message.
+    pub fn wait_event(&self, pod: &str, text: &str) -> String {
+        let selector = format!("--field-selector=involvedObject.name={pod}");
+        self.until(&["get", "events", &selector, "-o", "custom-columns=R:.reason,M:.message"], |seen| {
+            seen.contains(text)
+        })
+    }
+
     fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
@@ -289,13 +340,21 @@ pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// Polls until `condition` holds, or panics.
+pub fn eventually_within(patience: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(holds_within(patience, condition), "not within {patience:?}: {what}");
+}
+
+/// Polls until `condition` holds; whether it did in time.
 #[expect(clippy::disallowed_methods, reason = "the condition is another process's: it can only be polled")]
-pub fn eventually_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+pub fn holds_within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(25));
     }
+    true
 }
 
 /// Standard output and error of a command.
@@ -322,6 +381,13 @@ pub fn binary() -> PathBuf {
 /// The kubectl to test with: `CAROB_KUBECTL`, or the one in the path.
 pub fn kubectl() -> PathBuf {
     std::env::var_os("CAROB_KUBECTL").map_or_else(|| "kubectl".into(), PathBuf::from)
+}
+
+/// The kubectl of this minor version that `make test` put beside the other tools.
+pub fn kubectl_of(minor: u32) -> PathBuf {
+    let path = root().join(format!("target/tools/kubectl-1.{minor}/kubectl"));
+    assert!(path.exists(), "{} is missing: scripts/kubectl {minor} fetches it", path.display());
+    path
 }
 
 /// The OCI layout of an image that `make images` built.
