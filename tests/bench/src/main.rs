@@ -106,7 +106,7 @@ impl Bench {
     }
 
     fn measure(&self) -> Result<Results> {
-        let mut results = Results { facts: machine::facts(), ..Results::default() };
+        let mut results = Results { facts: machine::facts(), batch: self.amounts.batch, ..Results::default() };
         let carob = self.set_up("carob", |home| Carob::set_up(&self.runtime, &self.binary, home, &self.image));
         let peers = self.peers();
         let outcome = self.take_turns(&mut results, &carob, &peers);

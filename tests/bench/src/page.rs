@@ -1,12 +1,13 @@
-//! `tests/bench/README.md`: the table, where the time goes, what was measured on what.
+//! `tests/bench/README.md`: the table, where the time goes, what was measured on what. Writing to a string can't fail.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::api::{Creates, Deliveries, Report};
 use crate::metrics::Histogram;
 use crate::processes::{self, Process};
-use crate::rounds::{Figures, Span};
+use crate::rounds::{Batch, Figures, Span};
 use crate::statistics::{median, percentile};
 use crate::table::{self, Cell, Row, Unit};
 
@@ -39,7 +40,10 @@ pub struct Results {
     /// During all batches.
     pub stages_batches: Stages,
     pub facts: Vec<(&'static str, String)>,
+    /// Process id.
     pub gateway: i32,
+    /// Pods of a batch.
+    pub batch: usize,
     pub problems: Vec<String>,
 }
 
@@ -55,17 +59,17 @@ pub fn render(results: &Results) -> String {
     page.push_str(&table::rows(&names, &rows));
     page.push('\n');
     for row in rows.iter().filter(|row| row.budget_met() == Some(false)) {
-        page.push_str(&format!("- Budget not met: {}. {}\n", row.what, explanation(results, row)));
+        let _ = writeln!(page, "- Budget not met: {}. {}", row.what, explanation(results, row));
     }
     for problem in &results.problems {
-        page.push_str(&format!("- {problem}\n"));
+        let _ = writeln!(page, "- {problem}");
     }
     page.push_str(
         "\n## Where the time goes\n\nOf Carob's starts, from its own histograms (`/metrics`). Stages overlap, \
                    and `total` is the worker's: from seeing the pod until its Running status is accepted.\n",
     );
     page.push_str(&stages("One at a time", &results.stages_single));
-    page.push_str(&stages("In batches: 100 in a row, then 100 eight at a time", &results.stages_batches));
+    page.push_str(&stages("In batches: in a row, then eight at a time", &results.stages_batches));
     page.push_str(&control_plane(results));
     page.push_str("\n## Where the memory is\n\n");
     page.push_str(&memory(results));
@@ -79,9 +83,9 @@ pub fn render(results: &Results) -> String {
     page
 }
 
-const METHOD: &str = "\nAll run the same image and command with the same limits (1 CPU, 64 MiB), capabilities and a default \
-    seccomp profile. Peers are timed from the start of their command-line program to its end, as they are used. \
-    Single starts, execs and deletes take turns in rounds; percentiles are by nearest rank. Memory beyond a pod's own \
+const METHOD: &str = "\nAll run the same image and command with the same limits (1 CPU, 64 MiB), each with \
+    its default capabilities and seccomp profile. Peers are timed from the start of their command-line program to its end, \
+    as they are used. A slow peer's batch ends after a while, with fewer pods. Single starts, execs and deletes take turns in rounds; percentiles are by nearest rank. Memory beyond a pod's own \
     processes is the growth in PSS of all helper processes (for Carob: gateway, spawner, log pump; for the others: \
     daemon, shims, monitors) between no pods and a batch of idle ones, divided by the pods. Watch delivery is measured \
     from the sending of a write, so it holds the request and the commit itself; its client, with all watchers' \
@@ -107,9 +111,11 @@ fn rows(results: &Results) -> Vec<Row> {
     let mut rows = vec![
         of("start from a warm image, p50", Unit::Milliseconds, (Some(25.0), Some(10.0)), &|it| time(&it.start, 50)),
         of("start from a warm image, p99", Unit::Milliseconds, (Some(60.0), Some(30.0)), &|it| time(&it.start, 99)),
-        of("100 starts in a row", Unit::PerSecond, none, &|it| it.in_a_row.as_ref().map(|batch| batch.rate()).into()),
-        of("100 starts, 8 at a time", Unit::PerSecond, (Some(50.0), Some(100.0)), &|it| {
-            it.at_once.as_ref().map(|batch| batch.rate()).into()
+        of(&format!("{} starts in a row", results.batch), Unit::PerSecond, none, &|it| {
+            it.in_a_row.as_ref().map(Batch::rate).into()
+        }),
+        of(&format!("{} starts, 8 at a time", results.batch), Unit::PerSecond, (Some(50.0), Some(100.0)), &|it| {
+            it.at_once.as_ref().map(Batch::rate).into()
         }),
         of("exec `true` and its exit code, p50", Unit::Milliseconds, none, &|it| time(&it.exec, 50)),
         of("delete until gone, p50", Unit::Milliseconds, none, &|it| time(&it.delete, 50)),
@@ -188,22 +194,24 @@ fn control_plane(results: &Results) -> String {
     let mut text = String::from("\nThe control plane:\n\n");
     if let Some(creates) = &results.creates {
         let (p50, p99) = (percentile(&creates.latencies, 50), percentile(&creates.latencies, 99));
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "- Creates: {} in {:.1} s; a client waited {} (p50), {} (p99)",
             creates.objects,
             creates.took.as_secs_f64(),
             optional(p50),
             optional(p99),
-        ));
+        );
         if let Some(mean) = results.creates_in_gateway.as_ref().and_then(Histogram::mean) {
-            text.push_str(&format!(", of which {} on average inside the gateway, the commit among it", show(mean)));
+            let _ = write!(text, ", of which {} on average inside the gateway, the commit among it", show(mean));
         }
         text.push_str(".\n");
     }
     if let Some(it) = &results.deliveries {
-        text.push_str(&format!(
+        let _ = writeln!(
+            text,
             "- Watch: {} writes, {} events. The write itself took {} (p50); its event was seen {} (p50), {} (p99) after the \
-             write was sent, and {} (p50), {} (p99) after it was answered.\n",
+             write was sent, and {} (p50), {} (p99) after it was answered.",
             it.writes,
             it.from_sending.len(),
             optional(median(&it.write)),
@@ -211,13 +219,14 @@ fn control_plane(results: &Results) -> String {
             optional(percentile(&it.from_sending, 99)),
             optional(median(&it.from_answer)),
             optional(percentile(&it.from_answer, 99)),
-        ));
+        );
     }
     if let Some(it) = &results.report {
-        text.push_str(&format!(
-            "- Bill: {} rows of {} containers, from a ledger of {} readings (all that this run left in it, not a month).\n",
+        let _ = writeln!(
+            text,
+            "- Bill: {} rows of {} containers, from a ledger of {} readings (all that this run left in it, not a month).",
             it.rows, it.containers, it.readings,
-        ));
+        );
     }
     text
 }
@@ -246,23 +255,23 @@ fn memory(results: &Results) -> String {
 fn subjects(results: &Results) -> String {
     let mut text = String::new();
     for column in &results.columns {
-        text.push_str(&format!("- **{}**", column.name));
+        let _ = write!(text, "- **{}**", column.name);
         if !column.version.is_empty() {
-            text.push_str(&format!(" ({})", column.version));
+            let _ = write!(text, " ({})", column.version);
         }
         if !column.comprises.is_empty() {
-            text.push_str(&format!(": {}", column.comprises));
+            let _ = write!(text, ": {}", column.comprises);
         }
         if let Some(figures) = &column.figures {
-            text.push_str(&format!(". {} single starts", figures.start.len()));
+            let _ = write!(text, ". {} single starts", figures.start.len());
             let batches = [("in a row", &figures.in_a_row), ("eight at a time", &figures.at_once)];
             for (name, batch) in batches.into_iter().filter_map(|(name, batch)| Some((name, batch.as_ref()?))) {
-                text.push_str(&format!(", {} {name} in {:.1} s", batch.pods, batch.took.as_secs_f64()));
+                let _ = write!(text, ", {} {name} in {:.1} s", batch.pods, batch.took.as_secs_f64());
             }
         }
         let problem = column.problem.as_ref().or(column.figures.as_ref().and_then(|figures| figures.problem.as_ref()));
         match problem {
-            Some(problem) => text.push_str(&format!(". Not measured to the end: {problem}\n")),
+            Some(problem) => drop(writeln!(text, ". Not measured to the end: {problem}")),
             None => text.push_str(".\n"),
         }
     }

@@ -103,7 +103,7 @@ impl Unit {
 
 /// The rows as Markdown that is readable as it is.
 pub fn rows(columns: &[&str], rows: &[Row]) -> String {
-    let mut header = vec!["".to_owned()];
+    let mut header = vec![String::new()];
     header.extend(columns.iter().map(|column| (*column).to_owned()));
     header.push("budget; aim".to_owned());
     let body = rows.iter().map(|row| {
@@ -132,7 +132,9 @@ pub fn markdown(header: &[String], body: &[Vec<String>]) -> String {
     };
     line(header);
     line(&widths.iter().map(|width| "-".repeat(*width)).collect::<Vec<_>>());
-    body.iter().for_each(|cells| line(cells));
+    for cells in body {
+        line(cells);
+    }
     text
 }
 
