@@ -2,7 +2,7 @@
 
 use super::actor::{Actor, Live};
 use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
-use super::record::{CREATING, Ended, Role, State};
+use super::record::{CRASH_LOOP, CREATING, Ended, Role, State};
 use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, STOP_SIGNAL, USER, observed_requests};
 use crate::container::build::ContainerPaths;
 use crate::files::PodFiles;
@@ -48,7 +48,8 @@ impl Actor {
         let Some(status) = self.pod.status.clone() else { return };
         let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
         for status in all {
-            let Some(record) = self.records.iter_mut().find(|record| record.name == status.name) else { continue };
+            let Some(index) = self.records.iter().position(|record| record.name == status.name) else { continue };
+            let record = &mut self.records[index];
             let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
             record.last = last.map(ended);
             if !status.image_id.is_empty() {
@@ -58,6 +59,10 @@ impl Actor {
             let restarts = u32::try_from(status.restart_count).unwrap_or(0);
             record.starts = if has_run { restarts + 1 } else { 0 };
             record.state = state(status);
+            if matches!(&record.state, State::Waiting { reason, .. } if reason == CRASH_LOOP) {
+                // It is tried at once, and waits again if it fails again.
+                self.controls[index].crash.next(std::time::Instant::now());
+            }
         }
     }
 
