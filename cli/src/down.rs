@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use carob_billing::price::PriceBook;
+use carob_billing::{Billing, BillingConfig};
 use carob_network::Network;
-use carob_sandbox::RuntimeConfig;
+use carob_sandbox::{Runtime, RuntimeConfig};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::DataDirOption;
 use crate::data_dir::{DataDir, Lock, Locked};
+use crate::wiring::Metered;
 
 /// How long a running gateway may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Options {
     #[command(flatten)]
     data: DataDirOption,
+    /// Seconds that containers get to stop by themselves.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    grace: u32,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -29,9 +35,11 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let _lock = stop_gateway(&dir).await?;
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    carob_sandbox::teardown(RuntimeConfig { dir: dir.sandboxes(), instance: instance.id.clone(), exe })
-        .await
-        .context("cannot remove the sandboxes")?;
+    let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: instance.id.clone(), exe };
+    if let Err(error) = stop_pods(&dir, runtime_config.clone(), Duration::from_secs(options.grace.into())).await {
+        eprintln!("carob: pods could not be stopped in order, they are killed: {error:#}");
+    }
+    carob_sandbox::teardown(runtime_config).await.context("cannot remove the sandboxes")?;
     Network::teardown(&instance.id).await.context("cannot remove the network")?;
     let pods = dir.root().join("pods");
     if pods.exists() {
@@ -39,6 +47,24 @@ pub async fn run(options: Options) -> Result<()> {
     }
     println!("stopped; objects, images and the ledger stay in {}", dir.root().display());
     Ok(())
+}
+
+/// Stops the pods as a worker would, so that their last usage is in the ledger.
+async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Result<()> {
+    if !runtime.dir.exists() {
+        return Ok(());
+    }
+    let (runtime, pods, exits) = Runtime::start(runtime).await.context("cannot reach the spawner")?;
+    let billing = Billing::open(BillingConfig {
+        dir: dir.ledger(),
+        prices: PriceBook::default(),
+        interval: Duration::from_secs(1),
+    })?;
+    let stuck = carob_worker::drain(&runtime, pods, exits, &Metered(billing), grace).await;
+    if stuck > 0 {
+        bail!("{stuck} containers did not end");
+    }
+    runtime.shutdown().await.context("cannot end the spawner")
 }
 
 /// Ends a gateway that runs on the directory, and keeps others out.

@@ -110,7 +110,7 @@ impl Carob {
 
     /// `carob down`: afterwards nothing of this Carob is left on the machine.
     pub fn down(&mut self) {
-        let output = self.carob(&["down", "--data-dir", &self.data_dir().to_string_lossy()]);
+        let output = self.carob(&["down", "--grace", "0", "--data-dir", &self.data_dir().to_string_lossy()]);
         assert!(output.status.success(), "{}", text(&output));
         if let Some(mut gateway) = self.gateway.take() {
             gateway.wait().expect("carob down ended it");
@@ -324,7 +324,7 @@ impl Drop for Carob {
             let _ = gateway.kill();
             let _ = gateway.wait();
         }
-        let output = self.carob(&["down", "--data-dir", &self.data_dir().to_string_lossy()]);
+        let output = self.carob(&["down", "--grace", "0", "--data-dir", &self.data_dir().to_string_lossy()]);
         if !output.status.success() && self.data_dir().exists() {
             eprintln!("carob down: {}", text(&output));
         }

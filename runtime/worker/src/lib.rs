@@ -8,6 +8,7 @@
 mod admission;
 mod container;
 mod context;
+mod drain;
 mod events;
 mod files;
 mod http;
@@ -22,6 +23,7 @@ mod stream;
 mod volumes;
 
 pub use context::{ClusterInfo, WorkerConfig};
+pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
 
 use carob_sandbox::{Exit, RecoveredPod};

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use carob_sandbox::CgroupPaths;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Called for every container that runs. `started` may be called again for one that a restarted worker found running, and
@@ -42,8 +43,43 @@ pub struct ObservedContainer {
     pub cgroup: CgroupPaths,
 }
 
+/// What of an observed container doesn't depend on how it runs; kept beside its sandbox, so that its end can be told also
+/// when nothing else knows it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub pod_uid: String,
+    pub namespace: String,
+    pub pod: String,
+    pub container: String,
+    pub attempt: u32,
+    pub labels: BTreeMap<String, String>,
+    pub node: String,
+    pub requests: ContainerRequests,
+}
+
+impl Identity {
+    /// The container, as it was started.
+    pub fn observed(self, container_id: &str, started_at: Timestamp, cgroup: CgroupPaths) -> ObservedContainer {
+        let Self { pod_uid, namespace, pod, container, attempt, labels, node, requests } = self;
+        let container_id = container_id.to_owned();
+        ObservedContainer {
+            container_id,
+            pod_uid,
+            namespace,
+            pod,
+            container,
+            attempt,
+            labels,
+            node,
+            started_at,
+            requests,
+            cgroup,
+        }
+    }
+}
+
 /// `resources.requests` of a container.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRequests {
     /// Thousandths of a CPU.
     pub cpu_millis: u64,

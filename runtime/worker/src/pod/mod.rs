@@ -18,6 +18,7 @@ mod writer;
 
 pub(crate) use prepare::ADDRESS;
 pub(crate) use recover::orphan;
+pub(crate) use start::{IDENTITY, STOP_SIGNAL};
 
 use crate::metrics::StartLatency;
 use carob_sandbox::{ContainerId, Exit};

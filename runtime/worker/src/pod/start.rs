@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::images;
 use crate::metrics::StartLatency;
-use crate::observer::{ContainerRequests, ObservedContainer};
+use crate::observer::{ContainerRequests, Identity, ObservedContainer};
 use crate::volumes::MountedVolume;
 use carob_sandbox::{ContainerId, User};
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -61,7 +61,8 @@ pub(super) const CONTAINER: &str = "container";
 pub(super) const ATTEMPT: &str = "attempt";
 pub(super) const IMAGE: &str = "image";
 pub(super) const IMAGE_ID: &str = "imageId";
-pub(super) const STOP_SIGNAL: &str = "stopSignal";
+pub(crate) const STOP_SIGNAL: &str = "stopSignal";
+pub(crate) const IDENTITY: &str = "identity";
 pub(super) const USER: &str = "user";
 
 /// Starts the container. Cancelling is heeded until the sandbox is asked: from then on the answer is awaited, so that no
@@ -94,7 +95,18 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
     let resolved = (image.reference.clone(), image.repo_digest());
     let own_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
     let stop_signal = signal_number(own_signal.or(image.config.stop_signal.as_deref()));
+    let identity = Identity {
+        pod_uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        pod: name.to_owned(),
+        container: container.name.clone(),
+        attempt: *attempt,
+        labels: meta.labels.clone().unwrap_or_default(),
+        node: ctx.node.clone(),
+        requests: observed_requests(container),
+    };
     let annotations = [
+        (IDENTITY, serde_json::to_string(&identity).unwrap_or_default()),
         (CONTAINER, container.name.clone()),
         (ATTEMPT, attempt.to_string()),
         (IMAGE, resolved.0.clone()),
@@ -164,19 +176,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         }
         ctx.events.record(about(), Severity::Warning, "Degraded", warning);
     }
-    let observed = ObservedContainer {
-        container_id: id.as_str().to_owned(),
-        pod_uid: uid.to_owned(),
-        namespace: namespace.to_owned(),
-        pod: name.to_owned(),
-        container: container.name.clone(),
-        attempt: *attempt,
-        labels: meta.labels.clone().unwrap_or_default(),
-        node: ctx.node.clone(),
-        started_at: started.started_at,
-        requests: observed_requests(container),
-        cgroup: started.cgroup,
-    };
+    let observed = identity.observed(id.as_str(), started.started_at, started.cgroup);
     Ok(StartedContainer { id, observed, paths, stop_signal, user, resolved, pulled: ready.pulled.is_some() })
 }
 
