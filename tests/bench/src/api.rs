@@ -1,5 +1,6 @@
 //! What only a control plane does: writes by many clients, events to many watchers, bills.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -50,8 +51,8 @@ pub struct Report {
     pub latencies: Vec<Duration>,
     /// Of the answer.
     pub rows: usize,
-    /// Containers in it.
-    pub containers: u64,
+    /// Different pods in it.
+    pub pods: usize,
     /// Readings in the ledger.
     pub readings: u64,
 }
@@ -173,10 +174,12 @@ pub fn report(carob: &Carob, times: usize) -> Result<Report> {
     }
     let report: Value = serde_json::from_str(&text)?;
     let verified: Value = serde_json::from_str(&carob.get("/billing/v1/verify")?)?;
+    let rows = report["rows"].as_array().context("a report without rows")?;
+    let pods: BTreeSet<&str> = rows.iter().filter_map(|row| row["pod"].as_str()).collect();
     Ok(Report {
         latencies,
-        rows: report["rows"].as_array().context("a report without rows")?.len(),
-        containers: report["total"]["containers"].as_u64().context("a report without a total")?,
+        rows: rows.len(),
+        pods: pods.len(),
         readings: verified["readings"].as_u64().context("a ledger without readings")?,
     })
 }

@@ -224,8 +224,8 @@ fn control_plane(results: &Results) -> String {
     if let Some(it) = &results.report {
         let _ = writeln!(
             text,
-            "- Bill: {} rows of {} containers, from a ledger of {} readings (all that this run left in it, not a month).",
-            it.rows, it.containers, it.readings,
+            "- Bill: {} rows of {} pods, from a ledger of {} readings (all that this run left in it, not a month).",
+            it.rows, it.pods, it.readings,
         );
     }
     text
