@@ -138,7 +138,9 @@ impl Query {
                 && self.pod.as_ref().is_none_or(|pod| *pod == container.pod)
         };
         let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
-        for container in ledger.readings(from_ns, to_ns, wanted)? {
+        let found = ledger.readings(from_ns, to_ns, wanted)?;
+        let containers = found.len() as u64;
+        for container in found {
             let group = self.group_of(&container.container);
             for (step, usage) in usage_by_step(&container, from_ns, to_ns, step_ns, prices) {
                 sums.entry((step, group.clone())).or_default().add(&usage);
@@ -148,7 +150,7 @@ impl Query {
                 }
             }
         }
-        Ok(report(sums, step_ns, prices))
+        Ok(report(sums, containers, step_ns, prices))
     }
 
     fn step_ns(&self) -> Result<Option<i64>, ReportError> {
@@ -222,7 +224,7 @@ fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &Pr
     }
 }
 
-fn report(sums: BTreeMap<(i64, Group), Usage>, step_ns: Option<i64>, prices: &PriceBook) -> Report {
+fn report(sums: BTreeMap<(i64, Group), Usage>, containers: u64, step_ns: Option<i64>, prices: &PriceBook) -> Report {
     let mut running = Cost::default();
     let mut running_memory = 0;
     let mut total = Usage::default();
@@ -242,6 +244,8 @@ fn report(sums: BTreeMap<(i64, Group), Usage>, step_ns: Option<i64>, prices: &Pr
             running_memory / BYTE_SECOND - memory_before,
         ));
     }
+    // A container that was there in several steps is one container all the same.
+    total.containers = containers;
     let nothing = (None, None, None);
     let total = row(&total, None, nothing, running.nano_units(), running_memory / BYTE_SECOND);
     Report { currency: prices.currency.clone(), rows, total }

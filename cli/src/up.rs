@@ -185,6 +185,7 @@ async fn gateway(
         pki_dir: dir.pki(),
         store: Arc::new(store.clone()),
         dialer: Arc::new(node.clone()),
+        api_service: Some((site.service, site.address.port())),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         extensions: vec![bill],
         max_body_bytes: 3 << 20,

@@ -127,6 +127,18 @@ static BUILTIN: &[Kind] = &[
         strategy: strategy::secret::STRATEGY,
         ..ROW
     },
+    // Services need a data plane: until there is one, only that of the API server exists, and can be looked at.
+    Kind {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        verbs: &["get", "list", "watch"],
+        columns: table::service::COLUMNS,
+        schema: "io.k8s.api.core.v1.Service",
+        ..ROW
+    },
     Kind {
         kind: "ServiceAccount",
         plural: "serviceaccounts",

@@ -15,6 +15,7 @@ pub mod pod;
 pub mod replica_set;
 pub mod scale;
 pub mod secret;
+pub mod service;
 pub mod service_account;
 
 use jiff::Timestamp;

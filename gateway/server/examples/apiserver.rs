@@ -29,7 +29,8 @@ impl NodeDialer for NoNodes {
 /// What controllers would put into every namespace, without which there are no pods.
 async fn furnish(client: kube::Client, ca: String) -> kube::Result<()> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let mut appearing = std::pin::pin!(kube::runtime::watcher(namespaces, kube::runtime::watcher::Config::default()).default_backoff());
+    let mut appearing =
+        std::pin::pin!(kube::runtime::watcher(namespaces, kube::runtime::watcher::Config::default()).default_backoff());
     while let Some(event) = appearing.next().await {
         use kube::runtime::watcher::Event;
         let Ok(Event::InitApply(namespace) | Event::Apply(namespace)) = event else { continue };
@@ -63,6 +64,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         pki_dir: dir.join("pki"),
         store: Arc::new(store),
         dialer: Arc::new(NoNodes),
+        api_service: None,
         service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
         extensions: Vec::new(),
         max_body_bytes: 3 << 20,

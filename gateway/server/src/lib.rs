@@ -32,7 +32,7 @@ mod routes;
 mod serve;
 mod stream;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -57,6 +57,8 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// The way to a node's worker, for logs, exec, attach and port-forward.
     pub dialer: Arc<dyn NodeDialer>,
+    /// Where pods find this server: the address and port of the `kubernetes` Service, and the port behind it.
+    pub api_service: Option<(SocketAddrV4, u16)>,
     /// Issuer and default audience of service accounts' tokens, for example `https://kubernetes.default.svc`.
     pub service_account_issuer: String,
     /// What else is served, beside the Kubernetes API.
@@ -158,7 +160,7 @@ impl Gateway {
             stopping: CancellationToken::new(),
         };
         let gateway = Self { server: Arc::new(server), pki };
-        bootstrap::first_objects(&gateway.server).await.map_err(Error::Bootstrap)?;
+        bootstrap::first_objects(&gateway.server, config.api_service).await.map_err(Error::Bootstrap)?;
         Ok(gateway)
     }
 

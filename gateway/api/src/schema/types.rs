@@ -27,6 +27,7 @@ pub(super) const TYPES: &[(&str, SchemaType)] = &[
     ("io.k8s.api.core.v1.Node", add::<core::v1::Node>),
     ("io.k8s.api.core.v1.Pod", add::<core::v1::Pod>),
     ("io.k8s.api.core.v1.Secret", add::<core::v1::Secret>),
+    ("io.k8s.api.core.v1.Service", add::<core::v1::Service>),
     ("io.k8s.api.core.v1.ServiceAccount", add::<core::v1::ServiceAccount>),
     ("io.k8s.api.events.v1.Event", add::<events::v1::Event>),
     ("io.k8s.api.policy.v1.Eviction", add::<policy::v1::Eviction>),

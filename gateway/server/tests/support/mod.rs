@@ -34,6 +34,7 @@ impl Cluster {
             pki_dir: dir.path().join("pki"),
             store: Arc::new(store),
             dialer,
+            api_service: None,
             service_account_issuer: "https://kubernetes.default.svc".to_owned(),
             extensions: Vec::new(),
             max_body_bytes: 3 << 20,
