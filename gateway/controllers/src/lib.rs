@@ -15,6 +15,7 @@ mod kinds;
 mod namespace;
 mod ownership;
 mod pod_control;
+mod pod_gc;
 mod queue;
 mod replica_set;
 mod requests;
@@ -64,6 +65,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     namespace::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
     garbage::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
     // Handlers are in place: nothing that the informers see from here on is missed.
+    pod_gc::start(&cluster, &shutdown, &mut tasks);
     inventory.start(&cluster, &shutdown, &mut tasks);
     cluster.start(&shutdown, &mut tasks);
     while let Some(ended) = tasks.join_next().await {

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn pods_that_never_became_available_go_first() {
-        let stuck = rollout(3, 1, 1, (2, 0), &[(1, 0), (2, 2)]);
+        let stuck = rollout(3, 1, 1, (2, 0), &[(1, 0), (1, 1)]);
         let sizes: Vec<_> =
             stuck.old_sizes().iter().map(|(set, size)| (set.metadata.name.clone().unwrap(), *size)).collect();
         assert_eq!(sizes, []);

@@ -70,10 +70,18 @@ impl Controller {
         counted: bool,
         tally: &mut Tally,
     ) -> Result<(), kube::Error> {
+        let (client, voice) = (&self.cluster.client, &self.voice);
         let stops = pods.iter().take(BURST).map(|pod| async move {
-            let outcome =
-                pod_control::delete_expectedly(&self.cluster.client, &self.voice, &self.expected, job, key, pod);
-            (pod.metadata.uid.clone(), outcome.await)
+            let uid = pod.metadata.uid.clone();
+            if !counted && is_tracked(pod) {
+                match self.free(pod).await {
+                    Ok(Some(_)) => {}
+                    // It has changed, which leads to another look.
+                    Ok(None) => return (None, Ok(())),
+                    Err(error) => return (uid, Err(error)),
+                }
+            }
+            (uid, pod_control::delete_expectedly(client, voice, &self.expected, job, key, pod).await)
         });
         let mut failure = Ok(());
         let mut stopped: HashSet<String> = HashSet::new();

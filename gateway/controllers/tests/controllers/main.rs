@@ -1,0 +1,8 @@
+//! The controllers against a real API server in the same process; the tests play the nodes.
+
+mod cluster;
+mod deployment;
+mod garbage;
+mod job;
+mod namespace;
+mod scheduler;
