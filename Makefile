@@ -39,7 +39,7 @@ clippy:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 deny:
-	scripts/cargo-tool cargo-deny 0.18.9
+	scripts/cargo-tool cargo-deny 0.20.2
 	cargo deny check bans licenses sources
 
 ## matrix: docs/support-matrix.md from the kinds table
