@@ -73,7 +73,10 @@ impl Answer {
             .lines()
             .filter_map(|line| line.split_once(": "))
             .filter(|(name, _)| name.eq_ignore_ascii_case("warning"))
-            .map(|(_, value)| value.trim_start_matches("299 - ").trim_matches('"').replace("\\\"", "\""))
+            .map(|(_, value)| {
+                let text = value.strip_prefix("299 - \"").and_then(|text| text.strip_suffix('"'));
+                text.unwrap_or_else(|| panic!("not a warning of RFC 7234: {value}")).replace("\\\"", "\"")
+            })
             .collect()
     }
 }

@@ -13,30 +13,54 @@ use crate::{eventually, free_port, image_layout};
 pub struct Registry {
     process: Child,
     port: u16,
-    _dir: tempfile::TempDir,
+    password: bool,
+    dir: tempfile::TempDir,
 }
 
+/// The only user of a registry that asks for a password.
+pub const USER: &str = "reader";
+/// Their password.
+pub const PASSWORD: &str = "sesame";
+/// `reader:sesame` as htpasswd has it (bcrypt), and as HTTP's basic authentication sends it.
+const HTPASSWD: &str = "reader:$2b$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n";
+const BASIC: &str = "Basic cmVhZGVyOnNlc2FtZQ==";
+
 impl Registry {
-    /// Starts one.
+    /// Starts one that is open to everybody.
     pub fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// Starts one that knows only [`USER`].
+    pub fn start_with_password() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(password: bool) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let port = free_port();
         let config = dir.path().join("config.yml");
         let storage = dir.path().join("storage");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
             storage.display()
         );
+        if password {
+            let users = dir.path().join("htpasswd");
+            std::fs::write(&users, HTPASSWD).expect("the users are written");
+            text += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", users.display());
+        }
+        let log = std::fs::File::create(dir.path().join("access.log")).expect("a log file");
         std::fs::write(&config, text).expect("the configuration is written");
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stdout(log.try_clone().expect("the log file"))
+            .stderr(log)
             .spawn()
             .expect("docker-registry (package docker-registry)");
-        let registry = Self { process, port, _dir: dir };
+        let registry = Self { process, port, password, dir };
         eventually("the registry answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         registry
     }
@@ -64,6 +88,30 @@ impl Registry {
         digest
     }
 
+    /// The digests of an image's layers.
+    pub fn layers(image: &str) -> Vec<String> {
+        let layout = image_layout(image);
+        let index: Value = json(&layout.join("index.json"));
+        let manifest = json(&blob(&layout, index["manifests"][0]["digest"].as_str().expect("a digest")));
+        let layers = manifest["layers"].as_array().expect("layers");
+        layers.iter().map(|layer| layer["digest"].as_str().expect("a digest").to_owned()).collect()
+    }
+
+    /// Replaces a blob's bytes behind the registry's back.
+    pub fn spoil(&self, digest: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let hex = digest.trim_start_matches("sha256:");
+        let path = self.dir.path().join(format!("storage/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
+        let mut bytes = std::fs::read(&path).expect("the blob is in the storage");
+        change(&mut bytes);
+        std::fs::write(&path, bytes).expect("the blob is written");
+    }
+
+    /// How often something whose path ends so was fetched.
+    pub fn fetched(&self, path: &str) -> usize {
+        let log = std::fs::read_to_string(self.dir.path().join("access.log")).expect("the log");
+        log.lines().filter(|line| line.contains("\"GET ") && line.contains(&format!("{path} HTTP/"))).count()
+    }
+
     fn push_blob(&self, repository: &str, digest: &str, bytes: &[u8]) {
         let (status, headers) = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), "text/plain", &[]);
         assert_eq!(status, 202, "an upload begins");
@@ -82,8 +130,9 @@ impl Registry {
 
     fn request(&self, method: &str, path: &str, media_type: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the registry answers");
+        let credential = if self.password { format!("authorization: {BASIC}\r\n") } else { String::new() };
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {media_type}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {media_type}\r\n{credential}content-length: {}\r\nconnection: close\r\n\r\n",
             self.host(),
             body.len()
         );

@@ -107,10 +107,10 @@ fn a_watch_shows_each_change_in_order_and_wait_ends_on_conditions() {
         "pod/short",
         "--timeout=60s",
     ]));
-    carob.apply(&shell_pod("short", "exit 0").to_string());
+    carob.apply(&shell_pod("short", "sleep 0.5").to_string());
     pods.expect("Completed");
     let states = pods.output();
-    let order: Vec<_> = ["Pending", "ContainerCreating", "Completed"].map(|state| states.find(state)).into();
+    let order: Vec<_> = ["Pending", "Running", "Completed"].map(|state| states.find(state)).into();
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{states}");
     drop(waiting);
     carob.wait("pod/short", "jsonpath={.status.phase}=Succeeded");

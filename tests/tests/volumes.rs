@@ -1,0 +1,222 @@
+//! Volumes as containers see them, and how they follow their sources.
+
+use std::fs;
+
+use carob_tests::Carob;
+use carob_tests::pods::{list, pod, shell, shell_pod};
+use serde_json::{Value, json};
+
+fn mount(container: &mut Value, name: &str, path: &str) -> Value {
+    let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+    let more = [mounts, vec![json!({"name": name, "mountPath": path})]].concat();
+    container["volumeMounts"] = json!(more);
+    container.clone()
+}
+
+#[test]
+fn empty_dirs_are_shared_by_a_pods_containers_survive_restarts_and_go_with_the_pod() {
+    let carob = Carob::start(&["busybox"]);
+    let mut writer = shell("writer", "echo \"attempt\" >> /data/attempts; mount | grep -E ' /(data|memory) '; [ $(wc -l < /data/attempts) = 2 ] && exec sleep 3600; exit 1");
+    mount(&mut writer, "data", "/data");
+    mount(&mut writer, "memory", "/memory");
+    let mut reader = shell("reader", "sleep 3600");
+    mount(&mut reader, "data", "/elsewhere");
+    reader["volumeMounts"][0]["readOnly"] = json!(true);
+    let mut manifest = pod("shared", &[writer, reader]);
+    manifest["spec"]["restartPolicy"] = json!("Always");
+    manifest["spec"]["volumes"] =
+        json!([{"name": "data", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}]);
+    carob.start_pod(&manifest.to_string(), "shared");
+    let attempts = carob.kubectl(&["exec", "shared", "-c", "reader", "--", "cat", "/elsewhere/attempts"]);
+    assert_eq!(attempts, "attempt\nattempt\n", "it is the same directory, before and after the restart");
+    let refused = carob.kubectl_fails(&["exec", "shared", "-c", "reader", "--", "touch", "/elsewhere/x"]);
+    assert!(refused.contains("Read-only file system"), "{refused}");
+    let mounts = carob.kubectl(&["logs", "shared", "-c", "writer"]);
+    assert!(mounts.contains("tmpfs on /memory type tmpfs") && mounts.contains("size=8192k"), "{mounts}");
+    let full = carob.kubectl_fails(&["exec", "shared", "-c", "writer", "--", "dd", "if=/dev/zero", "of=/memory/f", "bs=1M", "count=9"]);
+    assert!(full.contains("No space left on device"), "{full}");
+    let mode = carob.kubectl(&["exec", "shared", "-c", "reader", "--", "stat", "-c", "%a %u:%g", "/elsewhere"]);
+    assert_eq!(mode, "777 0:0\n");
+
+    let uid = carob.jsonpath("pod/shared", ".metadata.uid");
+    let directory = carob.data_dir().join("pods").join(&uid);
+    assert!(directory.exists());
+    carob.kubectl(&["delete", "pod", "shared", "--now"]);
+    carob_tests::eventually("the pod's directory is gone", || !directory.exists());
+
+    let mut grouped = shell_pod("grouped", "stat -c %a:%u:%g /data; touch /data/file; stat -c %u:%g /data/file");
+    mount(&mut grouped["spec"]["containers"][0], "data", "/data");
+    grouped["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    grouped["spec"]["securityContext"] = json!({"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000});
+    assert_eq!(carob.run_to_end(&grouped), "2777:0:2000\n1000:2000\n");
+}
+
+#[test]
+fn config_maps_secrets_and_the_downward_api_become_files_with_modes_and_follow_changes() {
+    let carob = Carob::start(&["busybox"]);
+    let map = |colour: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"},
+            "data": {"colour": colour, "size": "large"}, "binaryData": {"bytes": "AAEC"},
+        })
+    };
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hidden"}, "stringData": {"password": "x", "user": "me"}});
+    let mut container = shell("main", "sleep 3600");
+    for (name, path) in [("all", "/all"), ("some", "/some"), ("secret", "/secret"), ("pod", "/pod"), ("mixed", "/mixed"), ("maybe", "/maybe")] {
+        mount(&mut container, name, path);
+    }
+    container["volumeMounts"].as_array_mut().expect("mounts").push(json!({"name": "all", "mountPath": "/etc/colour", "subPath": "colour"}));
+    container["resources"] = json!({"limits": {"memory": "32Mi"}});
+    let mut manifest = pod("files", &[container]);
+    manifest["metadata"]["annotations"] = json!({"note": "first"});
+    manifest["spec"]["volumes"] = json!([
+        {"name": "all", "configMap": {"name": "settings"}},
+        {"name": "some", "configMap": {"name": "settings", "defaultMode": 0o640, "items": [
+            {"key": "colour", "path": "deep/colour", "mode": 0o400}, {"key": "size", "path": "size"}]}},
+        {"name": "secret", "secret": {"secretName": "hidden", "defaultMode": 0o400}},
+        {"name": "pod", "downwardAPI": {"items": [
+            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+            {"path": "note", "fieldRef": {"fieldPath": "metadata.annotations['note']"}},
+            {"path": "memory", "resourceFieldRef": {"containerName": "main", "resource": "limits.memory", "divisor": "1Mi"}}]}},
+        {"name": "mixed", "projected": {"sources": [
+            {"configMap": {"name": "settings", "items": [{"key": "size", "path": "size"}]}},
+            {"secret": {"name": "hidden", "items": [{"key": "user", "path": "who/user"}]}},
+            {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}},
+        {"name": "maybe", "configMap": {"name": "nobody", "optional": true}},
+    ]);
+    carob.apply(&list(&[map("red"), secret, manifest]));
+    carob.wait("pod/files", "condition=Ready");
+    let inside = |script: &str| carob.kubectl(&["exec", "files", "--", "sh", "-c", script]);
+    assert_eq!(inside("ls /all; cat /all/colour; hexdump -e '3/1 \"%d \"' /all/bytes"), "bytes\ncolour\nsize\nred0 1 2");
+    assert_eq!(inside("cd /some; find -L . -type f -not -path './..*' | sort; stat -L -c %a deep/colour size"), "./deep/colour\n./size\n400\n640\n");
+    assert_eq!(inside("cat /secret/password /secret/user; stat -L -c %a /secret/password"), "xme400\n");
+    assert_eq!(inside("cat /pod/labels; echo; cat /pod/note; echo; cat /pod/memory"), "app=\"files\"\nfirst\n32");
+    assert_eq!(inside("cat /mixed/size /mixed/who/user /mixed/name; ls -A /maybe"), "largemefiles");
+    assert!(carob.kubectl_fails(&["exec", "files", "--", "touch", "/all/x"]).contains("Read-only file system"));
+
+    carob.apply(&map("blue").to_string());
+    carob.kubectl(&["annotate", "pod", "files", "note=second", "--overwrite"]);
+    carob.kubectl(&["label", "pod", "files", "more=yes"]);
+    carob.until(&["exec", "files", "--", "sh", "-c", "cat /all/colour /some/deep/colour /pod/note"], |seen| seen == "bluebluesecond");
+    carob.until(&["exec", "files", "--", "cat", "/pod/labels"], |seen| seen.contains("more=\"yes\""));
+    assert_eq!(inside("cat /etc/colour"), "red", "a subPath keeps what it was mounted with, as in Kubernetes");
+
+    let mut waiting = shell_pod("waiting", "cat /late/key");
+    mount(&mut waiting["spec"]["containers"][0], "late", "/late");
+    waiting["spec"]["volumes"] = json!([{"name": "late", "configMap": {"name": "late"}}]);
+    carob.apply(&waiting.to_string());
+    carob.wait_event("waiting", "MountVolume.SetUp failed for volume \"late\" : configmap \"late\" not found");
+    assert!(carob.kubectl(&["get", "pod", "waiting"]).contains("ContainerCreating"));
+    carob.kubectl(&["create", "configmap", "late", "--from-literal=key=now"]);
+    carob.wait_phase("waiting", "Succeeded");
+    assert_eq!(carob.kubectl(&["logs", "waiting"]), "now");
+}
+
+#[test]
+fn a_projected_token_is_accepted_by_the_api() {
+    let carob = Carob::start(&["python"]);
+    carob.kubectl(&["create", "serviceaccount", "robot"]);
+    let script = r#"
+import json, ssl, urllib.request, urllib.error, os, time
+base = "/var/run/secrets/kubernetes.io/serviceaccount/"
+def ask(path, token, body=None):
+    url = "https://%s:%s%s" % (os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"], path)
+    request = urllib.request.Request(url, data=body and json.dumps(body).encode(), headers={"Authorization": "Bearer " + token, "Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=base + "ca.crt"), timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+token = open(base + "token").read()
+status, answer = ask("/apis/authentication.k8s.io/v1/selfsubjectreviews", token, review)
+print(status, answer["status"]["userInfo"]["username"], answer["status"]["userInfo"]["extra"]["authentication.kubernetes.io/pod-name"])
+print(ask("/api/v1/namespaces/default/secrets", token)[1]["message"])
+print(ask("/apis/authentication.k8s.io/v1/selfsubjectreviews", token + "x", review)[0])
+other = open("/other/token").read()
+status, answer = ask("/apis/authentication.k8s.io/v1/selfsubjectreviews", other, review)
+print(status)
+print(open(base + "namespace").read())
+"#;
+    let mut manifest = pod(
+        "caller",
+        &[json!({"name": "main", "image": "python", "imagePullPolicy": "IfNotPresent", "command": ["python3", "-c", script],
+                 "volumeMounts": [{"name": "other", "mountPath": "/other"}]})],
+    );
+    manifest["spec"]["serviceAccountName"] = json!("robot");
+    manifest["spec"]["volumes"] = json!([{"name": "other", "projected": {"sources": [
+        {"serviceAccountToken": {"path": "token", "audience": "someone-else", "expirationSeconds": 600}}]}}]);
+    let printed = carob.run_to_end(&manifest);
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "201 system:serviceaccount:default:robot ['caller']",
+            "secrets is forbidden: User \"system:serviceaccount:default:robot\" cannot list resource \"secrets\" in API group \"\" in the namespace \"default\"",
+            "401",
+            "401",
+            "default",
+        ],
+        "the token is known, allowed little, and neither a forged one nor one for others is taken"
+    );
+    let mut without = shell_pod("without", "true");
+    without["spec"]["containers"][0]["image"] = json!("python");
+    without["spec"]["containers"][0]["command"] = json!(["sh", "-c", "ls /var/run/secrets 2>&1; true"]);
+    without["spec"]["automountServiceAccountToken"] = json!(false);
+    assert!(carob.run_to_end(&without).contains("No such file or directory"));
+    let token = carob.kubectl(&["create", "token", "robot"]);
+    let whoami = carob.kubectl(&["--token", token.trim(), "auth", "whoami"]);
+    assert!(!whoami.is_empty());
+}
+
+#[test]
+fn host_paths_and_sub_paths_stay_inside_what_was_mounted() {
+    let carob = Carob::start(&["busybox"]);
+    let host = carob.path("host");
+    fs::create_dir_all(host.join("below")).expect("a folder");
+    fs::write(host.join("below/file"), "of the machine").expect("a file");
+    std::os::unix::fs::symlink("/etc", host.join("escape")).expect("a link");
+    let host = host.to_string_lossy().into_owned();
+
+    let mut usual = shell_pod("usual", "cat /host/below/file; echo back > /host/written; cat /sub/file; cat /one; [ -d /made ] && echo made");
+    usual["spec"]["containers"][0]["volumeMounts"] = json!([
+        {"name": "host", "mountPath": "/host"},
+        {"name": "host", "mountPath": "/sub", "subPath": "below", "readOnly": true},
+        {"name": "host", "mountPath": "/one", "subPath": "below/file"},
+        {"name": "made", "mountPath": "/made"},
+    ]);
+    usual["spec"]["volumes"] = json!([
+        {"name": "host", "hostPath": {"path": host, "type": "Directory"}},
+        {"name": "made", "hostPath": {"path": format!("{host}/made"), "type": "DirectoryOrCreate"}},
+    ]);
+    assert_eq!(carob.run_to_end(&usual), "of the machineof the machineof the machinemade\n");
+    assert_eq!(fs::read_to_string(format!("{host}/written")).expect("the pod wrote it"), "back\n");
+    assert!(fs::metadata(format!("{host}/made")).is_ok_and(|made| made.is_dir()));
+
+    let mut wrong = shell_pod("wrong", "true");
+    mount(&mut wrong["spec"]["containers"][0], "host", "/host");
+    wrong["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": format!("{host}/nothing"), "type": "Directory"}}]);
+    let mut escaping = shell_pod("escaping", "cat /sub/passwd; ls /sub");
+    escaping["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "host", "mountPath": "/sub", "subPath": "escape"}]);
+    escaping["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": host}}]);
+    // What the first container puts into a shared volume doesn't lead the second one out of it.
+    let mut planted = pod("planted", &[shell("main", "ls /sub; cat /sub/shadow")]);
+    let mut planter = shell("planter", "ln -s /etc /data/link");
+    mount(&mut planter, "data", "/data");
+    planted["spec"]["initContainers"] = json!([planter]);
+    planted["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/sub", "subPath": "link"}]);
+    planted["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    carob.apply(&list(&[wrong, escaping, planted]));
+    carob.wait_event("wrong", "hostPath type check failed");
+    for name in ["escaping", "planted"] {
+        carob.wait_event(name, "failed to prepare subPath for volumeMount");
+        assert!(carob.kubectl(&["get", "pod", name]).contains("CreateContainerConfigError"));
+    }
+    let refused = carob.pipe(&["create", "-f", "-"], &{
+        let mut dots = shell_pod("dots", "true");
+        dots["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/d", "subPath": "a/../../b"}]);
+        dots["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        dots.to_string()
+    });
+    assert!(carob_tests::text(&refused).contains("spec.containers[0].volumeMounts.subPath: Invalid value: \"a/../../b\": must not contain '..'"));
+}
