@@ -86,7 +86,8 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
         controller.cluster.synced().await;
         let work = move |key| {
             let controller = Arc::clone(&controller);
-            async move { controller.reconcile(key).await }
+            // The future is large: kept out of the worker's own.
+            async move { Box::pin(controller.reconcile(key)).await }
         };
         queue.run("deployment", workers, stop, work).await;
     });
@@ -96,7 +97,7 @@ impl Controller {
     async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(deployment) = self.cluster.deployments.get(&key) else { return Ok(None) };
         let sets = self.claim(&deployment, &key).await?;
-        let mut rollout = Rollout::new(deployment, sets);
+        let mut rollout = Rollout::new(deployment, &sets);
         let spec = rollout.deployment.spec.clone().unwrap_or_default();
         if rollout.deployment.metadata.deletion_timestamp.is_some() {
             return self.report(&rollout).await;
@@ -135,10 +136,9 @@ impl Controller {
                 && !ending
                 && controller_of(&set.metadata).is_none()
                 && set.metadata.deletion_timestamp.is_none()
+                && ownership::adopt(&self.cluster.client, deployment, &*set, None).await?
             {
-                if ownership::adopt(&self.cluster.client, deployment, &*set, None).await? {
-                    own.push(set);
-                }
+                own.push(set);
             }
         }
         own.sort_by_key(|set| (created(set), set.metadata.name.clone()));
@@ -179,7 +179,7 @@ impl Controller {
 }
 
 impl Rollout {
-    fn new(deployment: Arc<Deployment>, sets: Vec<Arc<ReplicaSet>>) -> Self {
+    fn new(deployment: Arc<Deployment>, sets: &[Arc<ReplicaSet>]) -> Self {
         let template = deployment.spec.as_ref().map(|spec| history::comparable(Some(&spec.template)));
         let of_template = |set: &ReplicaSet| {
             Some(history::comparable(set.spec.as_ref().and_then(|spec| spec.template.as_ref()))) == template

@@ -17,6 +17,9 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(600);
 /// Events that are remembered for counting, for each controller.
 const REMEMBERED: usize = 1024;
 
+/// What was being done, for the reasons with which Kubernetes says so: the scheduler's.
+const ACTIONS: [(&str, &str); 2] = [("FailedScheduling", "Scheduling"), ("Scheduled", "Binding")];
+
 /// Publishes events. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Recorder {
@@ -73,6 +76,7 @@ impl Voice {
             },
             involved_object: about,
             type_: Some(type_.to_owned()),
+            action: ACTIONS.iter().find(|(of, _)| *of == reason).map(|(_, action)| (*action).to_owned()),
             reason: Some(reason.to_owned()),
             message: Some(note),
             count: Some(count),

@@ -60,7 +60,9 @@ pub(crate) fn start(
             News::Gone(uid, _) => graph.remove(*uid),
         };
         drop(graph);
-        tasks.into_iter().for_each(|task| queue.add(task));
+        for task in tasks {
+            queue.add(task);
+        }
     });
     let workers = options.workers;
     let (stop, inventory) = (stop.clone(), inventory.clone());
@@ -108,7 +110,9 @@ impl Collector {
         if blocking.is_empty() {
             return self.take_off(node, live, FOREGROUND).await;
         }
-        pending.into_iter().for_each(|dependent| self.queue.add(Task::Judge(dependent)));
+        for dependent in pending {
+            self.queue.add(Task::Judge(dependent));
+        }
         Ok(())
     }
 
@@ -207,11 +211,11 @@ impl Collector {
         let owner = kinds::api(&self.cluster.client, kind, namespace).get_metadata_opt(&reference.name).await?;
         let owner = owner.filter(|owner| owner.metadata.uid.as_deref() == Some(&reference.uid));
         if owner.is_none() && self.graph().exists(Uid::parse(&reference.uid)) {
-            let note = format!(
+            let text = format!(
                 "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
                 reference.api_version, reference.kind, node.namespace, reference.name, reference.uid, node.namespace
             );
-            self.voice.publish(about(node, live), "Warning", "OwnerRefInvalidNamespace", note);
+            self.voice.publish(about(node, live), "Warning", "OwnerRefInvalidNamespace", text);
         }
         Ok(owner.map(|owner| waits(&owner.metadata)))
     }

@@ -121,7 +121,9 @@ where
                 }
                 Ok(watcher::Event::InitDone) => {
                     let gone: Vec<Key> = self.objects().keys().filter(|key| !listed.contains(key)).cloned().collect();
-                    gone.iter().for_each(|key| self.remove(key));
+                    for key in &gone {
+                        self.remove(key);
+                    }
                     self.shared.synced.send_replace(true);
                 }
                 Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watching again"),

@@ -64,7 +64,9 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
         if let (Some(job), None) = (change.old, change.new) {
             let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
             let own = pods.list_in(namespace, |pod| is_controlled_by(&pod.metadata, &**job));
-            own.iter().for_each(|pod| masterless.add(Key::of(&**pod)));
+            for pod in &own {
+                masterless.add(Key::of(&**pod));
+            }
         }
     });
     let (watching, jobs, masterless) = (Arc::clone(&controller), queue.clone(), orphans.clone());
@@ -112,7 +114,9 @@ impl Controller {
         }
         if controller.is_none() && is_active(pod) {
             let could_adopt = self.cluster.jobs.list_in(namespace, |job| selector(job).matches(&pod.metadata));
-            could_adopt.iter().for_each(|job| jobs.add(Key::of(&**job)));
+            for job in &could_adopt {
+                jobs.add(Key::of(&**job));
+            }
         }
     }
 

@@ -118,10 +118,9 @@ impl Controller {
                 && controller_of(&pod.metadata).is_none()
                 && is_active(&pod)
                 && set.metadata.deletion_timestamp.is_none()
+                && ownership::adopt(&self.cluster.client, set, &*pod, None).await?
             {
-                if ownership::adopt(&self.cluster.client, set, &*pod, None).await? {
-                    own.push(pod);
-                }
+                own.push(pod);
             }
         }
         Ok(own)
@@ -254,7 +253,7 @@ pub(crate) fn count_ready(pods: &[Arc<Pod>], min_ready: Duration) -> (usize, usi
         if passed >= min_ready {
             available += 1;
         } else {
-            let left = min_ready - passed;
+            let left = min_ready.saturating_sub(passed);
             again = Some(again.map_or(left, |soonest| soonest.min(left)));
         }
     }

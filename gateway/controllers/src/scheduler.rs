@@ -145,7 +145,9 @@ impl Scheduler {
     /// Looks again at the pods that found no room.
     fn try_waiting(&self, queue: &Queue<Key>) {
         let waiting: Vec<Key> = self.unschedulable().drain().collect();
-        waiting.into_iter().for_each(|key| queue.add(key));
+        for key in waiting {
+            queue.add(key);
+        }
     }
 
     async fn schedule(&self, key: Key) -> Result<Again, kube::Error> {
@@ -229,8 +231,8 @@ impl Scheduler {
                 _ => Err(error),
             };
         }
-        let note = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
-        self.voice.normal(pod, "Scheduled", note);
+        let text = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
+        self.voice.normal(pod, "Scheduled", text);
         Ok(None)
     }
 

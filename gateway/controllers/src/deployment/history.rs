@@ -73,7 +73,8 @@ impl Controller {
         }
         let patch = json!({"metadata": {"annotations": {REVISION: text}}});
         let (api, name) = self.api(&rollout.deployment);
-        match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        // Through the status: there annotations may change without it counting as a change of what is wanted.
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(deployment) => {
                 self.cluster.deployments.learn(deployment.clone());
                 // One that was changed meanwhile is looked at anew; what is known here is of the older one.

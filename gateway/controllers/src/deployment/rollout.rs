@@ -172,11 +172,7 @@ mod tests {
                 let now = rollout(replicas, surge, unavailable, (new, new), &old.iter().map(|n| (*n, *n)).collect::<Vec<_>>());
                 let floor = (replicas - now.unavailable()).min(new + old.iter().sum::<i32>());
                 let size = now.new_size(new);
-                if size != new {
-                    prop_assert!(size <= replicas);
-                    prop_assert!(size < new || size + old.iter().sum::<i32>() <= replicas + now.surge());
-                    new = size;
-                } else {
+                if size == new {
                     let sizes = now.old_sizes();
                     if sizes.is_empty() { break; }
                     for (set, size) in sizes {
@@ -184,6 +180,10 @@ mod tests {
                         old[index] = size;
                     }
                     prop_assert!(new + old.iter().sum::<i32>() >= floor);
+                } else {
+                    prop_assert!(size <= replicas);
+                    prop_assert!(size < new || size + old.iter().sum::<i32>() <= replicas + now.surge());
+                    new = size;
                 }
                 steps += 1;
                 prop_assert!(steps < 100, "no end: new {}, old {:?}", new, old);

@@ -193,6 +193,8 @@ mod tests {
         kinds::by_group_kind("", "ConfigMap").unwrap()
     }
 
+    // A literal object reads better as an argument by value.
+    #[allow(clippy::needless_pass_by_value)]
     fn meta(name: &str, more: Value) -> ObjectMeta {
         let mut meta = json!({"name": name, "namespace": "n", "uid": name});
         json_patch::merge(&mut meta, &more);

@@ -108,10 +108,10 @@ impl Controller {
     /// Takes the finalizer off pods; the uids of those that have none now. A pod that has changed meanwhile is left for the
     /// look that the change leads to.
     pub(super) async fn untrack(&self, pods: &[Arc<Pod>]) -> Result<HashSet<String>, kube::Error> {
-        let frees = pods.iter().filter(|pod| is_tracked(pod)).map(|pod| self.free(pod));
+        let attempts = pods.iter().filter(|pod| is_tracked(pod)).map(|pod| self.free(pod));
         let mut freed = HashSet::new();
         let mut failure = None;
-        for outcome in join_all(frees).await {
+        for outcome in join_all(attempts).await {
             match outcome {
                 Ok(uid) => freed.extend(uid),
                 Err(error) => failure = Some(error),

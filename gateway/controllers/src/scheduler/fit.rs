@@ -9,12 +9,18 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::requests::Requests;
 
-/// What of a node decides about pods: other changes (heartbeats) need no second look.
-pub(super) fn schedulable_part(
-    node: &Node,
-) -> (Option<BTreeMap<String, String>>, Option<NodeSpec>, Option<BTreeMap<String, Quantity>>) {
+/// What of a node decides about pods.
+#[derive(PartialEq)]
+pub(super) struct Facts {
+    labels: Option<BTreeMap<String, String>>,
+    spec: Option<NodeSpec>,
+    allocatable: Option<BTreeMap<String, Quantity>>,
+}
+
+/// The facts of a node: changes of anything else (heartbeats) need no second look.
+pub(super) fn schedulable_part(node: &Node) -> Facts {
     let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone());
-    (node.metadata.labels.clone(), node.spec.clone(), allocatable)
+    Facts { labels: node.metadata.labels.clone(), spec: node.spec.clone(), allocatable }
 }
 
 /// How well the pod fits (more is better), or everything that is in the way, in Kubernetes' words.
@@ -124,6 +130,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    // A literal object reads better as an argument by value.
+    #[allow(clippy::needless_pass_by_value)]
     fn node(more: Value) -> Node {
         let mut node = json!({
             "metadata": {"name": "n", "labels": {"disk": "ssd", "cores": "4"}},
@@ -133,6 +141,8 @@ mod tests {
         serde_json::from_value(node).unwrap()
     }
 
+    // A literal object reads better as an argument by value.
+    #[allow(clippy::needless_pass_by_value)]
     fn fits(spec: Value, node: &Node, taken: &Value) -> Result<i128, Vec<String>> {
         let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
         let taken = Requests::read(serde_json::from_value::<Option<_>>(taken.clone()).unwrap().as_ref());

@@ -1,5 +1,5 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::cluster::{self, Cluster, object, until_one};
@@ -30,7 +30,7 @@ async fn a_pod_waits_with_the_reason_and_is_placed_when_room_appears() {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     nodes.create(&PostParams::default(), &object(node.clone())).await.unwrap();
     let ready = json!({"status": {"allocatable": node["status"]["allocatable"], "conditions": [{"type": "Ready", "status": "True"}]}});
-    nodes.patch_status("n", &Default::default(), &kube::api::Patch::Merge(ready)).await.unwrap();
+    nodes.patch_status("n", &PatchParams::default(), &kube::api::Patch::Merge(ready)).await.unwrap();
     until_one(&cluster.api(), "first", is_placed).await;
     pod(&cluster, "second", "1").await;
     let waiting = "0/1 nodes are available: 1 Insufficient cpu.";
