@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig};
+use carob_image::{Images, RegistryConfig};
 use carob_network::Network;
 use carob_sandbox::{Runtime, RuntimeConfig};
 use nix::errno::Errno;
@@ -45,6 +46,7 @@ pub async fn run(options: Options) -> Result<()> {
     if pods.exists() {
         std::fs::remove_dir_all(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
     }
+    release_images(&dir).await.context("cannot release the containers' images")?;
     println!("stopped; objects, images and the ledger stay in {}", dir.root().display());
     Ok(())
 }
@@ -65,6 +67,18 @@ async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Re
         bail!("{stuck} containers did not end");
     }
     runtime.shutdown().await.context("cannot end the spawner")
+}
+
+/// No container is left: images that only they kept can be removed from here on.
+async fn release_images(dir: &DataDir) -> Result<(), carob_image::Error> {
+    if !dir.images().exists() {
+        return Ok(());
+    }
+    let images = Images::open(&dir.images(), RegistryConfig::default())?;
+    for container in images.holders().await? {
+        images.release(&container).await?;
+    }
+    images.collect_garbage().await.map(drop)
 }
 
 /// Ends a gateway that runs on the directory, and keeps others out.
