@@ -110,6 +110,10 @@ impl Actor {
             self.writer.written.send_replace(self.writer.changed);
             return;
         }
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            // The scheduler counts it no more as soon as it sees this, and may send the next pod at once.
+            self.ctx.admission.release(&self.uid);
+        }
         let body = patch(&self.pod, &status);
         self.writer.last = Some(status);
         self.writer.in_flight = true;
