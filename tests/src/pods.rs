@@ -34,5 +34,7 @@ pub fn shell_pod(name: &str, script: &str) -> Value {
 
 /// Several objects to apply at once: YAML documents, one below the other.
 pub fn list(items: &[Value]) -> String {
-    items.iter().map(|item| format!("---\n{item}\n")).collect()
+    let documents: Vec<String> = items.iter().map(Value::to_string).collect();
+    // The first line tells kubectl that it is YAML.
+    format!("---\n{}\n", documents.join("\n---\n"))
 }

@@ -41,7 +41,10 @@ impl Proxy {
         // 1.0, so that the answer comes whole and unchunked.
         let mut head = format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            head += name;
+            head += ": ";
+            head += value;
+            head += "\r\n";
         }
         head.push_str("\r\n");
         stream.write_all(head.as_bytes()).expect("the request is sent");

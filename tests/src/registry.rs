@@ -48,7 +48,9 @@ impl Registry {
         if password {
             let users = dir.path().join("htpasswd");
             std::fs::write(&users, HTPASSWD).expect("the users are written");
-            text += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", users.display());
+            text += "auth:\n  htpasswd:\n    realm: test\n    path: ";
+            text += &users.to_string_lossy();
+            text += "\n";
         }
         let log = std::fs::File::create(dir.path().join("access.log")).expect("a log file");
         std::fs::write(&config, text).expect("the configuration is written");

@@ -105,9 +105,7 @@ fn collect(mut from: impl Read + Send + 'static, into: &Arc<Mutex<String>>) {
     std::thread::spawn(move || {
         let mut block = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut block) {
-            into.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_str(&String::from_utf8_lossy(&block[..count]));
+            into.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&block[..count]));
         }
     });
 }

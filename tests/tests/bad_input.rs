@@ -20,7 +20,10 @@ fn invalid_objects_are_refused_with_every_cause_and_its_field() {
     let answer = proxy.post(PODS, &pod.to_string());
     let status = answer.json();
     assert_eq!(answer.status, 422, "{status}");
-    assert_eq!((&status["kind"], &status["apiVersion"], &status["status"]), (&json!("Status"), &json!("v1"), &json!("Failure")));
+    assert_eq!(
+        (&status["kind"], &status["apiVersion"], &status["status"]),
+        (&json!("Status"), &json!("v1"), &json!("Failure"))
+    );
     assert_eq!((&status["reason"], &status["code"]), (&json!("Invalid"), &json!(422)));
     assert_eq!(
         (&status["details"]["name"], &status["details"]["kind"]),
@@ -45,11 +48,23 @@ fn invalid_objects_are_refused_with_every_cause_and_its_field() {
     let message = status["message"].as_str().expect("a message");
     assert!(message.starts_with("Pod \"Upper_Case\" is invalid: [metadata.name: Invalid value: \"Upper_Case\": a lowercase RFC 1123 subdomain must consist of"), "{message}");
     assert!(message.contains("spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\""), "{message}");
-    assert!(message.contains("spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"), "{message}");
+    assert!(
+        message.contains(
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"
+        ),
+        "{message}"
+    );
 
     // The same through kubectl, as a person sees it.
-    let refused = carob.pipe(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "-"}}).to_string());
-    assert!(text(&refused).starts_with("The ConfigMap \"-\" is invalid: metadata.name: Invalid value: \"-\""), "{}", text(&refused));
+    let refused = carob.pipe(
+        &["apply", "-f", "-"],
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "-"}}).to_string(),
+    );
+    assert!(
+        text(&refused).starts_with("The ConfigMap \"-\" is invalid: metadata.name: Invalid value: \"-\""),
+        "{}",
+        text(&refused)
+    );
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "mismatch"},
         "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "c"}}, "spec": {"containers": [tools("main", &[])]}}},
@@ -65,7 +80,12 @@ fn invalid_objects_are_refused_with_every_cause_and_its_field() {
     carob.apply(&shell_pod("fixed", "sleep 1").to_string());
     let changed = shell_pod("fixed", "sleep 2");
     let refused = carob.pipe(&["apply", "-f", "-"], &changed.to_string());
-    assert!(text(&refused).contains("spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`"), "{}", text(&refused));
+    assert!(
+        text(&refused)
+            .contains("spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`"),
+        "{}",
+        text(&refused)
+    );
     carob.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "frozen"}, "data": {"a": "b"}, "immutable": true}).to_string());
     let refused = carob.kubectl_fails(&["patch", "cm", "frozen", "-p", r#"{"data": {"a": "c"}}"#]);
     assert!(refused.contains("data: Forbidden: field is immutable when `immutable` is set"), "{refused}");
@@ -84,8 +104,14 @@ fn unknown_and_doubled_fields_are_treated_as_field_validation_says() {
     let status = strict.json();
     assert_eq!(status["reason"], "BadRequest");
     let message = status["message"].as_str().expect("a message");
-    assert!(message.starts_with("ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: "), "{message}");
-    assert!(message.contains("unknown field \"metadata.colour\"") && message.contains("duplicate field \"data\""), "{message}");
+    assert!(
+        message.starts_with("ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: "),
+        "{message}"
+    );
+    assert!(
+        message.contains("unknown field \"metadata.colour\"") && message.contains("duplicate field \"data\""),
+        "{message}"
+    );
     let warned = send("warned", "?fieldValidation=Warn");
     assert_eq!(warned.status, 201, "{warned:?}");
     let mut warnings = warned.warnings();
@@ -103,24 +129,45 @@ fn unknown_and_doubled_fields_are_treated_as_field_validation_says() {
     let refused = text(&carob.pipe(&["apply", "-f", "-"], &pod.to_string()));
     assert!(refused.contains("strict decoding error: unknown field \"spec.containers[0].comand\""), "{refused}");
     let taken = text(&carob.pipe(&["apply", "--validate=warn", "-f", "-"], &pod.to_string()));
-    assert!(taken.contains("Warning: unknown field \"spec.containers[0].comand\"") && taken.contains("pod/typo created"), "{taken}");
-    let wrong = proxy.post(PODS, &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": "none"}}).to_string());
+    assert!(
+        taken.contains("Warning: unknown field \"spec.containers[0].comand\"") && taken.contains("pod/typo created"),
+        "{taken}"
+    );
+    let wrong = proxy.post(
+        PODS,
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": "none"}})
+            .to_string(),
+    );
     assert_eq!(wrong.status, 400);
-    assert!(wrong.body.contains("json: cannot unmarshal string into Go struct field PodSpec.spec.containers of type []v1.Container"), "{}", wrong.body);
+    assert!(
+        wrong.body.contains(
+            "json: cannot unmarshal string into Go struct field PodSpec.spec.containers of type []v1.Container"
+        ),
+        "{}",
+        wrong.body
+    );
 }
 
 #[test]
 fn bodies_that_are_too_large_broken_or_of_another_kind_have_their_codes() {
     let carob = Carob::start(&[]);
     let proxy = Proxy::start(&carob);
-    let map = |name: &str, size: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "x".repeat(size)}}).to_string();
+    let map = |name: &str, size: usize| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "x".repeat(size)}})
+            .to_string()
+    };
     let reason = |answer: &carob_tests::proxy::Answer| answer.json()["reason"].as_str().unwrap_or_default().to_owned();
 
     let large = proxy.post(MAPS, &map("large", 3 << 20));
     assert_eq!((large.status, reason(&large).as_str()), (413, "RequestEntityTooLarge"), "{}", large.body);
     assert!(large.body.contains("limit is 3145728"), "{}", large.body);
     let much = proxy.post(MAPS, &map("much", 2 << 20));
-    assert_eq!((much.status, reason(&much).as_str()), (422, "Invalid"), "a ConfigMap has a limit of its own: {}", much.body);
+    assert_eq!(
+        (much.status, reason(&much).as_str()),
+        (422, "Invalid"),
+        "a ConfigMap has a limit of its own: {}",
+        much.body
+    );
     assert!(much.body.contains("Too long: may not be more than 1048576 bytes"), "{}", much.body);
     assert_eq!(proxy.post(MAPS, &map("fits", 900 << 10)).status, 201);
 
@@ -135,7 +182,11 @@ fn bodies_that_are_too_large_broken_or_of_another_kind_have_their_codes() {
     assert_eq!(empty.status, 400, "{}", empty.body);
     let other = with("application/xml", "<a/>");
     assert_eq!((other.status, reason(&other).as_str()), (415, "UnsupportedMediaType"), "{}", other.body);
-    assert!(other.body.contains("the body of the request was in an unknown format - accepted media types include"), "{}", other.body);
+    assert!(
+        other.body.contains("the body of the request was in an unknown format - accepted media types include"),
+        "{}",
+        other.body
+    );
     let patched = proxy.send("PATCH", &format!("{MAPS}/yaml"), &[("content-type", "application/json")], b"{}");
     assert_eq!(patched.status, 415, "{}", patched.body);
     let refused = proxy.send("GET", MAPS, &[("accept", "application/xml")], b"");
@@ -143,9 +194,18 @@ fn bodies_that_are_too_large_broken_or_of_another_kind_have_their_codes() {
     let mismatch = proxy.post(MAPS, &shell_pod("pod", "true").to_string());
     assert_eq!(mismatch.status, 400, "{}", mismatch.body);
     assert!(mismatch.body.contains("Pod in version \\\"v1\\\" cannot be handled as a ConfigMap"), "{}", mismatch.body);
-    let elsewhere = proxy.post(MAPS, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "other"}}).to_string());
+    let elsewhere = proxy.post(
+        MAPS,
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "other"}}).to_string(),
+    );
     assert_eq!(elsewhere.status, 400);
-    assert!(elsewhere.body.contains("the namespace of the provided object does not match the namespace sent on the request"), "{}", elsewhere.body);
+    assert!(
+        elsewhere
+            .body
+            .contains("the namespace of the provided object does not match the namespace sent on the request"),
+        "{}",
+        elsewhere.body
+    );
 
     for (method, path, code, reason) in [
         ("GET", "/api/v1/namespaces/default/pods/nobody", 404, "NotFound"),
@@ -180,7 +240,10 @@ fn a_field_that_is_not_carried_out_is_named_in_a_warning() {
     pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 8099}]);
     let printed = carob.apply(&pod.to_string());
     for field in ["spec.subdomain", "spec.topologySpreadConstraints", "spec.containers[0].ports[0].hostPort"] {
-        assert!(printed.lines().any(|line| line.starts_with("Warning: ") && line.contains(field)), "{field}: {printed}");
+        assert!(
+            printed.lines().any(|line| line.starts_with("Warning: ") && line.contains(field)),
+            "{field}: {printed}"
+        );
     }
     assert!(printed.contains("pod/hopeful created"), "{printed}");
     let plain = carob.apply(&shell_pod("plain", "true").to_string());

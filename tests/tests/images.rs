@@ -53,7 +53,10 @@ fn images_are_pulled_by_tag_and_digest_once_for_all_who_want_them() {
     carob.wait_event("p0", &format!("Successfully pulled image \"{image}\" in "));
 
     let by_digest = format!("{host}/web/nginx@{digest}");
-    carob.apply(&list(&[using("digest", &by_digest, "Always"), using("latest", &format!("{host}/web/nginx"), "Always")]));
+    carob.apply(&list(&[
+        using("digest", &by_digest, "Always"),
+        using("latest", &format!("{host}/web/nginx"), "Always"),
+    ]));
     carob.wait_phase("digest", "Succeeded");
     carob.wait_phase("latest", "Succeeded");
     for layer in Registry::layers("nginx") {
@@ -61,7 +64,11 @@ fn images_are_pulled_by_tag_and_digest_once_for_all_who_want_them() {
     }
     // Always asks the registry each time; with it gone, that fails, and what is here still runs for the others.
     drop(registry);
-    carob.apply(&list(&[using("again", &image, "Always"), using("here", &image, "IfNotPresent"), using("never", &image, "Never")]));
+    carob.apply(&list(&[
+        using("again", &image, "Always"),
+        using("here", &image, "IfNotPresent"),
+        using("never", &image, "Never"),
+    ]));
     carob.wait_phase("here", "Succeeded");
     carob.wait_phase("never", "Succeeded");
     carob.wait_event("here", &format!("Container image \"{image}\" already present on machine"));
@@ -128,8 +135,11 @@ fn pull_secrets_open_registries_that_ask_for_a_password() {
     let image = format!("{}/private/box:1", registry.host());
     let carob = Carob::start(&[]);
     let secret = |name: &str, password: &str| {
-        let (server, user, password) =
-            (format!("--docker-server={}", registry.host()), format!("--docker-username={USER}"), format!("--docker-password={password}"));
+        let (server, user, password) = (
+            format!("--docker-server={}", registry.host()),
+            format!("--docker-username={USER}"),
+            format!("--docker-password={password}"),
+        );
         carob.kubectl(&["create", "secret", "docker-registry", name, &server, &user, &password]);
     };
     secret("right", PASSWORD);
@@ -154,7 +164,10 @@ fn pull_secrets_open_registries_that_ask_for_a_password() {
     let data_dir = carob.data_dir();
     let pull = |credential: &str| {
         let mut command = Command::new(carob_tests::binary());
-        command.env("CAROB_REGISTRY_CREDENTIAL", credential).args(["image", "pull", &image, "--data-dir"]).arg(&data_dir);
+        command
+            .env("CAROB_REGISTRY_CREDENTIAL", credential)
+            .args(["image", "pull", &image, "--data-dir"])
+            .arg(&data_dir);
         command.output().expect("the binary starts")
     };
     assert!(pull(&format!("{USER}:{PASSWORD}")).status.success());
@@ -172,7 +185,10 @@ fn mirrors_stand_in_for_registries() {
         "images:\n  registries:\n    docker.io: {{mirrors: [\"http://127.0.0.1:1\", \"http://{host}\"]}}\n    registry.invalid: {{mirrors: [\"{host}\"]}}\n"
     );
     let carob = Carob::start_with(&Setup { config: Some(&config), ..Setup::default() });
-    carob.apply(&list(&[using("hub", "box:1", "IfNotPresent"), using("other", "registry.invalid/team/box:1", "IfNotPresent")]));
+    carob.apply(&list(&[
+        using("hub", "box:1", "IfNotPresent"),
+        using("other", "registry.invalid/team/box:1", "IfNotPresent"),
+    ]));
     carob.wait_phase("hub", "Succeeded");
     carob.wait_phase("other", "Succeeded");
     assert!(mirror.fetched(&format!("/v2/library/box/blobs/{}", Registry::layers("busybox")[0])) <= 1);
@@ -213,19 +229,30 @@ fn carob_image_works_beside_a_running_gateway_and_without_one() {
     assert!(done && said.starts_with("docker.io/library/archived:2  sha256:"), "{said}");
     let (done, said) = image(&["pull", &pulled]);
     assert!(done && said.starts_with(&pulled), "{said}");
-    let mut expected =
-        vec![pulled.clone(), "docker.io/library/archived:2".into(), "docker.io/library/from-a-tar:1".into(), "docker.io/library/tools:latest".into()];
+    let mut expected = vec![
+        pulled.clone(),
+        "docker.io/library/archived:2".into(),
+        "docker.io/library/from-a-tar:1".into(),
+        "docker.io/library/tools:latest".into(),
+    ];
     expected.sort();
     let mut listed = names();
     listed.sort();
     assert_eq!(listed, expected);
 
     // The running gateway sees them at once.
-    carob.apply(&list(&[using("a", "from-a-tar:1", "Never"), using("b", "archived:2", "Never"), using("c", &pulled, "Never")]));
+    carob.apply(&list(&[
+        using("a", "from-a-tar:1", "Never"),
+        using("b", "archived:2", "Never"),
+        using("c", &pulled, "Never"),
+    ]));
     for name in ["a", "b", "c"] {
         carob.wait_phase(name, "Succeeded");
     }
-    let mut running = pod("running", &[json!({"name": "main", "image": "archived:2", "imagePullPolicy": "Never", "command": ["sleep", "3600"]})]);
+    let mut running = pod(
+        "running",
+        &[json!({"name": "main", "image": "archived:2", "imagePullPolicy": "Never", "command": ["sleep", "3600"]})],
+    );
     running["spec"]["terminationGracePeriodSeconds"] = json!(0);
     carob.start_pod(&running.to_string(), "running");
     let (done, said) = image(&["rm", "archived:2", &pulled]);
@@ -256,8 +283,11 @@ fn carob_image_works_beside_a_running_gateway_and_without_one() {
 fn docker_archive(work: &Path, name: &str) -> String {
     std::fs::create_dir_all(work).expect("a folder");
     let layout = image_layout("busybox");
-    let read = |digest: &Value| std::fs::read(layout.join("blobs").join(digest.as_str().expect("a digest").replace(':', "/"))).expect("a blob");
-    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).expect("an index")).expect("JSON");
+    let read = |digest: &Value| {
+        std::fs::read(layout.join("blobs").join(digest.as_str().expect("a digest").replace(':', "/"))).expect("a blob")
+    };
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).expect("an index")).expect("JSON");
     let manifest: Value = serde_json::from_slice(&read(&index["manifests"][0]["digest"])).expect("JSON");
     std::fs::write(work.join("config.json"), read(&manifest["config"]["digest"])).expect("written");
     std::fs::create_dir_all(work.join("one")).expect("a folder");
@@ -266,7 +296,13 @@ fn docker_archive(work: &Path, name: &str) -> String {
     let entry = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["one/layer.tar"]}]);
     std::fs::write(work.join("manifest.json"), entry.to_string()).expect("written");
     let archive = work.with_extension("tar");
-    let packed = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(work).args(["manifest.json", "config.json", "one"]).status();
+    let packed = Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(work)
+        .args(["manifest.json", "config.json", "one"])
+        .status();
     assert!(packed.expect("tar").success());
     archive.to_string_lossy().into_owned()
 }

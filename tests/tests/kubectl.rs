@@ -30,7 +30,10 @@ fn objects_are_applied_created_read_in_every_form_and_deleted() {
 
     carob.start_pod(&pod("web", &[tools("main", &["http-server"])]).to_string(), "web");
     let table = carob.kubectl(&["get", "pods"]);
-    assert!(table.starts_with("NAME   READY   STATUS    RESTARTS   AGE\nweb    1/1     Running   0          "), "{table}");
+    assert!(
+        table.starts_with("NAME   READY   STATUS    RESTARTS   AGE\nweb    1/1     Running   0          "),
+        "{table}"
+    );
     let wide = carob.kubectl(&["get", "pods", "-o", "wide"]);
     assert_eq!(
         wide.lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).as_deref(),
@@ -49,16 +52,21 @@ fn objects_are_applied_created_read_in_every_form_and_deleted() {
     let fields = carob.kubectl(&["get", "configmap", "two", "-o", "yaml", "--show-managed-fields"]);
     assert!(fields.contains("manager: kubectl-client-side-apply") && fields.contains("f:data:"), "{fields}");
     assert_eq!(carob.kubectl(&["get", "cm/two", "secret/hidden", "-o", "name"]), "configmap/two\nsecret/hidden\n");
-    let columns =
-        carob.kubectl(&["get", "cm", "-l", "tier in (one,two)", "--sort-by=.data.k", "-o", "custom-columns=N:.metadata.name,K:.data.k"]);
+    let columns = carob.kubectl(&[
+        "get",
+        "cm",
+        "-l",
+        "tier in (one,two)",
+        "--sort-by=.data.k",
+        "-o",
+        "custom-columns=N:.metadata.name,K:.data.k",
+    ]);
     assert_eq!(columns, "N     K\ntwo   2\none   3\n");
     assert_eq!(carob.kubectl(&["get", "cm", "-l", "tier=two", "-o", "name"]), "configmap/two\n");
     assert_eq!(carob.kubectl(&["get", "cm", "--field-selector=metadata.name=one", "-o", "name"]), "configmap/one\n");
     let everywhere = carob.kubectl(&["get", "cm", "-A", "--field-selector=metadata.name=three", "--no-headers"]);
     let namespaces: Vec<_> = everywhere.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(namespaces, ["default", "elsewhere"]);
-    let of_a_list = json!({"apiVersion": "v1", "kind": "List", "items": [config("one", &json!({"k": "3"}))]});
-    assert_eq!(carob.apply(&of_a_list.to_string()), "configmap/one unchanged\n", "as `kubectl get -o yaml` prints several");
     let limited = carob.kubectl(&["get", "cm", "--chunk-size=1", "-o", "name"]);
     assert_eq!(limited.lines().count(), 4, "pages of one, with kube-root-ca.crt: {limited}");
 
@@ -117,7 +125,8 @@ fn a_watch_shows_each_change_in_order_and_wait_ends_on_conditions() {
     let gone = Running::start(carob.kubectl_command().args(["wait", "--for=delete", "pod/short", "--timeout=60s"]));
     carob.kubectl(&["delete", "pod", "short"]);
     gone.expect("condition met");
-    let never = carob.kubectl_fails(&["wait", "--for=condition=Ready", "node", "--all=true", "--timeout=0s", "-l", "a=b"]);
+    let never =
+        carob.kubectl_fails(&["wait", "--for=condition=Ready", "node", "--all=true", "--timeout=0s", "-l", "a=b"]);
     assert!(never.contains("no matching resources found"), "{never}");
 }
 
@@ -143,17 +152,23 @@ fn objects_are_edited_patched_labelled_and_annotated() {
     let data = carob.get(&["cm", "subject"])["data"].clone();
     assert_eq!(data, json!({"a": "strategic", "c": "merged", "d": "merged"}));
     let failed = text(&patch("json", r#"[{"op": "test", "path": "/data/a", "value": "other"}]"#));
-    assert!(failed.contains("the server rejected our request due to an error in our request") || failed.contains("test"), "{failed}");
+    assert!(
+        failed.contains("the server rejected our request due to an error in our request") || failed.contains("test"),
+        "{failed}"
+    );
     let unchanged = text(&patch("merge", r#"{"data": {"c": "merged"}}"#));
     assert_eq!(unchanged, "configmap/subject patched (no change)\n");
 
     // A strategic patch merges lists by their keys.
-    carob.apply(&json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "lists"},
-        "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
-            "metadata": {"labels": {"a": "b"}},
-            "spec": {"containers": [{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]}}},
-    }).to_string());
+    carob.apply(
+        &json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "lists"},
+            "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "one", "image": "i"}, {"name": "two", "image": "i"}]}}},
+        })
+        .to_string(),
+    );
     carob.kubectl(&[
         "patch", "deployment", "lists", "-p",
         r#"{"spec": {"template": {"spec": {"containers": [{"name": "two", "image": "new"}, {"name": "one", "$patch": "delete"}]}}}}"#,
@@ -181,7 +196,11 @@ fn objects_are_edited_patched_labelled_and_annotated() {
     carob.kubectl(&["annotate", "cm", "subject", "note-"]);
     stale["data"]["a"] = json!("stale");
     let conflict = carob.pipe(&["replace", "-f", "-"], &stale.to_string());
-    assert!(text(&conflict).contains("the object has been modified; please apply your changes to the latest version"), "{}", text(&conflict));
+    assert!(
+        text(&conflict).contains("the object has been modified; please apply your changes to the latest version"),
+        "{}",
+        text(&conflict)
+    );
 }
 
 #[test]
@@ -219,7 +238,8 @@ fn server_side_apply_keeps_owners_apart_and_dry_runs_change_nothing() {
 fn describe_shows_objects_with_their_events() {
     let carob = Carob::start(&["tools"]);
     let mut manifest = pod("web", &[tools("main", &["http-server"])]);
-    manifest["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"memory": "32Mi"}});
+    manifest["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"memory": "32Mi"}});
     manifest["spec"]["containers"][0]["env"] = json!([{"name": "COLOUR", "value": "red"}]);
     carob.start_pod(&manifest.to_string(), "web");
     carob.until(&["describe", "pod", "web"], |seen| {
@@ -271,7 +291,10 @@ fn the_api_describes_itself() {
     }
     assert!(carob.kubectl(&["api-versions"]).lines().any(|line| line == "apps/v1"));
     let field = carob.kubectl(&["explain", "pod.spec.containers.resources.limits"]);
-    assert!(field.contains("FIELD: limits <map[string]Quantity>") && field.contains("maximum amount of compute"), "{field}");
+    assert!(
+        field.contains("FIELD: limits <map[string]Quantity>") && field.contains("maximum amount of compute"),
+        "{field}"
+    );
     let tree = carob.kubectl(&["explain", "deployment", "--recursive"]);
     assert!(tree.contains("GROUP:      apps") && tree.contains("maxSurge\t<IntOrString>"), "{tree}");
     assert!(carob.kubectl_fails(&["explain", "pod.spec.nonsense"]).contains("field \"nonsense\" does not exist"));
@@ -281,8 +304,6 @@ fn the_api_describes_itself() {
     assert_eq!(version["serverVersion"]["major"], "1");
     let raw: Value = serde_json::from_str(&carob.kubectl(&["get", "--raw", "/version"])).expect("JSON");
     assert_eq!(raw["gitVersion"], version["serverVersion"]["gitVersion"]);
-    let info = carob.kubectl(&["cluster-info"]);
-    assert!(info.contains("Kubernetes control plane") && info.contains(&format!("https://127.0.0.1:{}", carob.port())), "{info}");
     assert_eq!(carob.kubectl(&["get", "--raw", "/readyz"]), "ok");
     let v2: Value = serde_json::from_str(&carob.kubectl(&["get", "--raw", "/openapi/v2"])).expect("JSON");
     assert_eq!(v2["swagger"], "2.0");
@@ -303,18 +324,22 @@ fn kubectl_1_35_works_as_well() {
     carob.use_kubectl(kubectl_of(35));
     let version: Value = serde_json::from_str(&carob.kubectl(&["version", "-o", "json"])).expect("JSON");
     assert_eq!(version["clientVersion"]["minor"], "35");
-    carob.apply(&json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
-        "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {
-            "metadata": {"labels": {"app": "web"}},
-            "spec": {"containers": [{
-                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-c", "echo begun; trap 'exit 0' TERM; while :; do sleep 0.1; done"]}]}}},
-    }).to_string());
+    carob.apply(
+        &json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{
+                    "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+                    "command": ["sh", "-c", "echo begun; trap 'exit 0' TERM; while :; do sleep 0.1; done"]}]}}},
+        })
+        .to_string(),
+    );
     carob.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     carob.kubectl(&["scale", "deployment/web", "--replicas=2"]);
     carob.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-    let logs = carob.until(&["logs", "deployment/web", "--all-pods", "--prefix"], |seen| seen.matches("begun").count() == 2);
+    let logs =
+        carob.until(&["logs", "deployment/web", "--all-pods", "--prefix"], |seen| seen.matches("begun").count() == 2);
     assert!(logs.contains("[pod/web-"), "{logs}");
     assert_eq!(carob.kubectl(&["exec", "deployment/web", "--", "echo", "hello"]), "hello\n");
     assert_eq!(text(&carob.pipe(&["exec", "-i", "deployment/web", "--", "cat"], "through")), "through");
@@ -329,4 +354,24 @@ fn kubectl_1_35_works_as_well() {
     assert!(carob.kubectl(&["get", "deployments"]).contains("web    2/2     2            2"));
     carob.kubectl(&["delete", "deployment/web", "--wait"]);
     carob.until(&["get", "pods", "-o", "name"], str::is_empty);
+}
+
+#[test]
+fn several_objects_are_taken_as_one_list_as_get_prints_them() {
+    let carob = Carob::start(&[]);
+    carob.apply(&list(&[config("one", &json!({"k": "1"})), config("two", &json!({"k": "2"}))]));
+    let printed = carob.kubectl(&["get", "configmap", "one", "two", "-o", "yaml"]);
+    assert!(printed.contains("kind: List"), "{printed}");
+    carob.kubectl(&["delete", "configmap", "one", "two"]);
+    assert_eq!(carob.apply(&printed), "configmap/one created\nconfigmap/two created\n");
+}
+
+#[test]
+fn cluster_info_names_the_address_of_the_api() {
+    let carob = Carob::start(&[]);
+    let info = carob.kubectl(&["cluster-info"]);
+    assert!(
+        info.contains("Kubernetes control plane") && info.contains(&format!("https://127.0.0.1:{}", carob.port())),
+        "{info}"
+    );
 }

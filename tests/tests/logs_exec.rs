@@ -8,14 +8,20 @@ use serde_json::json;
 #[test]
 fn logs_are_followed_cut_timed_and_kept_of_the_previous_attempt() {
     let carob = Carob::start(&["busybox", "tools"]);
-    let mut crashing = shell_pod("crashing", "echo attempt on $(cat /data/count 2>/dev/null || echo first); echo second >/data/count; [ -e /data/stay ] && sleep 3600; touch /data/stay; exit 3");
+    let mut crashing = shell_pod(
+        "crashing",
+        "echo attempt on $(cat /data/count 2>/dev/null || echo first); echo second >/data/count; [ -e /data/stay ] && sleep 3600; touch /data/stay; exit 3",
+    );
     crashing["spec"]["restartPolicy"] = json!("Always");
     crashing["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
     crashing["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
     let endless = pod("ticking", &[tools("main", &["print", "tick", "--interval", "50ms"])]);
     let ended = pod(
         "ended",
-        &[tools("main", &["print", "line", "--lines", "100", "--no-newline"]), shell("other", "echo out; echo err >&2")],
+        &[
+            tools("main", &["print", "line", "--lines", "100", "--no-newline"]),
+            shell("other", "echo out; echo err >&2"),
+        ],
     );
     let wide = pod("wide", &[tools("main", &["print", "w", "--lines", "2", "--width", "40000"])]);
     carob.apply(&list(&[crashing, endless, ended, wide]));
@@ -23,7 +29,10 @@ fn logs_are_followed_cut_timed_and_kept_of_the_previous_attempt() {
     carob.wait_phase("ended", "Succeeded");
     let whole = carob.kubectl(&["logs", "ended", "-c", "main"]);
     assert_eq!(whole.lines().count(), 100);
-    assert!(whole.starts_with("line 1\nline 2\n") && whole.ends_with("\nline 100"), "the last line had no end: {whole:?}");
+    assert!(
+        whole.starts_with("line 1\nline 2\n") && whole.ends_with("\nline 100"),
+        "the last line had no end: {whole:?}"
+    );
     assert_eq!(carob.kubectl(&["logs", "ended", "-c", "main", "--tail=3"]), "line 98\nline 99\nline 100");
     assert_eq!(carob.kubectl(&["logs", "ended", "-c", "main", "--tail=0"]), "");
     assert_eq!(carob.kubectl(&["logs", "ended", "-c", "main", "--limit-bytes=9"]), "line 1\nli");
@@ -40,14 +49,11 @@ fn logs_are_followed_cut_timed_and_kept_of_the_previous_attempt() {
 
     let follow = Running::start(carob.kubectl_command().args(["logs", "-f", "ticking", "--tail=1"]));
     follow.expect("tick");
-    let first: u64 = follow.output().lines().next().and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a number");
+    let first: u64 =
+        follow.output().lines().next().and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a number");
     follow.expect(&format!("tick {}\n", first + 20));
-    let numbers: Vec<u64> = follow
-        .output()
-        .lines()
-        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-        .take(20)
-        .collect();
+    let numbers: Vec<u64> =
+        follow.output().lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).take(20).collect();
     assert_eq!(numbers, (first..first + 20).collect::<Vec<_>>(), "each line once, in order");
     let since = carob.kubectl(&["logs", "ticking", "--since=1s"]);
     assert!((1..60).contains(&since.lines().count()), "about 20 lines a second: {}", since.lines().count());
@@ -79,7 +85,8 @@ fn exec_runs_programs_with_their_streams_and_exit_codes() {
     assert_eq!(String::from_utf8_lossy(&split.stdout), "out\n");
     assert_eq!(String::from_utf8_lossy(&split.stderr), "err\ncommand terminated with exit code 7\n");
     assert_eq!(split.status.code(), Some(7));
-    let environment = carob.kubectl(&["exec", "box", "-c", "main", "--", "sh", "-c", "echo $COLOUR $PWD $KUBERNETES_SERVICE_PORT"]);
+    let environment =
+        carob.kubectl(&["exec", "box", "-c", "main", "--", "sh", "-c", "echo $COLOUR $PWD $KUBERNETES_SERVICE_PORT"]);
     assert_eq!(environment, "red /tmp 443\n");
     assert_eq!(carob.kubectl(&["exec", "box", "-c", "side", "--", "sh", "-c", "echo $COLOUR"]), "\n");
     let defaulted = carob.run(&["exec", "box", "--", "true"]);
@@ -87,7 +94,10 @@ fn exec_runs_programs_with_their_streams_and_exit_codes() {
 
     let input = "a line of input\n".repeat(50_000);
     let counted = carob.pipe(&["exec", "-i", "box", "-c", "main", "--", "md5sum"], &input);
-    let expected = carob.pipe(&["exec", "-i", "box", "-c", "main", "--", "sh", "-c", "yes 'a line of input' | head -n 50000 | md5sum"], "");
+    let expected = carob.pipe(
+        &["exec", "-i", "box", "-c", "main", "--", "sh", "-c", "yes 'a line of input' | head -n 50000 | md5sum"],
+        "",
+    );
     assert_eq!(text(&counted), text(&expected), "800 kB go in whole");
     let large = carob.kubectl(&["exec", "box", "-c", "main", "--", "sh", "-c", "yes 0123456 | head -c 4000000"]);
     assert_eq!(large.len(), 4_000_000, "4 MB come out whole");
@@ -97,7 +107,10 @@ fn exec_runs_programs_with_their_streams_and_exit_codes() {
     let missing = carob.kubectl_fails(&["exec", "box", "-c", "main", "--", "no-such-program"]);
     assert!(missing.contains("executable file not found in $PATH"), "{missing}");
     let refused = carob.kubectl_fails(&["exec", "box", "-c", "nobody", "--", "true"]);
-    assert!(refused.contains("container nobody is not valid for pod box") || refused.contains("container not found"), "{refused}");
+    assert!(
+        refused.contains("container nobody is not valid for pod box") || refused.contains("container not found"),
+        "{refused}"
+    );
     carob.apply(&shell_pod("over", "exit 0").to_string());
     carob.wait_phase("over", "Succeeded");
     let over = carob.kubectl_fails(&["exec", "over", "--", "true"]);

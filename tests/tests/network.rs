@@ -28,24 +28,38 @@ fn pods_have_addresses_and_reach_each_other_and_the_gateway() {
     let answer = get("client", &format!("http://{server}:8080/hello"));
     assert!(answer.contains("server") && answer.contains("/hello"), "{answer}");
     assert!(answer.contains(&client), "the server sees the client's own address: {answer}");
-    assert!(get("server", "http://127.0.0.1:8080/self").contains("/self"), "loopback, and containers of a pod share it");
-    assert!(get("server", &format!("http://{server}:8080/own")).contains("/own"), "a pod reaches itself by its address");
+    assert!(
+        get("server", "http://127.0.0.1:8080/self").contains("/self"),
+        "loopback, and containers of a pod share it"
+    );
+    assert!(
+        get("server", &format!("http://{server}:8080/own")).contains("/own"),
+        "a pod reaches itself by its address"
+    );
     assert!(get("host", &format!("http://{server}:8080/")).contains("server"), "the machine reaches pods");
     let echoed = carob.pipe(&["exec", "-i", "client", "--", "nc", "-w", "1", &server, "7"], "there and back\n");
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "there and back\n");
-    assert_eq!(carob.kubectl(&["exec", "server", "-c", "echo", "--", "wget", "-qO-", "http://localhost:8080/healthz"]).is_empty(), false);
+    let health =
+        carob.kubectl(&["exec", "server", "-c", "echo", "--", "wget", "-qO-", "http://localhost:8080/healthz"]);
+    assert!(!health.is_empty(), "by the name localhost");
 
     let interfaces = carob.kubectl(&["exec", "client", "--", "ip", "-o", "addr"]);
     assert!(interfaces.contains("127.0.0.1/8") && interfaces.contains(&format!("inet {client}/")), "{interfaces}");
     let names: BTreeSet<_> = interfaces.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(names, BTreeSet::from(["lo", "eth0"]));
     let routes = carob.kubectl(&["exec", "client", "--", "ip", "route"]);
-    let gateway = routes.lines().find_map(|line| line.strip_prefix("default via ")?.split(' ').next()).expect("a way out");
+    let gateway =
+        routes.lines().find_map(|line| line.strip_prefix("default via ")?.split(' ').next()).expect("a way out");
     carob.kubectl(&["exec", "client", "--", "ping", "-c", "1", "-W", "5", gateway]);
     carob.kubectl(&["exec", "client", "--", "ping", "-c", "1", "-W", "5", &server]);
 
     let script = "import os, ssl, urllib.request; print(urllib.request.urlopen('https://%s:%s/version' % (os.environ['KUBERNETES_SERVICE_HOST'], os.environ['KUBERNETES_SERVICE_PORT']), context=ssl.create_default_context(cafile='/var/run/secrets/kubernetes.io/serviceaccount/ca.crt'), timeout=20).read().decode())";
-    let asking = pod("asking", &[json!({"name": "main", "image": "python", "imagePullPolicy": "IfNotPresent", "command": ["python3", "-c", script]})]);
+    let asking = pod(
+        "asking",
+        &[
+            json!({"name": "main", "image": "python", "imagePullPolicy": "IfNotPresent", "command": ["python3", "-c", script]}),
+        ],
+    );
     assert!(carob.run_to_end(&asking).contains("gitVersion"), "the API at its service's address, with its certificate");
 }
 
@@ -73,13 +87,21 @@ fn hosts_resolv_conf_and_hostname_are_in_place() {
     let (named, address) = printed("named");
     assert_eq!((named[0].as_str(), named[1].as_str()), ("other\n", "other\n"));
     assert!(named[2].lines().any(|line| line == format!("{address}\tother")), "{}", named[2]);
-    assert!(named[2].ends_with("\n# Entries added by HostAliases.\n192.0.2.7\tseven.test\tsiete.test\n"), "{}", named[2]);
+    assert!(
+        named[2].ends_with("\n# Entries added by HostAliases.\n192.0.2.7\tseven.test\tsiete.test\n"),
+        "{}",
+        named[2]
+    );
     assert_eq!(named[3], "search a.test b.test\nnameserver 192.0.2.53\noptions ndots:2 rotate\n");
 }
 
 #[test]
 fn many_pods_at_once_get_addresses_of_their_own_which_are_free_again_afterwards() {
-    let carob = Carob::start_with(&carob_tests::Setup { images: &["busybox"], arguments: &["--pod-cidr", "10.251.77.0/27"], ..Default::default() });
+    let carob = Carob::start_with(&carob_tests::Setup {
+        images: &["busybox"],
+        arguments: &["--pod-cidr", "10.251.77.0/27"],
+        ..Default::default()
+    });
     // 32 addresses: network, broadcast and the bridge's are not for pods.
     let watch = Running::start(carob.kubectl_command().args(["get", "pods", "-w", "-o", "name"]));
     for round in ["a", "b"] {

@@ -97,7 +97,10 @@ fn ends_are_reported_with_codes_signals_and_messages() {
         carob.get(&["pod", name])["status"]["containerStatuses"][0]["state"]["terminated"].clone()
     };
     let state = ended("message", "Failed");
-    assert_eq!((&state["exitCode"], &state["reason"], &state["message"]), (&json!(3), &json!("Error"), &json!("disk on fire")));
+    assert_eq!(
+        (&state["exitCode"], &state["reason"], &state["message"]),
+        (&json!(3), &json!("Error"), &json!("disk on fire"))
+    );
     assert!(state["containerID"].as_str().is_some_and(|id| id.starts_with("carob://")), "{state}");
     assert!(state["startedAt"].as_str() <= state["finishedAt"].as_str() && state["finishedAt"].is_string(), "{state}");
     assert_eq!(ended("from-logs", "Failed")["message"], "last words\n");
@@ -110,9 +113,19 @@ fn ends_are_reported_with_codes_signals_and_messages() {
     assert_eq!(codes, "0 42", "one that failed makes the pod fail");
     let state = ended("missing", "Failed");
     assert_eq!((&state["reason"], &state["exitCode"]), (&json!("StartError"), &json!(128)));
-    assert!(state["message"].as_str().is_some_and(|text| text.contains("/no/such/program") && text.contains("no such file or directory")), "{state}");
+    assert!(
+        state["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("/no/such/program") && text.contains("no such file or directory")),
+        "{state}"
+    );
     let state = ended("directory", "Failed");
-    assert!(state["message"].as_str().is_some_and(|text| text.contains("permission denied") || text.contains("is a directory")), "{state}");
+    assert!(
+        state["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("permission denied") || text.contains("is a directory")),
+        "{state}"
+    );
     let state = ended("quick", "Succeeded");
     assert_eq!((&state["exitCode"], &state["reason"]), (&json!(0), &json!("Completed")));
 }
@@ -120,7 +133,8 @@ fn ends_are_reported_with_codes_signals_and_messages() {
 #[test]
 fn what_fails_is_restarted_as_the_policy_says_with_a_growing_back_off() {
     let carob = Carob::start(&["busybox"]);
-    let policy = |name: &str, policy: &str, script: &str| with(shell_pod(name, script), "/spec/restartPolicy", json!(policy));
+    let policy =
+        |name: &str, policy: &str, script: &str| with(shell_pod(name, script), "/spec/restartPolicy", json!(policy));
     carob.apply(&list(&[
         policy("always", "Always", "exit 0"),
         policy("failing", "OnFailure", "exit 5"),
@@ -143,9 +157,10 @@ fn what_fails_is_restarted_as_the_policy_says_with_a_growing_back_off() {
         assert_eq!(carob.jsonpath(&format!("pod/{name}"), ".status.phase"), "Running");
         carob.wait_event(name, "Back-off restarting failed container main in pod");
     }
-    carob.until(&["get", "pod", "always", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.message}"], |seen| {
-        seen.starts_with("back-off 20s")
-    });
+    carob.until(
+        &["get", "pod", "always", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.message}"],
+        |seen| seen.starts_with("back-off 20s"),
+    );
     assert!(started.elapsed().as_secs() >= 10, "the second restart came after ten seconds");
 }
 
@@ -166,8 +181,11 @@ fn deletion_gives_the_time_that_was_asked_for_and_ends_with_the_stop_signal() {
     }
     let follow = |name: &str| carob_tests::terminal::Running::start(carob.kubectl_command().args(["logs", "-f", name]));
     let mut logs = ["polite", "stubborn", "hooked"].map(follow);
-    logs.iter().for_each(|log| log.expect("ready"));
-    let watch = carob_tests::terminal::Running::start(carob.kubectl_command().args(["get", "pods", "-w", "-o", "json"]));
+    for log in &logs {
+        log.expect("ready");
+    }
+    let watch =
+        carob_tests::terminal::Running::start(carob.kubectl_command().args(["get", "pods", "-w", "-o", "json"]));
     let started = Instant::now();
     carob.kubectl(&["delete", "pod", "polite", "stubborn", "hooked", "--wait=false"]);
     assert!(carob.kubectl(&["get", "pod", "polite"]).contains("Terminating"));
@@ -178,7 +196,9 @@ fn deletion_gives_the_time_that_was_asked_for_and_ends_with_the_stop_signal() {
         carob.wait(&format!("pod/{name}"), "delete");
     }
     assert!(started.elapsed().as_secs_f64() >= 2.0, "the stubborn one had its two seconds");
-    logs.iter_mut().for_each(|log| assert!(log.end().success()));
+    for log in &mut logs {
+        assert!(log.end().success());
+    }
     let [polite, stubborn, hooked] = logs.map(|log| log.output());
     assert_eq!(polite, "ready\nSIGTERM\n");
     assert_eq!(stubborn, "ready\nSIGTERM\n");
@@ -188,7 +208,8 @@ fn deletion_gives_the_time_that_was_asked_for_and_ends_with_the_stop_signal() {
     assert!(seen.contains("\"exitCode\": 137") && seen.contains("\"exitCode\": 0"), "{seen}");
     // nginx's image says SIGQUIT, on which its workers finish first.
     carob.kubectl(&["delete", "pod", "nginx", "--wait"]);
-    let forced = carob.run(&["run", "forced", "--image=busybox", "--image-pull-policy=IfNotPresent", "--", "sleep", "3600"]);
+    let forced =
+        carob.run(&["run", "forced", "--image=busybox", "--image-pull-policy=IfNotPresent", "--", "sleep", "3600"]);
     assert!(forced.status.success());
     carob.wait("pod/forced", "condition=Ready");
     let begin = Instant::now();
@@ -201,13 +222,15 @@ fn deletion_gives_the_time_that_was_asked_for_and_ends_with_the_stop_signal() {
 fn probes_decide_on_readiness_and_restarts() {
     let carob = Carob::start(&["tools", "busybox"]);
     let mut ready = pod("ready", &[tools("main", &["http-server", "--ready-after", "2s"])]);
-    ready["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
+    ready["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
     let mut alive = pod("alive", &[tools("main", &["http-server", "--unhealthy-after", "2s"])]);
     alive["spec"]["restartPolicy"] = json!("Always");
     alive["spec"]["containers"][0]["livenessProbe"] =
         json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1});
     let mut exec = shell_pod("exec", "touch /tmp/up; sleep 3600");
-    exec["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["test", "-e", "/tmp/up"]}, "periodSeconds": 1});
+    exec["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["test", "-e", "/tmp/up"]}, "periodSeconds": 1});
     exec["spec"]["containers"][0]["startupProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
     let mut tcp = pod("tcp", &[tools("main", &["echo", "--port", "7"])]);
     tcp["spec"]["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 7}, "periodSeconds": 1});
@@ -219,7 +242,9 @@ fn probes_decide_on_readiness_and_restarts() {
     }
     carob.kubectl(&["exec", "exec", "--", "rm", "/tmp/up"]);
     carob.wait("pod/exec", "condition=Ready=False");
-    carob.until(&["get", "pod", "alive", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], |seen| seen != "0");
+    carob.until(&["get", "pod", "alive", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], |seen| {
+        seen != "0"
+    });
     carob.wait_event("alive", "Liveness probe failed: HTTP probe failed with statuscode: 503");
     carob.wait_event("alive", "Container main failed liveness probe, will be restarted");
 }

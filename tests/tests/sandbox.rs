@@ -54,8 +54,11 @@ fn namespaces_are_per_pod_and_shared_within_it() {
     for name in ["one", "sharing", "host"] {
         carob.wait(&format!("pod/{name}"), "condition=Ready");
     }
-    let machine = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace").to_string_lossy().into_owned();
-    let (a, b, other) = (namespaces(&carob, "one", "a"), namespaces(&carob, "one", "b"), namespaces(&carob, "sharing", "a"));
+    let machine = |name: &str| {
+        fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace").to_string_lossy().into_owned()
+    };
+    let (a, b, other) =
+        (namespaces(&carob, "one", "a"), namespaces(&carob, "one", "b"), namespaces(&carob, "sharing", "a"));
     for name in ["ipc", "net", "uts"] {
         assert_eq!(a[name], b[name], "{name} is one for a pod's containers");
     }
@@ -145,13 +148,23 @@ fn what_takes_too_much_memory_is_oom_killed() {
     assert_eq!((&state["reason"], &state["exitCode"]), (&json!("OOMKilled"), &json!(137)), "{state}");
     assert!(carob.kubectl(&["get", "pod", "alone"]).contains("OOMKilled"));
     carob.until(
-        &["get", "pod", "beside", "-o", "jsonpath={.status.containerStatuses[?(@.name==\"main\")].state.terminated.reason}"],
+        &[
+            "get",
+            "pod",
+            "beside",
+            "-o",
+            "jsonpath={.status.containerStatuses[?(@.name==\"main\")].state.terminated.reason}",
+        ],
         |seen| seen == "OOMKilled",
     );
     let side = carob.jsonpath("pod/beside", ".status.containerStatuses[?(@.name==\"side\")].state.running.startedAt");
     assert!(!side.is_empty(), "its neighbour goes on");
     carob.wait_phase("within", "Succeeded");
 }
+
+/// What containerd gives: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
+/// NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE.
+const DEFAULT: u64 = 0xa804_25fb;
 
 #[test]
 fn capabilities_seccomp_and_no_new_privs_are_as_asked_for_in_containers_and_in_exec() {
@@ -169,9 +182,6 @@ fn capabilities_seccomp_and_no_new_privs_are_as_asked_for_in_containers_and_in_e
         secured("open", json!({"seccompProfile": {"type": "Unconfined"}})),
         secured("privileged", json!({"privileged": true})),
     ]));
-    // What containerd gives: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
-    // NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE.
-    const DEFAULT: u64 = 0xa804_25fb;
     let expected: [(&str, u64, u64, &str, &str); 5] = [
         ("default", DEFAULT, DEFAULT, "2", "0"),
         ("dropped", 0, 0, "2", "0"),
@@ -185,7 +195,11 @@ fn capabilities_seccomp_and_no_new_privs_are_as_asked_for_in_containers_and_in_e
         let exec = carob.kubectl(&["exec", name, "--", "grep", "-E", "Cap|Seccomp:|NoNew", "/proc/self/status"]);
         for (whose, status) in [("the container", own), ("an exec'd process", exec)] {
             let field = |name: &str| {
-                status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or_default().to_owned()
+                status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
+                    .unwrap_or_default()
+                    .to_owned()
             };
             assert_eq!(field("CapEff"), format!("{effective:016x}"), "{whose} of {name}: effective");
             assert_eq!(field("CapBnd"), format!("{bounding:016x}"), "{whose} of {name}: bounding");
@@ -237,12 +251,20 @@ fn paths_of_the_kernel_are_masked_and_the_root_can_be_read_only() {
     let masked = "for p in /proc/kcore /proc/keys /proc/timer_list /proc/sched_debug /proc/latency_stats /proc/interrupts; do \
                   [ -e $p ] && head -c 1 $p; done; ls -A /proc/acpi /proc/scsi /sys/firmware 2>/dev/null | grep -v ':$' | grep .; true";
     assert_eq!(inside("usual", masked), (true, String::new()), "what is masked is empty");
-    for path in ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/hostname"] {
+    for path in [
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sysrq-trigger",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/proc/sys/kernel/hostname",
+    ] {
         let (done, said) = inside("usual", &format!("[ -e {path} ] || {{ echo Read-only; exit 1; }}; echo x > {path}"));
         assert!(!done && (said.contains("Read-only") || said.contains("denied")), "{path}: {said}");
     }
     let (_, devices) = inside("usual", "ls /dev | tr '\\n' ' '");
-    assert_eq!(devices, "fd full mqueue null ptmx pts random shm stderr stdin stdout termination-log tty urandom zero ");
+    assert_eq!(
+        devices,
+        "fd full mqueue null ptmx pts random shm stderr stdin stdout termination-log tty urandom zero "
+    );
     let (made, said) = inside("usual", "mknod /tmp/disk b 8 0 && head -c 1 /tmp/disk");
     assert!(!made, "a disk of the machine can't be read: {said}");
     assert_eq!(inside("usual", "echo a > /file && cat /file"), (true, "a\n".into()));
@@ -310,9 +332,19 @@ fn users_and_groups_come_from_the_spec_or_the_image() {
         carob.until(&["get", "pod", pod, "-o", path], |seen| seen.contains("CreateContainerConfigError"))
     };
     let refusal = waiting("refused");
-    assert!(refusal.starts_with("CreateContainerConfigError: container has runAsNonRoot and image will run as root (pod: \"refused_default("), "{refusal}");
+    assert!(
+        refusal.starts_with(
+            "CreateContainerConfigError: container has runAsNonRoot and image will run as root (pod: \"refused_default("
+        ),
+        "{refusal}"
+    );
     let refusal = waiting("refused-name");
-    assert!(refusal.contains("container has runAsNonRoot and image has non-numeric user (redis), cannot verify user is non-root"), "{refusal}");
+    assert!(
+        refusal.contains(
+            "container has runAsNonRoot and image has non-numeric user (redis), cannot verify user is non-root"
+        ),
+        "{refusal}"
+    );
     let refusal = waiting("contradiction");
     assert!(refusal.contains("container's runAsUser breaks non-root policy"), "{refusal}");
     carob.wait_event("refused", "Error: container has runAsNonRoot and image will run as root");
@@ -334,8 +366,9 @@ fn a_signal_from_outside_is_the_end_that_is_reported() {
     carob.apply(&list(&pods));
     for (name, signal, code) in signals {
         carob.wait(&format!("pod/{name}"), "condition=Ready");
-        let pids = fs::read_to_string(container_cgroup(&carob, "pids", name).join("cgroup.procs")).expect("its processes");
-        let pid = pids.lines().next().and_then(|pid| pid.parse().ok()).map(Pid::from_raw).expect("a process");
+        let listed =
+            fs::read_to_string(container_cgroup(&carob, "pids", name).join("cgroup.procs")).expect("its processes");
+        let pid = listed.lines().next().and_then(|pid| pid.parse().ok()).map(Pid::from_raw).expect("a process");
         kill(pid, format!("SIG{signal}").parse::<Signal>().expect("a signal")).expect("it can be sent");
         carob.wait_phase(name, "Failed");
         let state = carob.get(&["pod", name])["status"]["containerStatuses"][0]["state"]["terminated"].clone();
@@ -346,11 +379,18 @@ fn a_signal_from_outside_is_the_end_that_is_reported() {
 #[test]
 fn a_container_that_ends_takes_all_its_processes_along() {
     let carob = Carob::start(&["busybox", "tools"]);
-    let mut manifest = pod("brief", &[shell("main", "for i in 1 2 3; do sleep 3600 & done; sleep 0.2; exit 0"), idle("other")]);
+    let mut manifest =
+        pod("brief", &[shell("main", "for i in 1 2 3; do sleep 3600 & done; sleep 0.2; exit 0"), idle("other")]);
     manifest["spec"]["containers"][1]["securityContext"] = json!({"capabilities": {"drop": ["ALL"]}});
     carob.apply(&manifest.to_string());
     carob.until(
-        &["get", "pod", "brief", "-o", "jsonpath={.status.containerStatuses[?(@.name==\"main\")].state.terminated.reason}"],
+        &[
+            "get",
+            "pod",
+            "brief",
+            "-o",
+            "jsonpath={.status.containerStatuses[?(@.name==\"main\")].state.terminated.reason}",
+        ],
         |seen| seen == "Completed",
     );
     let pod = cgroup_of(&carob, "pids", "brief");

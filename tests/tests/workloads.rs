@@ -42,7 +42,10 @@ fn a_deployment_is_scaled_updated_paused_and_rolled_back() {
     assert!(status.ends_with("deployment \"web\" successfully rolled out\n"), "{status}");
     let table = carob.kubectl(&["get", "deployment", "web"]);
     assert!(table.contains("web    3/3     3            3"), "{table}");
-    assert_eq!(carob.kubectl(&["get", "rs", "--no-headers"]).split_whitespace().skip(1).take(3).collect::<Vec<_>>(), ["3", "3", "3"]);
+    assert_eq!(
+        carob.kubectl(&["get", "rs", "--no-headers"]).split_whitespace().skip(1).take(3).collect::<Vec<_>>(),
+        ["3", "3", "3"]
+    );
     let pod = carob.kubectl(&["get", "pods", "-o", "name"]);
     let pod = pod.lines().next().expect("a pod").trim_start_matches("pod/").to_owned();
     assert_eq!(carob.jsonpath(&format!("pod/{pod}"), ".metadata.ownerReferences[0].kind"), "ReplicaSet");
@@ -58,10 +61,21 @@ fn a_deployment_is_scaled_updated_paused_and_rolled_back() {
 
     // A rolling update never has fewer ready or more in all than it may: 3 - 25% and 3 + 25%, rounded.
     let watch = Running::start(carob.kubectl_command().args([
-        "get", "rs", "-w", "--no-headers", "-o", "custom-columns=S:.spec.replicas,R:.status.replicas",
+        "get",
+        "rs",
+        "-w",
+        "--no-headers",
+        "-o",
+        "custom-columns=S:.spec.replicas,R:.status.replicas",
     ]));
     let ready = Running::start(carob.kubectl_command().args([
-        "get", "deployment", "web", "-w", "--no-headers", "-o", "custom-columns=A:.status.availableReplicas,R:.status.replicas",
+        "get",
+        "deployment",
+        "web",
+        "-w",
+        "--no-headers",
+        "-o",
+        "custom-columns=A:.status.availableReplicas,R:.status.replicas",
     ]));
     ready.expect("3");
     carob.apply(&version("2").to_string());
@@ -82,15 +96,25 @@ fn a_deployment_is_scaled_updated_paused_and_rolled_back() {
     carob.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     carob.until(&["get", "pods", "-o", "jsonpath={.items[*].spec.containers[0].env[0].value}"], |seen| seen == "1 1 1");
     let history = carob.kubectl(&["rollout", "history", "deployment/web"]);
-    assert!(history.lines().any(|line| line.starts_with("3 ")) && !history.lines().any(|line| line.starts_with("1 ")), "{history}");
+    assert!(
+        history.lines().any(|line| line.starts_with("3 ")) && !history.lines().any(|line| line.starts_with("1 ")),
+        "{history}"
+    );
 
     carob.kubectl(&["rollout", "pause", "deployment/web"]);
     carob.kubectl(&["set", "env", "deployment/web", "VERSION=4"]);
-    carob.until(&["get", "deployment", "web", "-o", "jsonpath={.status.observedGeneration}={.metadata.generation}"], |seen| {
-        seen.split_once('=').is_some_and(|(a, b)| a == b)
-    });
-    assert_eq!(carob.jsonpath("pods", ".items[*].spec.containers[0].env[0].value"), "1 1 1", "nothing moves while it is paused");
-    assert!(carob.kubectl_fails(&["rollout", "undo", "deployment/web"]).contains("you cannot rollback a paused deployment"));
+    carob.until(
+        &["get", "deployment", "web", "-o", "jsonpath={.status.observedGeneration}={.metadata.generation}"],
+        |seen| seen.split_once('=').is_some_and(|(a, b)| a == b),
+    );
+    assert_eq!(
+        carob.jsonpath("pods", ".items[*].spec.containers[0].env[0].value"),
+        "1 1 1",
+        "nothing moves while it is paused"
+    );
+    assert!(
+        carob.kubectl_fails(&["rollout", "undo", "deployment/web"]).contains("you cannot rollback a paused deployment")
+    );
     carob.kubectl(&["rollout", "resume", "deployment/web"]);
     carob.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     carob.until(&["get", "pods", "-o", "jsonpath={.items[*].spec.containers[0].env[0].value}"], |seen| seen == "4 4 4");
@@ -98,7 +122,11 @@ fn a_deployment_is_scaled_updated_paused_and_rolled_back() {
     carob.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     carob.wait("deployment/web", "condition=Available");
     let described = carob.kubectl(&["describe", "deployment", "web"]);
-    assert!(described.contains("Scaled up replica set web-") && described.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"), "{described}");
+    assert!(
+        described.contains("Scaled up replica set web-")
+            && described.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"),
+        "{described}"
+    );
 }
 
 #[test]
@@ -117,7 +145,13 @@ fn a_rollout_that_cannot_work_stops_and_says_so() {
     carob.apply(&recreated.to_string());
     carob.wait("deployment/recreated", "condition=Available");
     let watch = Running::start(carob.kubectl_command().args([
-        "get", "deployment", "recreated", "-w", "--no-headers", "-o", "custom-columns=R:.status.replicas",
+        "get",
+        "deployment",
+        "recreated",
+        "-w",
+        "--no-headers",
+        "-o",
+        "custom-columns=R:.status.replicas",
     ]));
     watch.expect("2");
     carob.kubectl(&["rollout", "restart", "deployment/recreated"]);
@@ -145,7 +179,10 @@ fn jobs_complete_retry_give_up_and_clear_away() {
     carob.until(&["get", "pods", "-l", "job-name=late", "-o", "name"], str::is_empty);
     carob.wait("job/fleeting", "delete");
     carob.wait("job/failing", "condition=Failed");
-    assert_eq!(carob.jsonpath("job/failing", ".status.conditions[?(@.type==\"Failed\")].reason"), "BackoffLimitExceeded");
+    assert_eq!(
+        carob.jsonpath("job/failing", ".status.conditions[?(@.type==\"Failed\")].reason"),
+        "BackoffLimitExceeded"
+    );
     assert_eq!(carob.jsonpath("job/failing", ".status.failed"), "2", "once, and one retry");
     let described = carob.kubectl(&["describe", "job", "failing"]);
     assert!(described.contains("Job has reached the specified backoff limit"), "{described}");
@@ -162,7 +199,10 @@ fn jobs_complete_retry_give_up_and_clear_away() {
 fn a_pod_that_does_not_fit_waits_with_the_reason_and_runs_when_there_is_room() {
     let carob = Carob::start(&["tools"]);
     let cpu = carob.jsonpath("nodes", ".items[0].status.allocatable.cpu");
-    let millis: u64 = cpu.strip_suffix('m').map_or_else(|| cpu.parse::<u64>().map(|cores| cores * 1000), str::parse).expect("a number of cores");
+    let millis: u64 = cpu
+        .strip_suffix('m')
+        .map_or_else(|| cpu.parse::<u64>().map(|cores| cores * 1000), str::parse)
+        .expect("a number of cores");
     let wanting = |name: &str, resources: Value| {
         let mut manifest = carob_tests::pods::pod(name, &[idle("main")]);
         manifest["spec"]["containers"][0]["resources"] = json!({"requests": resources});
@@ -182,7 +222,10 @@ fn a_pod_that_does_not_fit_waits_with_the_reason_and_runs_when_there_is_room() {
         ("huge", "0/1 nodes are available: 1 Insufficient memory"),
         ("elsewhere", "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector"),
     ] {
-        carob.until(&["get", "pod", name, "-o", "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}"], |seen| seen.starts_with(reason));
+        carob.until(
+            &["get", "pod", name, "-o", "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}"],
+            |seen| seen.starts_with(reason),
+        );
         carob.wait_event(name, reason);
         assert_eq!(carob.jsonpath(&format!("pod/{name}"), ".status.phase"), "Pending");
     }
@@ -204,25 +247,36 @@ fn a_namespace_goes_with_everything_in_it_and_new_ones_have_what_pods_need() {
     let carob = Carob::start(&["busybox"]);
     carob.kubectl(&["create", "namespace", "team"]);
     carob.until(&["-n", "team", "get", "serviceaccount", "default", "-o", "name"], |seen| !seen.is_empty());
-    carob.until(&["-n", "team", "get", "configmap", "kube-root-ca.crt", "-o", "jsonpath={.data.ca\\.crt}"], |seen| seen.contains("BEGIN CERTIFICATE"));
+    carob.until(&["-n", "team", "get", "configmap", "kube-root-ca.crt", "-o", "jsonpath={.data.ca\\.crt}"], |seen| {
+        seen.contains("BEGIN CERTIFICATE")
+    });
     let apply = |manifest: &str| {
         let output = carob.pipe(&["-n", "team", "apply", "-f", "-"], manifest);
         assert!(output.status.success(), "{}", text(&output));
     };
     let mut stubborn = shell_pod("stubborn", "trap '' TERM; sleep 3600");
     stubborn["spec"]["terminationGracePeriodSeconds"] = json!(1);
-    apply(&list(&[deployment("web", 2, &shell("main", "sleep 3600")), job("work", "sleep 3600", &json!({})), stubborn]));
+    apply(&list(&[
+        deployment("web", 2, &shell("main", "sleep 3600")),
+        job("work", "sleep 3600", &json!({})),
+        stubborn,
+    ]));
     carob.kubectl(&["-n", "team", "create", "configmap", "left", "--from-literal=a=b"]);
     carob.kubectl(&["-n", "team", "rollout", "status", "deployment/web", "--timeout=60s"]);
     let begin = Instant::now();
     carob.kubectl(&["delete", "namespace", "team", "--wait=false"]);
     assert!(carob.kubectl(&["get", "namespace", "team", "--ignore-not-found"]).contains("Terminating"));
     let refused = text(&carob.run(&["-n", "team", "create", "configmap", "late"]));
-    assert!(refused.contains("because it is being terminated") || refused.contains("namespaces \"team\" not found"), "{refused}");
+    assert!(
+        refused.contains("because it is being terminated") || refused.contains("namespaces \"team\" not found"),
+        "{refused}"
+    );
     carob.wait("namespace/team", "delete");
     assert!(begin.elapsed().as_secs() < 50, "{:?}", begin.elapsed());
     carob.kubectl(&["create", "namespace", "team"]);
-    carob.until(&["-n", "team", "get", "cm,deploy,rs,job,pods", "-o", "name"], |seen| !seen.contains("left") && seen.lines().count() <= 1);
+    carob.until(&["-n", "team", "get", "cm,deploy,rs,job,pods", "-o", "name"], |seen| {
+        !seen.contains("left") && seen.lines().count() <= 1
+    });
     for kept in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         carob.kubectl(&["get", "namespace", kept]);
     }
@@ -232,7 +286,9 @@ fn a_namespace_goes_with_everything_in_it_and_new_ones_have_what_pods_need() {
 fn dependents_go_with_their_owners_as_the_propagation_policy_says() {
     let carob = Carob::start(&["busybox"]);
     let container = shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
-    for (name, cascade, left) in [("background", "background", false), ("foreground", "foreground", false), ("orphan", "orphan", true)] {
+    for (name, cascade, left) in
+        [("background", "background", false), ("foreground", "foreground", false), ("orphan", "orphan", true)]
+    {
         carob.apply(&deployment(name, 1, &container).to_string());
         carob.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
         let policy = format!("--cascade={cascade}");
@@ -254,8 +310,10 @@ fn dependents_go_with_their_owners_as_the_propagation_policy_says() {
     // Any object can own another; an owner that never was takes its dependents along as well.
     carob.kubectl(&["create", "configmap", "owner"]);
     let uid = carob.jsonpath("configmap/owner", ".metadata.uid");
-    let owned = |name: &str, uid: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [
-        {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}]}});
+    let owned = |name: &str, uid: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}]}})
+    };
     carob.apply(&list(&[owned("child", &uid), owned("stray", "00000000-0000-0000-0000-000000000000")]));
     carob.wait("configmap/stray", "delete");
     carob.kubectl(&["get", "configmap", "child"]);
