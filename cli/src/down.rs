@@ -44,7 +44,7 @@ pub async fn run(options: Options) -> Result<()> {
     Network::teardown(&instance.id).await.context("cannot remove the network")?;
     let pods = dir.root().join("pods");
     if pods.exists() {
-        std::fs::remove_dir_all(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
+        carob_sandbox::remove_tree(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
     }
     release_images(&dir).await.context("cannot release the containers' images")?;
     println!("stopped; objects, images and the ledger stay in {}", dir.root().display());

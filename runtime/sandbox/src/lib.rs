@@ -18,6 +18,7 @@ mod runtime;
 mod seccomp;
 mod spawner;
 mod state;
+mod tree;
 mod wire;
 
 pub use check::{CheckItem, CheckState, check};
@@ -30,6 +31,7 @@ pub use runtime::{ExecProcess, Runtime, teardown};
 pub use state::{
     CgroupPaths, CgroupVersion, ContainerState, Exit, FinalUsage, RecoveredContainer, RecoveredPod, Started, Usage,
 };
+pub use tree::remove_tree;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

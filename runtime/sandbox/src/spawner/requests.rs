@@ -342,7 +342,7 @@ impl Service {
 pub fn remove_writable_layer(config: &ContainerConfig) -> Result<(), Failure> {
     for name in ["upper", "work"] {
         let path = config.rootfs.upper.join(name);
-        match fs::remove_dir_all(&path) {
+        match crate::remove_tree(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Failure::sandbox("writable layer", format!("{}: {error}", path.display())));
             }

@@ -142,7 +142,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Removes what one start of a container left on disk, except its log.
 pub(crate) fn remove_directory(directory: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(directory)
+    if let Err(error) = carob_sandbox::remove_tree(directory)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(path = %directory.display(), %error, "a container's directory could not be removed");

@@ -628,7 +628,9 @@ pub(super) fn newer(new: &Pod, old: &Pod) -> bool {
 
 /// Removes a directory and all in it; what isn't there is no error.
 pub(super) async fn remove_tree(path: &std::path::Path) {
-    match tokio::fs::remove_dir_all(path).await {
+    let owned = path.to_owned();
+    let removed = tokio::task::spawn_blocking(move || carob_sandbox::remove_tree(&owned)).await;
+    match removed.unwrap_or_else(|error| Err(error.into())) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
         }
