@@ -104,26 +104,35 @@ struct ContainerTotal {
 
 async fn containers(State(billing): State<Arc<Billing>>) -> Response {
     billing.read_all().await;
-    let list = off_loop(move || billing.ledger().readings(i64::MIN, i64::MAX, |_| true)).await;
-    match list {
-        Ok(list) => {
-            let totals: Vec<ContainerTotal> = list
-                .into_iter()
-                .map(|found| ContainerTotal {
-                    ended_at: found
-                        .readings
-                        .last()
-                        .and_then(|last| Timestamp::from_nanosecond(last.end_ns.into()).ok())
-                        .unwrap_or(found.container.started_at),
-                    readings: found.readings.len(),
-                    cpu_nanoseconds: found.readings.iter().map(|reading| reading.cpu_ns).sum(),
-                    container: found.container,
-                })
-                .collect();
-            Json(json!({ "containers": totals })).into_response()
-        }
+    let totals = off_loop(move || container_totals(&billing)).await;
+    match totals {
+        Ok(totals) => Json(json!({ "containers": totals })).into_response(),
         Err(error) => refuse(&ReportError::Ledger(error)),
     }
+}
+
+fn container_totals(billing: &Billing) -> Result<Vec<ContainerTotal>, LedgerError> {
+    let mut totals: Vec<ContainerTotal> = Vec::new();
+    billing.ledger().visit(
+        i64::MIN,
+        i64::MAX,
+        |_| true,
+        |container, reading| {
+            if totals.last().is_none_or(|last| last.container.container_id != container.container_id) {
+                totals.push(ContainerTotal {
+                    container: container.clone(),
+                    ended_at: container.started_at,
+                    readings: 0,
+                    cpu_nanoseconds: 0,
+                });
+            }
+            let Some(total) = totals.last_mut() else { return };
+            total.readings += 1;
+            total.cpu_nanoseconds += reading.cpu_ns;
+            total.ended_at = Timestamp::from_nanosecond(reading.end_ns.into()).unwrap_or(total.ended_at);
+        },
+    )?;
+    Ok(totals)
 }
 
 async fn verify(State(billing): State<Arc<Billing>>) -> Response {

@@ -80,15 +80,6 @@ pub struct Ledger {
     orders: mpsc::Sender<Order>,
 }
 
-/// A container of the ledger with its readings in some span of time.
-#[derive(Clone, Debug)]
-pub struct ContainerReadings {
-    /// Who it is.
-    pub container: Meterable,
-    /// In order of time; those that overlap the span.
-    pub readings: Vec<Reading>,
-}
-
 impl Ledger {
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::storage)?;
@@ -106,19 +97,16 @@ impl Ledger {
     }
 
     /// Where a container's next reading begins, if the ledger knows it.
-    pub(crate) fn checkpoint(&self, container_id: &str) -> Option<Checkpoint> {
-        let read = || -> Result<Option<Checkpoint>, redb::Error> {
+    pub(crate) fn checkpoint(&self, container_id: &str) -> Result<Option<Checkpoint>, Error> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
             let transaction = self.database.begin_read()?;
             let Some(found) = transaction.open_table(CONTAINERS)?.get(container_id)? else { return Ok(None) };
-            let (number, _) = found.value();
             let checkpoints = transaction.open_table(CHECKPOINTS)?;
-            let checkpoint = checkpoints.get(number)?;
-            Ok(checkpoint.and_then(|row| postcard::from_bytes(row.value().1).ok()))
+            let row = checkpoints.get(found.value().0)?;
+            Ok(row.map(|row| row.value().1.to_vec()))
         };
-        read().unwrap_or_else(|error| {
-            tracing::error!(%error, "the ledger can't be read");
-            None
-        })
+        let Some(bytes) = read().map_err(Error::storage)? else { return Ok(None) };
+        postcard::from_bytes(&bytes).map(Some).map_err(|_| Error::Damaged("a checkpoint"))
     }
 
     /// Queues records: they are written in the order of these calls.
@@ -131,17 +119,18 @@ impl Ledger {
         Pending(outcome)
     }
 
-    /// Every container that `wanted` chooses, with its readings between two moments (nanoseconds since the epoch).
-    pub fn readings(
+    /// Shows `visit` the readings, between two moments (nanoseconds since the epoch), of every container that `wanted`
+    /// chooses, each container's in order of time. They are not held in memory: a ledger may be larger than that.
+    pub fn visit(
         &self,
         from_ns: i64,
         to_ns: i64,
         wanted: impl Fn(&Meterable) -> bool,
-    ) -> Result<Vec<ContainerReadings>, Error> {
-        let read = || -> Result<Result<Vec<ContainerReadings>, Error>, redb::Error> {
+        mut visit: impl FnMut(&Meterable, Reading),
+    ) -> Result<(), Error> {
+        let mut read = || -> Result<Result<(), Error>, redb::Error> {
             let transaction = self.database.begin_read()?;
             let readings = transaction.open_table(READINGS)?;
-            let mut found = Vec::new();
             for row in transaction.open_table(CONTAINERS)?.iter()? {
                 let (_, value) = row?;
                 let (number, description) = value.value();
@@ -154,7 +143,6 @@ impl Ledger {
                 // The reading before the first that begins inside may reach into the span.
                 let earlier = readings.range((number, i64::MIN, 0)..(number, from_ns, 0))?.next_back();
                 let inside = readings.range((number, from_ns, 0)..(number, to_ns, 0))?;
-                let mut list = Vec::new();
                 for row in earlier.into_iter().chain(inside) {
                     let (_, value) = row?;
                     let Ok(reading) = postcard::from_bytes::<Reading>(value.value().1) else {
@@ -162,14 +150,11 @@ impl Ledger {
                     };
                     // A reading without duration counts where it is.
                     if reading.end_ns > from_ns || reading.start_ns >= from_ns {
-                        list.push(reading);
+                        visit(&container, reading);
                     }
                 }
-                if !list.is_empty() {
-                    found.push(ContainerReadings { container, readings: list });
-                }
             }
-            Ok(Ok(found))
+            Ok(Ok(()))
         };
         read().map_err(Error::storage)?
     }
@@ -248,11 +233,13 @@ fn commit(database: &Database, orders: &[Order]) -> Result<Vec<usize>, redb::Err
                 Some(row) => (row.value().0, postcard::from_bytes::<Checkpoint>(row.value().1).ok()),
                 None => (first_hash, None),
             };
-            let expected = known.map_or(0, |known| known.next_sequence);
-            if record.before.next_sequence > expected {
-                gaps.push(index);
+            if known.is_some_and(|known| known.ended || known == record.after) {
+                // Told before.
+                continue;
             }
-            if record.before.next_sequence != expected || known.is_some_and(|known| known.ended) {
+            let first = Checkpoint::start(record.container.started_at);
+            if record.before != known.unwrap_or(first) {
+                gaps.push(index);
                 continue;
             }
             let encoded = encode(&record.reading);

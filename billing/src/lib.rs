@@ -98,6 +98,9 @@ pub enum Counters {
 pub struct End {
     /// When its process was gone.
     pub finished_at: Timestamp,
+    /// Nobody saw it end (its machine or its spawner died): `finished_at` is when that was found out, and the time since
+    /// the last look is not billed.
+    pub unknown: bool,
     /// The kernel's CPU counter then.
     pub cpu_ns: u64,
     /// The most memory it had at once.
@@ -134,8 +137,11 @@ impl Billing {
     /// A container runs: its counters are read from now on. Also for one that was started before this process; its
     /// usage since the last reading in the ledger is not lost.
     pub fn container_started(&self, container: Meterable) {
-        let checkpoint = self.ledger.checkpoint(&container.container_id);
-        self.meter.add(container, checkpoint);
+        match self.ledger.checkpoint(&container.container_id) {
+            Ok(checkpoint) => self.meter.add(container, checkpoint),
+            // Its end is told with all it used; until then the ledger can't be read anyway.
+            Err(error) => tracing::error!(container = %container.container_id, %error, "not metered while it runs"),
+        }
     }
 
     /// A container has ended: returns when its last reading is durable. Telling it again does no harm, and after an error
@@ -143,7 +149,7 @@ impl Billing {
     pub async fn container_exited(&self, container: Meterable, end: End) -> Result<(), LedgerError> {
         let pending = {
             let _turn = self.take_turn();
-            let checkpoint = self.ledger.checkpoint(&container.container_id);
+            let checkpoint = self.ledger.checkpoint(&container.container_id)?;
             let Some(reading) = self.meter.finish(container, checkpoint, end) else { return Ok(()) };
             self.ledger.write(vec![reading])
         };

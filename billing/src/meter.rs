@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use crate::ledger::Record;
+use crate::ledger::{Error, Record};
 use crate::reader::{Reader, Sample};
 use crate::reading::{Checkpoint, Reading, nanoseconds};
 use crate::{End, Meterable};
@@ -15,6 +15,9 @@ use crate::{End, Meterable};
 /// A reading of a container that did nothing is put off, for at most this long, and then covers all of that time: what
 /// is constant needs no second record to be exact.
 const LONGEST_QUIET: Duration = Duration::from_secs(300);
+
+/// How far the meter's clock and the machine's may be apart.
+const LARGEST_DRIFT_NS: u64 = 1_000_000_000;
 
 /// The running containers.
 pub(crate) struct Meter {
@@ -62,7 +65,7 @@ impl Meter {
         if before.ended {
             return None;
         }
-        let at_ns = nanoseconds(end.finished_at).max(before.at_ns);
+        let at_ns = if end.unknown { before.at_ns } else { nanoseconds(end.finished_at).max(before.at_ns) };
         // The counter of an ended container stands still. A lower value than was read before means that it could not be
         // read at the end.
         let cpu_ns = end.cpu_ns.max(before.cpu_ns);
@@ -104,13 +107,15 @@ impl Meter {
     }
 
     /// Forgets readings that could not be written: the next ones begin where the ledger ends.
-    pub(crate) fn take_back(&self, records: &[Record], checkpoint: impl Fn(&str) -> Option<Checkpoint>) {
+    pub(crate) fn take_back(&self, records: &[Record], checkpoint: impl Fn(&str) -> Result<Option<Checkpoint>, Error>) {
         let mut running = self.running();
         for record in records {
             let id = &record.container.container_id;
-            if let Some(running) = running.get_mut(id) {
-                running.checkpoint = checkpoint(id).unwrap_or_else(|| Checkpoint::start(record.container.started_at));
-            }
+            let Some(running) = running.get_mut(id) else { continue };
+            running.checkpoint = match checkpoint(id) {
+                Ok(known) => known.unwrap_or_else(|| Checkpoint::start(record.container.started_at)),
+                Err(_) => record.before,
+            };
         }
     }
 
@@ -166,19 +171,26 @@ fn last_memory(before: Option<u64>, peak: u64, duration_ns: u64) -> (u128, u128)
     }
 }
 
-/// Wall-clock time that never steps while the process lives.
+/// Wall-clock time that runs evenly, and follows when the machine's clock was set or the machine slept.
 struct Clock {
-    epoch_ns: i64,
-    since: Instant,
+    anchor: Mutex<(i64, Instant)>,
 }
 
 impl Clock {
     fn start() -> Self {
-        Self { epoch_ns: nanoseconds(Timestamp::now()), since: Instant::now() }
+        Self { anchor: Mutex::new((nanoseconds(Timestamp::now()), Instant::now())) }
     }
 
     fn now_ns(&self) -> i64 {
-        self.epoch_ns.saturating_add(i64::try_from(self.since.elapsed().as_nanos()).unwrap_or(i64::MAX))
+        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let (epoch_ns, since) = *anchor;
+        let even = epoch_ns.saturating_add(i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX));
+        let wall = nanoseconds(Timestamp::now());
+        if even.abs_diff(wall) <= LARGEST_DRIFT_NS {
+            return even;
+        }
+        *anchor = (wall, Instant::now());
+        wall
     }
 }
 

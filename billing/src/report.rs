@@ -3,12 +3,12 @@
 //! Sums are exact: a container's usage is split over steps so that the parts add up to the whole, and a row's cost is the
 //! difference of rounded running totals, so that rows add up to the total as well, to the nano-unit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{ContainerReadings, Error, Ledger};
+use crate::ledger::{Error, Ledger};
 use crate::price::{Cost, PriceBook, decimal};
 use crate::reading::{Reading, nanoseconds};
 use crate::{Meterable, Requests};
@@ -138,17 +138,27 @@ impl Query {
                 && self.pod.as_ref().is_none_or(|pod| *pod == container.pod)
         };
         let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
-        let found = ledger.readings(from_ns, to_ns, wanted)?;
-        let containers = found.len() as u64;
-        for container in found {
-            let group = self.group_of(&container.container);
-            for (step, usage) in usage_by_step(&container, from_ns, to_ns, step_ns, prices) {
-                sums.entry((step, group.clone())).or_default().add(&usage);
-                if sums.len() > MOST_ROWS {
-                    let text = format!("step: more than {MOST_ROWS} rows; a larger step or a shorter span is needed");
-                    return Err(ReportError::BadQuery(text));
+        let mut current = String::new();
+        let mut seen: BTreeSet<i64> = BTreeSet::new();
+        let mut containers = 0;
+        ledger.visit(from_ns, to_ns, wanted, |container, reading| {
+            if current != container.container_id {
+                current.clone_from(&container.container_id);
+                seen.clear();
+                containers += 1;
+            }
+            let group = self.group_of(container);
+            for (step, mut usage) in parts(&reading, (from_ns, to_ns), step_ns, container.requests, prices) {
+                // A container counts once in each step, however many readings it has there.
+                usage.containers = u64::from(seen.insert(step));
+                if sums.len() <= MOST_ROWS {
+                    sums.entry((step, group.clone())).or_default().add(&usage);
                 }
             }
+        })?;
+        if sums.len() > MOST_ROWS {
+            let text = format!("step: more than {MOST_ROWS} rows; a larger step or a shorter span is needed");
+            return Err(ReportError::BadQuery(text));
         }
         Ok(report(sums, containers, step_ns, prices))
     }
@@ -171,31 +181,27 @@ impl Query {
     }
 }
 
-/// A container's usage in the span, by begin of the step.
-fn usage_by_step(
-    container: &ContainerReadings,
-    from_ns: i64,
-    to_ns: i64,
+/// What a reading says of the span, by begin of the step.
+fn parts(
+    reading: &Reading,
+    (from_ns, to_ns): (i64, i64),
     step_ns: Option<i64>,
+    requests: Requests,
     prices: &PriceBook,
-) -> BTreeMap<i64, Usage> {
-    let mut steps: BTreeMap<i64, Usage> = BTreeMap::new();
-    for reading in &container.readings {
-        let mut begin = reading.start_ns.max(from_ns);
-        loop {
-            let step = step_ns.map_or(0, |step| begin.div_euclid(step) * step);
-            let step_end = step_ns.map_or(i64::MAX, |length| step.saturating_add(length));
-            let end = reading.end_ns.min(to_ns).min(step_end);
-            let usage = steps.entry(step).or_default();
-            usage.add(&part(reading, begin, end, container.container.requests, prices));
-            usage.containers = 1;
-            if end >= reading.end_ns.min(to_ns) {
-                break;
-            }
-            begin = end;
+) -> Vec<(i64, Usage)> {
+    let mut parts = Vec::new();
+    let mut begin = reading.start_ns.max(from_ns);
+    let last = reading.end_ns.min(to_ns);
+    loop {
+        let step = step_ns.map_or(0, |step| begin.div_euclid(step) * step);
+        let step_end = step_ns.map_or(i64::MAX, |length| step.saturating_add(length));
+        let end = last.min(step_end);
+        parts.push((step, part(reading, begin, end, requests, prices)));
+        if end >= last {
+            return parts;
         }
+        begin = end;
     }
-    steps
 }
 
 /// What a reading says of the time from `begin` to `end`.
@@ -218,7 +224,7 @@ fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &Pr
         memory_byte_ns: share(reading.memory_byte_ns),
         memory_error_byte_ns: share(reading.memory_error_byte_ns),
         cost: Cost(share(whole.0)),
-        containers: 1,
+        containers: 0,
         first_ns: Some(begin),
         last_ns: end,
     }

@@ -67,7 +67,7 @@ fn run(billing: &Billing, query: &Query) -> Report {
 }
 
 fn end(cpu_us: u64) -> End {
-    End { finished_at: Timestamp::now(), cpu_ns: cpu_us * 1_000, memory_peak_bytes: 0 }
+    End { finished_at: Timestamp::now(), cpu_ns: cpu_us * 1_000, memory_peak_bytes: 0, unknown: false }
 }
 
 #[tokio::test]
@@ -76,8 +76,12 @@ async fn a_container_that_nobody_looked_at_is_billed_to_the_nanosecond() {
     let billing = open(dir.path());
     let started = a_minute_ago();
     let brief = Fake::new("a", "brief", started);
-    let end =
-        End { finished_at: started + SignedDuration::from_millis(5), cpu_ns: 1_234_567, memory_peak_bytes: 1 << 20 };
+    let end = End {
+        finished_at: started + SignedDuration::from_millis(5),
+        cpu_ns: 1_234_567,
+        memory_peak_bytes: 1 << 20,
+        unknown: false,
+    };
     billing.container_exited(brief.meterable.clone(), end).await.unwrap();
     let report = run(&billing, &query());
     assert_eq!(report.rows.len(), 1);
@@ -150,12 +154,27 @@ async fn a_counter_that_could_not_be_read_at_the_end_never_takes_back_what_was_r
 }
 
 #[tokio::test]
+async fn the_time_after_the_last_look_is_not_billed_when_nobody_saw_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let billing = open_with(dir.path(), "currency: EUR\nvcpuSecond: '1'\ngibSecond: '1'\nrequestFloor: true\n");
+    let started = a_minute_ago();
+    let fake = Fake::new("a", "pod", started);
+    let end = End { finished_at: Timestamp::now(), cpu_ns: 5_000, memory_peak_bytes: 1 << 30, unknown: true };
+    billing.container_exited(fake.meterable.clone(), end).await.unwrap();
+    let report = run(&billing, &query());
+    assert_eq!(report.total.cpu_nanoseconds, 5_000, "the counter's last value is known");
+    assert_eq!(report.total.memory_byte_seconds, 0);
+    assert_eq!(report.total.cost, "0.000005000");
+}
+
+#[tokio::test]
 async fn the_request_floor_bills_what_was_asked_for_where_less_was_used() {
     let dir = tempfile::tempdir().unwrap();
     let billing = open_with(dir.path(), "currency: EUR\nvcpuSecond: '1'\ngibSecond: '0'\nrequestFloor: true\n");
     let started = a_minute_ago();
     let fake = Fake::new("a", "pod", started);
-    let end = End { finished_at: started + SignedDuration::from_secs(2), cpu_ns: 1, memory_peak_bytes: 0 };
+    let end =
+        End { finished_at: started + SignedDuration::from_secs(2), cpu_ns: 1, memory_peak_bytes: 0, unknown: false };
     billing.container_exited(fake.meterable.clone(), end).await.unwrap();
     let report = run(&billing, &query());
     assert_eq!(report.total.cost, "2.000000000");
@@ -210,6 +229,7 @@ proptest! {
                     finished_at: started + SignedDuration::from_millis(*milliseconds),
                     cpu_ns: cpu_us * 1_000,
                     memory_peak_bytes: peak,
+                    unknown: false,
                 };
                 billing.container_exited(fake.meterable.clone(), end).await.unwrap();
                 cpu_ns += cpu_us * 1_000;
