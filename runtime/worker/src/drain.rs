@@ -67,6 +67,7 @@ fn end(exit: &Exit) -> ContainerEnd {
     ContainerEnd {
         finished_at: exit.finished_at,
         exit_code: exit.code,
+        unknown: exit.unknown,
         cpu_ns: exit.usage.cpu_ns,
         memory_peak_bytes: exit.usage.memory_peak_bytes,
     }

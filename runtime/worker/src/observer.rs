@@ -94,6 +94,8 @@ pub struct ContainerEnd {
     pub finished_at: Timestamp,
     /// Exit code; 128 + n for a signal.
     pub exit_code: i32,
+    /// True when nobody saw it end: `finished_at` is when it was found, and the counters are what was left, zeros perhaps.
+    pub unknown: bool,
     /// CPU time in nanoseconds over its whole life.
     pub cpu_ns: u64,
     /// The most memory it held, in bytes.
