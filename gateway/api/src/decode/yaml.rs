@@ -1,5 +1,7 @@
 //! YAML text to a tree.
 
+use std::collections::HashMap;
+
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::raw::{Entry, Key, Raw, Tree};
@@ -40,12 +42,15 @@ fn collect(raw: &mut Raw, found: &mut Vec<String>) {
         Raw::Array(items) => items.iter_mut().for_each(|item| collect(item, found)),
         Raw::Object(entries) => {
             let mut unique: Vec<Entry> = Vec::with_capacity(entries.len());
+            // Bodies may have hundreds of thousands of keys.
+            let mut places: HashMap<String, usize> = HashMap::with_capacity(entries.len());
             for mut entry in entries.drain(..) {
                 collect(&mut entry.value, found);
-                if let Some(earlier) = unique.iter_mut().find(|earlier| earlier.key == entry.key) {
+                if let Some(place) = places.get(&entry.key) {
                     found.push(format!("  line {}: key {} already set in map", entry.line, quote(&entry.key)));
-                    *earlier = entry;
+                    unique[*place] = entry;
                 } else {
+                    places.insert(entry.key.clone(), unique.len());
                     unique.push(entry);
                 }
             }
