@@ -78,8 +78,11 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
+/// A column's name and what it shows of a row.
+type Column = (&'static str, fn(&Row) -> String);
+
 /// The columns of a report, for people and for spreadsheets.
-const COLUMNS: [(&str, fn(&Row) -> String); 10] = [
+const COLUMNS: [Column; 10] = [
     ("START", |row| row.start.to_string()),
     ("END", |row| row.end.to_string()),
     ("NAMESPACE", |row| row.namespace.clone().unwrap_or_default()),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 pub struct DataDir(PathBuf);
 
 impl DataDir {
-    /// Makes the directory, readable for its owner alone.
+    /// Makes the directory. It is closed to all but its owner, also where somebody made it before: Secrets are inside.
     pub fn create(path: &Path) -> Result<Self> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
             .with_context(|| format!("cannot create {}", path.display()))?;
         Self::open(path)
     }
@@ -160,6 +161,14 @@ mod tests {
         assert_eq!(refused.downcast_ref::<Locked>().unwrap().pid, pid);
         drop(held);
         dir.lock().unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_was_open_to_others_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        DataDir::create(folder.path()).unwrap();
+        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -36,6 +36,8 @@ const NAMESPACE_POOL: usize = 8;
 const METER_INTERVAL: Duration = Duration::from_secs(1);
 /// Held while a Carob chooses addresses that no other has.
 const MACHINE_LOCK: &str = "/run/carob.lock";
+/// Every kubeconfig of Carob's says so.
+const OUR_CONTEXT: &str = "current-context: carob";
 /// How long everything may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -73,7 +75,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (site, network) = claim_site(&dir, &options, address).await?;
     let mut tasks = Tasks::default();
 
-    let store = RedbStore::open(&dir.store(), carob_store::redb::Options::default())
+    let store = RedbStore::open(dir.store(), carob_store::redb::Options::default())
         .with_context(|| format!("cannot open {}", dir.store().display()))?;
     let prices = match &config.price_book {
         Some(path) => PriceBook::read(path).with_context(|| format!("{} is no price book", path.display()))?,
@@ -83,7 +85,7 @@ pub async fn run(options: Options) -> Result<()> {
     let node = LocalNode::default();
     let gateway = Arc::new(gateway(&dir, &site, &store, &node, &billing).await.context("cannot start the gateway")?);
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
-    write_private(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
+    write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
     let mut listeners = vec![listener];
     if let Some(network) = network {
@@ -94,7 +96,7 @@ pub async fn run(options: Options) -> Result<()> {
         node.serve(worker.name, worker.agent.router());
         gateway.register_metrics(|registry| worker.agent.register_metrics(registry));
         tasks.spawn("worker", |stop| async move {
-            worker.agent.run(stop).await;
+            Box::pin(worker.agent.run(stop)).await;
             Ok(())
         });
     }
@@ -307,18 +309,28 @@ fn node_name(configured: Option<String>) -> Result<String> {
     Ok(name.to_ascii_lowercase())
 }
 
-fn write_private(path: &Path, text: &str) -> Result<()> {
+/// Puts the kubeconfig in place, readable for its owner alone. A file that holds other clusters is not overwritten.
+fn write_kubeconfig(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    file.write_all(text.as_bytes())?;
-    Ok(())
+    if let Ok(there) = std::fs::read_to_string(path)
+        && !there.contains(OUR_CONTEXT)
+    {
+        bail!("{} is another cluster's kubeconfig: name a file of its own with --kubeconfig", path.display());
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let partial = PathBuf::from(name);
+    let write = || -> std::io::Result<()> {
+        // What an interrupted start left behind.
+        if partial.exists() {
+            std::fs::remove_file(&partial)?;
+        }
+        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&partial)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn greet(address: SocketAddr, kubeconfig: &Path, data_dir: &Path) {

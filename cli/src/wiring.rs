@@ -64,7 +64,12 @@ impl ContainerObserver for Metered {
     }
 
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
-        let end = End { finished_at: end.finished_at, cpu_ns: end.cpu_ns, memory_peak_bytes: end.memory_peak_bytes };
+        let end = End {
+            finished_at: end.finished_at,
+            unknown: end.unknown,
+            cpu_ns: end.cpu_ns,
+            memory_peak_bytes: end.memory_peak_bytes,
+        };
         // The container's counters stay until this returns: no reading is given up.
         while let Err(error) = self.0.container_exited(meterable(container), end).await {
             tracing::error!(container = %container.container_id, %error, "the ledger did not take a container's end");

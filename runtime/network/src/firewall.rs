@@ -184,7 +184,7 @@ fn compare<'a>(rule: Rule<'a>, operation: CmpOps, value: &[u8]) -> Rule<'a> {
         .end_nested()
 }
 
-fn payload_is<'a>(rule: Rule<'a>, offset: u32, value: [u8; 4]) -> Rule<'a> {
+fn payload_is(rule: Rule<'_>, offset: u32, value: [u8; 4]) -> Rule<'_> {
     compare(load_payload(rule, PayloadBase::NetworkHeader, offset, 4), CmpOps::Eq, &value)
 }
 
