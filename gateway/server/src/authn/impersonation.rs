@@ -1,11 +1,12 @@
 //! `Impersonate-User` and its companions: acting as somebody else, for administrators.
 
 use carob_api::status::{GroupResource, Status};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::{AUTHENTICATED, Identity, MASTERS, UNAUTHENTICATED};
 use crate::request::percent_decode;
 
+const PREFIX: &str = "impersonate-";
 const USER: &str = "impersonate-user";
 const UID: &str = "impersonate-uid";
 const GROUP: &str = "impersonate-group";
@@ -22,15 +23,20 @@ pub(crate) enum Impersonation {
 
 /// Whom a request of `sender` is made as.
 pub(crate) fn impersonate(sender: Identity, headers: &HeaderMap) -> Result<Impersonation, Status> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let groups: Vec<String> =
-        headers.get_all(GROUP).iter().filter_map(|value| value.to_str().ok()).map(ToOwned::to_owned).collect();
-    let extra = headers.keys().any(|name| name.as_str().starts_with(EXTRA));
+    // Only a request that asks for nobody is the sender's own: what cannot be read must not be taken for that.
+    let asks = |name: &str| matches!(name, USER | UID | GROUP) || name.starts_with(EXTRA);
+    if !headers.keys().any(|name| asks(name.as_str())) {
+        return Ok(Impersonation::As(sender));
+    }
+    for (name, value) in headers.iter().filter(|(name, _)| name.as_str().starts_with(PREFIX)) {
+        if read(value).is_none() {
+            return Err(Status::bad_request(format!("the value of the header {name} is not UTF-8")));
+        }
+    }
+    let text = |name: &str| headers.get(name).and_then(read).unwrap_or_default();
+    let groups: Vec<String> = headers.get_all(GROUP).iter().filter_map(read).map(ToOwned::to_owned).collect();
     let user = text(USER);
     if user.is_empty() {
-        if groups.is_empty() && !extra && text(UID).is_empty() {
-            return Ok(Impersonation::As(sender));
-        }
         let asked: Vec<String> = groups.iter().map(|group| format!("{{Group  {group}    }}")).collect();
         return Ok(Impersonation::WithoutUser(format!("requested [{}] without impersonating a user", asked.join(" "))));
     }
@@ -48,12 +54,17 @@ pub(crate) fn impersonate(sender: Identity, headers: &HeaderMap) -> Result<Imper
         identity.groups.push(everybody.to_owned());
     }
     for (name, value) in headers {
-        if let (Some(key), Ok(value)) = (name.as_str().strip_prefix(EXTRA), value.to_str()) {
+        if let (Some(key), Some(value)) = (name.as_str().strip_prefix(EXTRA), read(value)) {
             let key = percent_decode(key).unwrap_or_else(|| key.to_owned());
             identity.extra.entry(key).or_default().push(value.to_owned());
         }
     }
     Ok(Impersonation::As(identity))
+}
+
+/// Names may have any letters: clients send them as UTF-8.
+fn read(value: &HeaderValue) -> Option<&str> {
+    std::str::from_utf8(value.as_bytes()).ok()
 }
 
 fn refusal(sender: &Identity, user: &str) -> Status {
@@ -92,6 +103,21 @@ mod tests {
         let asked = headers(&[(USER, "system:serviceaccount:ns:default")]);
         let Ok(Impersonation::As(identity)) = impersonate(admin(), &asked) else { panic!("refused") };
         assert_eq!(identity.groups, ["system:serviceaccounts", "system:serviceaccounts:ns", AUTHENTICATED]);
+    }
+
+    #[test]
+    fn a_request_that_asks_for_anybody_is_never_made_as_its_sender() {
+        let header = |bytes: &[u8]| {
+            let value = HeaderValue::from_bytes(bytes).expect("a value");
+            HeaderMap::from_iter([(http::HeaderName::from_static(USER), value)])
+        };
+        let Ok(Impersonation::As(identity)) = impersonate(admin(), &header("jürgen".as_bytes())) else {
+            panic!("refused")
+        };
+        assert_eq!((identity.user.as_str(), identity.groups.as_slice()), ("jürgen", &[AUTHENTICATED.to_owned()][..]));
+        let Err(status) = impersonate(admin(), &header(b"j\xfcrgen")) else { panic!("allowed") };
+        assert_eq!(status.code(), 400);
+        let Ok(Impersonation::WithoutUser(_)) = impersonate(admin(), &header(b"")) else { panic!("allowed") };
     }
 
     #[test]
