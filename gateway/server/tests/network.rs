@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use carob_gateway::{NodeDialer, NodeStream};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
-use kube::api::{ListParams, LogParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use rustls::RootCertStore;
@@ -278,4 +278,32 @@ async fn a_log_is_passed_on_and_a_refusal_is_a_status() {
         panic!("no answer");
     };
     assert_eq!((status.code, status.message.as_str()), (400, "no, no"));
+}
+
+#[tokio::test]
+async fn a_token_bound_to_a_node_holds_while_the_node_exists() {
+    let served = serve(Cluster::new().await);
+    let client = served.cluster.admin();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let account = serde_json::from_value(json!({ "metadata": { "name": "s" } })).expect("an account");
+    accounts.create(&PostParams::default(), &account).await.expect("made");
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = serde_json::from_value(json!({ "metadata": { "name": "n" } })).expect("a Node");
+    nodes.create(&PostParams::default(), &node).await.expect("made");
+    let body = json!({ "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
+        "spec": { "boundObjectRef": { "kind": "Node", "apiVersion": "v1", "name": "n" } } });
+    let request = http::Request::post("/api/v1/namespaces/default/serviceaccounts/s/token")
+        .header("Content-Type", "application/json")
+        .body(body.to_string().into_bytes())
+        .expect("a request");
+    let issued: serde_json::Value = client.request(request).await.expect("a token");
+    let token = issued["status"]["token"].as_str().expect("a token");
+    let ask = format!(
+        "GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    let answer = served.exchange(&ask).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    nodes.delete("n", &DeleteParams::default()).await.expect("deleted");
+    let answer = served.exchange(&ask).await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
 }
