@@ -95,11 +95,11 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
     let meta = found.meta();
     let body = match call.accept.view {
         View::Table(version) => {
-            let objects = found.objects(call)?;
+            let objects = found.objects(call).await?;
             let objects: Vec<&Value> = objects.iter().collect();
             response::to_json(&super::views::table(call, version, &objects, meta, true)?)
         }
-        _ => found.bytes(call)?,
+        _ => found.bytes(call).await?,
     };
     response::object(StatusCode::OK, body, call.accept.format, call.query.is_set("pretty"))
 }

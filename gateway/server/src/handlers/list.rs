@@ -18,6 +18,8 @@ use crate::{events, objects, response};
 
 /// How many keys are read at once when a selector skips some.
 const CHUNK: usize = 500;
+/// After how many objects others get their turn.
+const TURN: usize = 256;
 
 /// Answers with a list.
 pub(crate) async fn list(call: &Call) -> Result<Response, Status> {
@@ -28,15 +30,15 @@ pub(crate) async fn list(call: &Call) -> Result<Response, Status> {
     };
     let meta = found.meta();
     let body = match call.accept.view {
-        View::Object => found.bytes(call)?,
+        View::Object => found.bytes(call).await?,
         View::Table(version) => {
-            let objects = found.objects(call)?;
+            let objects = found.objects(call).await?;
             let objects: Vec<&Value> = objects.iter().collect();
             response::to_json(&views::table(call, version, &objects, meta, true)?)
         }
         View::Metadata(version) | View::MetadataList(version) => {
             let items: Vec<Value> =
-                found.objects(call)?.iter().map(|object| views::metadata_only(object, version)).collect();
+                found.objects(call).await?.iter().map(|object| views::metadata_only(object, version)).collect();
             response::to_json(&json!({
                 "kind": "PartialObjectMetadataList",
                 "apiVersion": format!("meta.k8s.io/{version}"),
@@ -117,9 +119,12 @@ async fn read(
         let mut remaining = page.remaining;
         let mut last = None;
         let mut rest = page.entries.into_iter();
+        let mut looked_at = 0_usize;
         for entry in rest.by_ref() {
+            looked_at += 1;
+            let_others(looked_at).await;
             last = Some(entry.key.clone());
-            if selection.matches(&call.server, &entry)? {
+            if selection.matches_once(&entry)? {
                 entries.push(entry);
                 if limit.is_some_and(|limit| entries.len() >= limit) {
                     break;
@@ -148,6 +153,13 @@ async fn read(
                 return Ok(Listing::Found(found));
             }
         }
+    }
+}
+
+/// Gives other requests their turn now and then: a long list must not hold up its thread.
+pub(crate) async fn let_others(index: usize) {
+    if index % TURN == TURN - 1 {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -228,7 +240,7 @@ impl Found {
     }
 
     /// The list as JSON: the stored bytes of its items, without their kind and apiVersion.
-    pub fn bytes(&self, call: &Call) -> Result<Bytes, Status> {
+    pub async fn bytes(&self, call: &Call) -> Result<Bytes, Status> {
         let kind = call.kind;
         let size: usize = self.entries.iter().map(|entry| entry.value.len() + 1).sum();
         let mut out = Vec::with_capacity(size + 256);
@@ -241,6 +253,7 @@ impl Found {
         out.extend_from_slice(head.as_bytes());
         let opening = objects::opening(kind);
         for (index, entry) in self.entries.iter().enumerate() {
+            let_others(index).await;
             if index > 0 {
                 out.push(b',');
             }
@@ -263,8 +276,13 @@ impl Found {
     }
 
     /// The items, decoded.
-    pub fn objects(&self, call: &Call) -> Result<Vec<Value>, Status> {
-        self.entries.iter().map(|entry| call.shown(&entry.value)).collect()
+    pub async fn objects(&self, call: &Call) -> Result<Vec<Value>, Status> {
+        let mut objects = Vec::with_capacity(self.entries.len());
+        for (index, entry) in self.entries.iter().enumerate() {
+            let_others(index).await;
+            objects.push(call.shown(&entry.value)?);
+        }
+        Ok(objects)
     }
 }
 

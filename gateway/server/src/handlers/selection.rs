@@ -1,7 +1,5 @@
 //! Which objects a list or a watch is about: label and field selectors, decided with as little decoding as possible.
 
-use std::sync::Arc;
-
 use carob_api::kind::Kind;
 use carob_api::selector::{FieldSelector, LabelSelector};
 use carob_api::status::Status;
@@ -38,19 +36,32 @@ impl Selection {
         self.fields.exact("metadata.name")
     }
 
-    /// Whether a stored object is meant.
+    /// Whether a stored object is meant, for watchers, of whom many look at the same few objects.
     pub fn matches(&self, server: &Server, entry: &Entry) -> Result<bool, Status> {
+        match self.matches_undecoded(entry) {
+            Some(matches) => Ok(matches),
+            None => Ok(self.matches_object(&*server.decoded.get(entry)?)),
+        }
+    }
+
+    /// Whether a stored object is meant, for whoever goes through all of them: that would only push out of the cache
+    /// what watchers need.
+    pub fn matches_once(&self, entry: &Entry) -> Result<bool, Status> {
+        match self.matches_undecoded(entry) {
+            Some(matches) => Ok(matches),
+            None => Ok(self.matches_object(&objects::decode(&entry.value)?)),
+        }
+    }
+
+    /// What the key alone decides.
+    fn matches_undecoded(&self, entry: &Entry) -> Option<bool> {
         if self.everything {
-            return Ok(true);
+            return Some(true);
         }
         if !self.matches_key(&entry.key) {
-            return Ok(false);
+            return Some(false);
         }
-        if self.key_decides {
-            return Ok(true);
-        }
-        let object = server.decoded.get(entry)?;
-        Ok(self.matches_object(&object))
+        self.key_decides.then_some(true)
     }
 
     fn matches_key(&self, key: &str) -> bool {
@@ -62,18 +73,18 @@ impl Selection {
         })
     }
 
-    fn matches_object(&self, object: &Arc<Value>) -> bool {
+    fn matches_object(&self, object: &Value) -> bool {
         if !self.labels.matches(object.pointer("/metadata/labels")) {
             return false;
         }
         let converted;
         let object = if events::is_converted(self.kind) {
-            let mut form = (**object).clone();
+            let mut form = object.clone();
             events::from_stored(self.kind, &mut form);
             converted = form;
             &converted
         } else {
-            &**object
+            object
         };
         self.fields.requirements().iter().filter(|(field, _, _)| key_field(field).is_none()).all(
             |(field, equals, wanted)| {

@@ -15,6 +15,7 @@ use http::{HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
 
+use super::list;
 use super::selection::Selection;
 use super::views;
 use crate::call::Call;
@@ -28,6 +29,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// A watch without `timeoutSeconds` lasts between this and twice as long.
 const SHORTEST: Duration = Duration::from_secs(30 * 60);
+/// The longest that a client may ask for.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Answers with a stream of events.
 pub(crate) async fn watch(call: Call) -> Result<Response, Status> {
@@ -74,8 +77,8 @@ enum Turn {
 
 impl Watcher {
     async fn start(call: Call, options: ListOptions) -> Result<Self, Status> {
-        let lifetime =
-            options.timeout_seconds.filter(|seconds| *seconds > 0).map_or_else(lifetime, Duration::from_secs);
+        let wanted = options.timeout_seconds.filter(|seconds| *seconds > 0);
+        let lifetime = wanted.map_or_else(lifetime, |seconds| Duration::from_secs(seconds).min(LONGEST));
         let now = Instant::now();
         let ends_at = now + lifetime;
         let first_bookmark =
@@ -112,8 +115,9 @@ impl Watcher {
             if after > page.revision {
                 return Err(Status::resource_version_too_large(&after.to_string(), page.revision));
             }
-            for entry in &page.entries {
-                if self.selection.matches(&self.call.server, entry)? {
+            for (index, entry) in page.entries.iter().enumerate() {
+                list::let_others(index).await;
+                if self.selection.matches_once(entry)? {
                     let event = self.event("ADDED", entry)?;
                     self.waiting.push_back(event);
                 }
