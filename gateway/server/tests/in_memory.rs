@@ -246,3 +246,84 @@ async fn a_generated_name_is_tried_again_until_it_is_free() {
     let second = maps.create(&PostParams::default(), &map).await.expect("made").name_any();
     assert!(first.starts_with("g-") && second.starts_with("g-") && first != second);
 }
+
+/// The code of the answer to a raw request of the administrator.
+async fn raw(cluster: &Cluster, method: &str, path: &str, content_type: &str, body: &serde_json::Value) -> u16 {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("Content-Type", content_type)
+        .body(body.to_string().into_bytes())
+        .expect("a request");
+    match cluster.admin().request_text(request).await {
+        Ok(_) => 200,
+        Err(error) => code(error),
+    }
+}
+
+#[tokio::test]
+async fn a_watch_may_ask_for_more_time_than_there_is() {
+    let cluster = Cluster::new().await;
+    let path = format!("/api/v1/configmaps?watch=true&timeoutSeconds={}", i64::MAX);
+    let request = http::Request::get(path).body(Vec::new()).expect("a request");
+    let stream = cluster.admin().request_stream(request).await;
+    assert!(stream.is_ok(), "{:?}", stream.err());
+}
+
+#[tokio::test]
+async fn a_binding_for_another_pod_of_the_name_or_another_state_of_it_is_409() {
+    let cluster = Cluster::new().await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin(), "default");
+    let account = serde_json::from_value(json!({ "metadata": { "name": "default" } })).expect("an account");
+    accounts.create(&PostParams::default(), &account).await.expect("made");
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "default");
+    let pod = serde_json::from_value(json!({ "metadata": { "name": "p" },
+        "spec": { "containers": [{ "name": "c", "image": "x" }] } }))
+    .expect("a Pod");
+    let made = pods.create(&PostParams::default(), &pod).await.expect("made");
+    let bind = async |metadata: serde_json::Value| {
+        let body = json!({ "kind": "Binding", "apiVersion": "v1", "metadata": metadata, "target": { "name": "n" } });
+        raw(&cluster, "POST", "/api/v1/namespaces/default/pods/p/binding", "application/json", &body).await
+    };
+    assert_eq!(bind(json!({ "name": "p", "uid": "another" })).await, 409);
+    assert_eq!(bind(json!({ "name": "p", "resourceVersion": "1" })).await, 409);
+    let same = json!({ "name": "p", "uid": made.uid(), "resourceVersion": made.resource_version() });
+    assert_eq!(bind(same).await, 200);
+}
+
+#[tokio::test]
+async fn a_scale_cannot_be_applied_and_not_be_put_onto_another_object() {
+    let cluster = Cluster::new().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({ "kind": "Deployment", "apiVersion": "apps/v1", "metadata": { "name": "d" },
+        "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": { "metadata": { "labels": { "a": "b" } },
+            "spec": { "containers": [{ "name": "c", "image": "x" }] } } } });
+    assert_eq!(raw(&cluster, "POST", deployments, "application/json", &deployment).await, 200);
+    let path = format!("{deployments}/d/scale?fieldManager=m");
+    let scale = |metadata: serde_json::Value| json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": { "replicas": 2 } });
+    let named = scale(json!({ "name": "d", "namespace": "default" }));
+    assert_eq!(raw(&cluster, "PATCH", &path, "application/apply-patch+yaml", &named).await, 415);
+    let other = scale(json!({ "name": "d", "namespace": "default", "uid": "another" }));
+    assert_eq!(raw(&cluster, "PUT", &path, "application/json", &other).await, 409);
+    assert_eq!(raw(&cluster, "PUT", &path, "application/json", &named).await, 200);
+}
+
+#[tokio::test]
+async fn those_who_apply_a_new_object_at_once_all_succeed() {
+    let cluster = Cluster::new().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.admin(), "default");
+    let apply = |writer: usize| {
+        let maps = maps.clone();
+        async move {
+            let key = format!("k{writer}");
+            let config = json!({ "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": "a" },
+                "data": { key: "v" } });
+            maps.patch("a", &PatchParams::apply(&format!("m{writer}")), &Patch::Apply(config)).await
+        }
+    };
+    for result in futures::future::join_all((0..8).map(apply)).await {
+        result.expect("applied");
+    }
+    let made = maps.get("a").await.expect("there");
+    assert_eq!(made.data.map(|data| data.len()), Some(8));
+}

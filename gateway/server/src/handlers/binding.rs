@@ -61,6 +61,13 @@ fn check(binding: &Value) -> Result<(), Status> {
 fn bound(call: &Call, pod: &Value, binding: &Value) -> Result<Value, Status> {
     let name = call.name();
     let refuse = |why: String| Status::conflict(&GroupResource::new("", "pods/binding"), name, why);
+    for (field, shown) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+        let pointer = format!("/metadata/{field}");
+        let (wanted, found) = (text(binding, &pointer), text(pod, &pointer));
+        if !wanted.is_empty() && wanted != found {
+            return Err(refuse(update::precondition_failed(call, shown, wanted, found)));
+        }
+    }
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
         return Err(refuse(format!("pod {name} is being deleted, cannot be assigned to a host")));
     }

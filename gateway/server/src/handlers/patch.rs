@@ -110,28 +110,42 @@ async fn apply_patch(call: &Call, part: Part, body: &Bytes) -> Result<Response, 
         time: &time,
     };
     let how = Change { tracking: Tracking::Done, ..Change::new(part, &options) };
-    let changed = update::change(call, &how, |old| {
-        Ok(apply::apply(call.kind, Some(old), &config, &manager, options.force)?.object)
-    })
-    .await?;
-    if let Some(bytes) = changed {
-        return call.answer(StatusCode::OK, bytes);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let changed = update::change(call, &how, |old| {
+            Ok(apply::apply(call.kind, Some(old), &config, &manager, options.force)?.object)
+        })
+        .await?;
+        if let Some(bytes) = changed {
+            return call.answer(StatusCode::OK, bytes);
+        }
+        if part != Part::Main {
+            return Err(call.not_found());
+        }
+        match apply_new(call, &config, &manager, &options).await {
+            Err(status) if update::is_overtaken(&status, &options, attempt) => {}
+            made => return call.answer(StatusCode::CREATED, made?),
+        }
     }
-    if part != Part::Main {
-        return Err(call.not_found());
-    }
-    let mut object = apply::apply(call.kind, None, &config, &manager, options.force)?.object;
+}
+
+/// Makes the object of a configuration.
+async fn apply_new(
+    call: &Call,
+    config: &Value,
+    manager: &Manager<'_>,
+    options: &WriteOptions,
+) -> Result<Bytes, Status> {
+    let mut object = apply::apply(call.kind, None, config, manager, options.force)?.object;
     // A revision in the configuration of an object that doesn't exist yet means nothing.
     objects::metadata_mut(&mut object).shift_remove("resourceVersion");
-    if !text(&config, "/metadata/uid").is_empty() {
-        let why = format!(
-            "Precondition failed: UID in precondition: {}, UID in object meta: ",
-            text(&config, "/metadata/uid")
-        );
+    let uid = text(config, "/metadata/uid");
+    if !uid.is_empty() {
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
         return Err(Status::conflict(&call.resource(), call.name(), why));
     }
-    let bytes = create::create_object(call, object, &options, Tracking::Done).await?;
-    call.answer(StatusCode::CREATED, bytes)
+    create::create_object(call, object, options, Tracking::Done).await
 }
 
 /// An applied configuration is YAML, of which JSON is a part.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use carob_api::field::Path;
 use carob_api::kind::{Kind, Part};
 use carob_api::selector::LabelSelector;
-use carob_api::status::Status;
+use carob_api::status::{GroupResource, Status};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,11 @@ use crate::call::Call;
 use crate::objects::{self, text};
 use crate::options::{WriteOptions, WriteVerb};
 use crate::response;
+
+/// A Scale has no fields of its own that somebody could own, so it cannot be applied.
+const NO_APPLY: &str = "the body of the request was in an unknown format - accepted media types include: \
+                        application/json-patch+json, application/merge-patch+json, \
+                        application/strategic-merge-patch+json";
 
 /// GET
 pub(crate) async fn get(call: &Call, scale: &'static Kind) -> Result<Response, Status> {
@@ -36,8 +41,10 @@ pub(crate) async fn update(call: &Call, scale: &'static Kind, body: &Bytes) -> R
 /// PATCH
 pub(crate) async fn patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<Response, Status> {
     let form = PatchType::of(call)?;
-    let verb = if form == PatchType::Apply { WriteVerb::Apply } else { WriteVerb::Patch };
-    let options = WriteOptions::read(call, verb)?;
+    if form == PatchType::Apply {
+        return Err(Status::unsupported_media_type(NO_APPLY));
+    }
+    let options = WriteOptions::read(call, WriteVerb::Patch)?;
     change(call, scale, &options, |old| {
         let wanted = patched(scale, old, form, body, options.validation, |warning| call.warn(warning))?;
         update::check_name(call, &wanted)?;
@@ -60,6 +67,12 @@ async fn change(
             let path = Path::new("spec").child("replicas");
             let error = path.invalid(replicas, "must be greater than or equal to 0");
             return Err(Status::invalid((scale.group, scale.kind), call.name(), vec![error]));
+        }
+        let (uid, old_uid) = (text(&wanted, "/metadata/uid"), text(old, "/metadata/uid"));
+        if !uid.is_empty() && uid != old_uid {
+            let resource = GroupResource::new(call.kind.group, format!("{}/scale", call.kind.plural));
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+            return Err(Status::conflict(&resource, call.name(), why));
         }
         let version = text(&wanted, "/metadata/resourceVersion");
         let mut new = old.clone();

@@ -25,6 +25,8 @@ use crate::response;
 
 /// How often a change that names no revision is made again on a newer state.
 const ATTEMPTS: usize = 32;
+/// How often an object that comes and goes is looked for again by a request that changes or makes it.
+const UPSERT_ATTEMPTS: usize = 8;
 
 /// The text of a conflict of revisions.
 pub(crate) const MODIFIED: &str =
@@ -37,14 +39,26 @@ pub(crate) async fn update(call: &Call, part: Part, body: &Bytes) -> Result<Resp
     check_name(call, &object)?;
     create::check_namespace(call, &object)?;
     let how = Change { uid_is_precondition: true, ..Change::new(part, &options) };
-    match change(call, &how, |_| Ok(object.clone())).await? {
-        Some(bytes) => call.answer(StatusCode::OK, bytes),
-        None if call.kind.strategy.create_on_update && part == Part::Main => {
-            let bytes = create::create_object(call, object, &options, Tracking::Update).await?;
-            call.answer(StatusCode::CREATED, bytes)
+    let creates = call.kind.strategy.create_on_update && part == Part::Main;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        if let Some(bytes) = change(call, &how, |_| Ok(object.clone())).await? {
+            return call.answer(StatusCode::OK, bytes);
         }
-        None => Err(call.not_found()),
+        if !creates {
+            return Err(call.not_found());
+        }
+        match create::create_object(call, object.clone(), &options, Tracking::Update).await {
+            Err(status) if is_overtaken(&status, &options, attempt) => {}
+            made => return call.answer(StatusCode::CREATED, made?),
+        }
     }
+}
+
+/// Whether somebody else made the missing object before this request could, so that it is now to be changed.
+pub(crate) fn is_overtaken(status: &Status, options: &WriteOptions, attempt: usize) -> bool {
+    status.reason() == "AlreadyExists" && !options.dry_run && attempt < UPSERT_ATTEMPTS
 }
 
 /// 400 if the object has another name than the path.
@@ -208,12 +222,7 @@ fn settle_identity(call: &Call, how: &Change<'_>, old: &Value, new: &mut Value) 
     let name = call.name();
     let (uid, old_uid) = (text(new, "/metadata/uid"), text(old, "/metadata/uid"));
     if how.uid_is_precondition && !uid.is_empty() && uid != old_uid {
-        let text = format!(
-            "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition \
-             failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
-            registry_key(call)
-        );
-        return Err(Status::conflict(&call.resource(), name, text));
+        return Err(Status::conflict(&call.resource(), name, precondition_failed(call, "UID", uid, old_uid)));
     }
     let (version, old_version) = (text(new, "/metadata/resourceVersion"), text(old, "/metadata/resourceVersion"));
     if version.is_empty() || version == "0" {
@@ -227,6 +236,15 @@ fn settle_identity(call: &Call, how: &Change<'_>, old: &Value, new: &mut Value) 
     let old_version = old_version.to_owned();
     set_metadata(new, "resourceVersion", old_version);
     Ok(())
+}
+
+/// That the object is another one than the client means, or in another state.
+pub(crate) fn precondition_failed(call: &Call, what: &str, wanted: &str, found: &str) -> String {
+    format!(
+        "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
+         {what} in precondition: {wanted}, {what} in object meta: {found}",
+        registry_key(call)
+    )
 }
 
 /// What a change cannot take away or alter.
