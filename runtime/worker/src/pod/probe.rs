@@ -11,6 +11,9 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::{RecvError, TryRecvError};
+use tokio_util::sync::CancellationToken;
 
 /// What a run showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(super) enum Outcome {
 
 /// Most output of a command that is kept for an event.
 const OUTPUT: usize = 10 * 1024;
+/// How long the output of a command that has ended is waited for: a child in the background may keep it open for good.
+const AFTER_END: Duration = Duration::from_millis(200);
 const USER_AGENT: &str = "kube-probe/1.35";
 
 /// Runs a command in the container; exit code 0 is success.
@@ -35,28 +40,62 @@ pub(super) async fn command(ctx: &Context, id: &ContainerId, argv: &[String], ti
         Err(carob_sandbox::Error::Start { message, .. }) => return Outcome::Failure(message),
         Err(error) => return Outcome::Unknown(error.to_string()),
     };
-    let pid = process.pid;
-    let run = async {
-        let (out, err, code) = tokio::join!(read(process.stdout), read(process.stderr), process.exit);
-        (out + &err, code)
-    };
-    match tokio::time::timeout(timeout, run).await {
-        Ok((_, Ok(0))) => Outcome::Success,
-        Ok((output, Ok(_))) => Outcome::Failure(output),
-        Ok((_, Err(_closed))) => Outcome::Unknown("the sandbox went away".to_owned()),
-        Err(_elapsed) => {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-                tracing::debug!(%error, %pid, "a command that took too long could not be killed");
-            }
-            Outcome::Failure(format!("command {argv:?} timed out after {}", seconds(timeout)))
+    let kill = || {
+        let pid = nix::unistd::Pid::from_raw(process.pid);
+        if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+            tracing::debug!(%error, %pid, "a command that took too long could not be killed");
         }
+    };
+    let (ended, output) = watch([process.stdout, process.stderr], process.exit, timeout, kill).await;
+    match ended {
+        Some(Ok(0)) => Outcome::Success,
+        Some(Ok(_)) => Outcome::Failure(output),
+        Some(Err(_closed)) => Outcome::Unknown("the sandbox went away".to_owned()),
+        None => Outcome::Failure(format!("command {argv:?} timed out after {}", seconds(timeout))),
     }
 }
 
-async fn read(fd: Option<OwnedFd>) -> String {
-    let Some(Ok(stream)) = fd.map(FdStream::new) else { return String::new() };
-    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+/// Waits for a command's end and collects its output. `None` when it took longer than `timeout` and was killed: only then,
+/// for the number of a process that was reaped may be another's by now.
+async fn watch(
+    [stdout, stderr]: [Option<OwnedFd>; 2],
+    mut exit: oneshot::Receiver<i32>,
+    timeout: Duration,
+    kill: impl FnOnce(),
+) -> (Option<Result<i32, RecvError>>, String) {
+    let over = CancellationToken::new();
+    let end = async {
+        let ended = match tokio::time::timeout(timeout, &mut exit).await {
+            Ok(ended) => Some(ended),
+            Err(_elapsed) => match exit.try_recv() {
+                Ok(code) => Some(Ok(code)),
+                Err(TryRecvError::Closed) => Some(exit.await),
+                Err(TryRecvError::Empty) => {
+                    kill();
+                    None
+                }
+            },
+        };
+        over.cancel();
+        ended
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let reading = async {
+        tokio::join!(read(stdout, &mut out), read(stderr, &mut err));
+    };
+    let output = async {
+        tokio::select! {
+            () = reading => {}
+            () = async { over.cancelled().await; tokio::time::sleep(AFTER_END).await } => {}
+        }
+    };
+    let (ended, ()) = tokio::join!(end, output);
+    (ended, format!("{}{}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err)))
+}
+
+async fn read(fd: Option<OwnedFd>, bytes: &mut Vec<u8>) {
+    let Some(Ok(stream)) = fd.map(FdStream::new) else { return };
+    let mut buffer = vec![0; 4096];
     while let Ok(n) = stream.read(&mut buffer).await {
         if n == 0 {
             break;
@@ -64,7 +103,6 @@ async fn read(fd: Option<OwnedFd>) -> String {
         let room = OUTPUT.saturating_sub(bytes.len());
         bytes.extend_from_slice(&buffer[..n.min(room)]);
     }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn seconds(duration: Duration) -> String {
@@ -273,6 +311,26 @@ mod tests {
     use tokio::net::TcpListener;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn a_child_that_keeps_the_output_open_neither_delays_the_verdict_nor_is_anybody_killed_for_it() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&write, b"half").unwrap();
+        let (sender, exit) = oneshot::channel();
+        sender.send(3).unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        let (ended, output) = watch([Some(read), None], exit, day, || panic!("it has ended")).await;
+        assert_eq!((ended, output.as_str()), (Some(Ok(3)), "half"));
+        drop(write);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_goes_on_is_killed_at_its_timeout() {
+        let (_sender, exit) = oneshot::channel();
+        let mut killed = false;
+        let (ended, _) = watch([None, None], exit, Duration::from_millis(1), || killed = true).await;
+        assert_eq!((ended, killed), (None, true));
+    }
 
     async fn serve(answer: &'static str) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
