@@ -32,7 +32,25 @@ pub(crate) fn write(directory: &Path, payload: &Payload, fs_group: Option<i64>) 
         return Ok(false);
     }
     let name = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%N"));
-    let version = directory.join(&name);
+    if let Err(error) = commit(directory, &name, payload, fs_group) {
+        let version = directory.join(&name);
+        if let Err(error) = fs::remove_dir_all(&version)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %version.display(), %error, "a version that was never shown could not be removed");
+        }
+        return Err(error);
+    }
+    show(directory, payload)?;
+    if let Some(old) = current {
+        fs::remove_dir_all(&old).map_err(SourceError::io("remove", &old))?;
+    }
+    Ok(true)
+}
+
+/// Writes the version of this name and makes `..data` point to it.
+fn commit(directory: &Path, name: &str, payload: &Payload, fs_group: Option<i64>) -> Result<(), SourceError> {
+    let version = directory.join(name);
     fill(&version, payload)?;
     if let Some(group) = fs_group {
         ownership::apply(&version, group, true).map_err(SourceError::io("chown", &version))?;
@@ -44,14 +62,9 @@ pub(crate) fn write(directory: &Path, payload: &Payload, fs_group: Option<i64>) 
         }
         _ => {}
     }
-    symlink(&name, &link).map_err(SourceError::io("link", &link))?;
+    symlink(name, &link).map_err(SourceError::io("link", &link))?;
     let data = directory.join(DATA);
-    fs::rename(&link, &data).map_err(SourceError::io("rename", &data))?;
-    show(directory, payload)?;
-    if let Some(old) = current {
-        fs::remove_dir_all(&old).map_err(SourceError::io("remove", &old))?;
-    }
-    Ok(true)
+    fs::rename(&link, &data).map_err(SourceError::io("rename", &data))
 }
 
 fn fill(version: &Path, payload: &Payload) -> Result<(), SourceError> {
@@ -163,6 +176,22 @@ mod tests {
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "new");
         assert!(fs::symlink_metadata(volume.join("deep")).is_err());
         assert!(!volume.join(first).exists());
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_written_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = directory.path().join("v");
+        write(&volume, &payload(&[("a", "1", 0o644)]), None).unwrap();
+        let names = || {
+            let entries = fs::read_dir(&volume).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.collect::<BTreeSet<_>>()
+        };
+        let before = names();
+        // A file where a directory is wanted.
+        assert!(write(&volume, &payload(&[("a", "2", 0o644), ("a/b", "2", 0o644)]), None).is_err());
+        assert_eq!(names(), before);
+        assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "1");
     }
 
     #[test]
