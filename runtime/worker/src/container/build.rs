@@ -47,6 +47,21 @@ impl ContainerPaths {
         }
     }
 
+    /// Removes the logs of earlier starts that nobody can ask for while `attempt` is the newest: its own log and the one
+    /// before (`kubectl logs --previous`) stay.
+    pub fn remove_old_logs(&self, attempt: u32) {
+        let entries = self.log.parent().and_then(|logs| std::fs::read_dir(logs).ok());
+        for entry in entries.into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let of = name.to_str().and_then(|name| name.split_once(".log")).and_then(|(of, _)| of.parse::<u32>().ok());
+            if of.is_some_and(|of| of.saturating_add(2) <= attempt)
+                && let Err(error) = std::fs::remove_file(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "an old log could not be removed");
+            }
+        }
+    }
+
     /// Makes the directories and the empty message file, which any user in the container may write.
     pub fn create(&self) -> std::io::Result<()> {
         use std::os::unix::fs::PermissionsExt;
@@ -146,5 +161,27 @@ pub(crate) fn remove_directory(directory: &Path) {
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(path = %directory.display(), %error, "a container's directory could not be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_two_starts_keep_their_logs() {
+        let logs = tempfile::tempdir().unwrap();
+        let names = ["0.log", "1.log", "1.log.20240101-000000", "2.log", "2.log.20240101-000000", "3.log", "other"];
+        for name in names {
+            std::fs::write(logs.path().join(name), "").unwrap();
+        }
+        let directory = logs.path().join("absent");
+        let paths =
+            ContainerPaths { termination_log: directory.join("log"), directory, log: logs.path().join("3.log") };
+        paths.remove_old_logs(3);
+        let left = std::fs::read_dir(logs.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, ["2.log", "2.log.20240101-000000", "3.log", "other"]);
     }
 }

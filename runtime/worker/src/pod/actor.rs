@@ -20,7 +20,7 @@ use crate::observer::ObservedContainer;
 use crate::volumes::{MountedVolume, VolumeError, Volumes};
 use carob_sandbox::{ContainerId, Exit, RecoveredPod};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodSpec};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ pub(super) struct Control {
     pub stopping: bool,
     /// Killed by a probe or a changed spec: its end doesn't count against the pod.
     pub restart_wanted: bool,
+    /// The deadline of a stop that `restart` has begun; the pod's own end may bring it closer.
+    pub restart_deadline: Option<watch::Sender<Instant>>,
 }
 
 /// A running container.
@@ -313,12 +315,11 @@ impl Actor {
     }
 
     /// A newer object: deletion, changed images, labels or deadlines, conditions written by others.
-    fn object(&mut self, pod: Arc<Pod>) {
+    pub(super) fn object(&mut self, pod: Arc<Pod>) {
         if !newer(&pod, &self.pod) {
             return;
         }
-        let gates_changed = pod.status.as_ref().map(|status| &status.conditions)
-            != self.pod.status.as_ref().map(|status| &status.conditions);
+        let gates_changed = gates(&pod) != gates(&self.pod);
         if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations
         {
             self.volumes_changed = true;
@@ -328,9 +329,7 @@ impl Actor {
         if generation_changed {
             self.spec_changed();
         }
-        if (gates_changed && self.spec().readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()))
-            || generation_changed
-        {
+        if gates_changed || generation_changed {
             self.writer.mark_now();
         }
     }
@@ -343,11 +342,23 @@ impl Actor {
                 continue;
             }
             self.records[index].image = image;
-            if self.records[index].is_running() && self.stopping.is_none() {
-                let text = format!("Container {} definition changed, will be restarted", self.records[index].name);
-                self.restart(index, text, None);
-            }
+            let control = &mut self.controls[index];
+            // The failures were the old image's.
+            control.crash.reset();
+            control.pull.reset();
+            (control.retry_at, control.shows_later) = (None, None);
+            self.replace(index);
         }
+    }
+
+    /// Restarts a running container whose spec has changed, whatever the restart policy.
+    pub(super) fn replace(&mut self, index: usize) {
+        if self.stopping.is_some() || self.controls[index].live.is_none() {
+            return;
+        }
+        let text = format!("Container {} definition changed, will be restarted", self.records[index].name);
+        self.restart(index, text, None);
+        self.controls[index].restart_wanted = true;
     }
 
     fn done(&mut self, done: Done) {
@@ -402,6 +413,12 @@ impl Actor {
     }
 
     fn reconcile_running(&mut self, now: Instant) {
+        // First of all: what has ended needs neither sandbox nor volumes.
+        let step = self.plan();
+        if step.over.is_some() {
+            self.begin_stop(self.grace_of_spec());
+            return;
+        }
         let sandbox_missing = self.sandbox.is_none() || self.volumes.is_none();
         if sandbox_missing && !self.preparing && self.prepare_retry.is_none_or(|(at, _)| at <= now) {
             self.preparing = true;
@@ -413,11 +430,6 @@ impl Actor {
             return;
         }
         self.refresh_volumes(now);
-        let step = self.plan();
-        if step.over.is_some() {
-            self.begin_stop(self.grace_of_spec());
-            return;
-        }
         for index in step.start {
             let control = &self.controls[index];
             if control.starting || control.live.is_some() || control.retry_at.is_some_and(|at| at > now) {
@@ -510,7 +522,7 @@ impl Actor {
         let (ctx, pod, address) = (self.ctx.clone(), self.pod.clone(), sandbox.address);
         self.tasks.spawn(async move {
             let facts = super::prepare::facts(&ctx, &pod, address);
-            Done::Refreshed(crate::volumes::set_up(&ctx, &facts, false).await)
+            Done::Refreshed(crate::volumes::set_up(&ctx, &facts).await)
         });
     }
 
@@ -617,8 +629,15 @@ impl Actor {
     }
 }
 
+/// The conditions that the pod's readiness waits for and others write.
+fn gates(pod: &Pod) -> Vec<&PodCondition> {
+    let gates = || pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.filter(|condition| gates().any(|gate| gate.condition_type == condition.type_)).collect()
+}
+
 /// Whether `new` is a later version of the object than `old` (versions of one API server are numbers that grow).
-pub(super) fn newer(new: &Pod, old: &Pod) -> bool {
+fn newer(new: &Pod, old: &Pod) -> bool {
     let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
     match (version(new), version(old)) {
         (Some(new), Some(old)) => new >= old,
@@ -635,5 +654,25 @@ pub(super) async fn remove_tree(path: &std::path::Path) {
             tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_conditions_of_readiness_gates_are_others_news() {
+        let pod = |own: &str, gate: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {},
+                "spec": {"containers": [], "readinessGates": [{"conditionType": "example.com/ok"}]},
+                "status": {"conditions": [{"type": "Ready", "status": own}, {"type": "example.com/ok", "status": gate}]},
+            }))
+            .unwrap()
+        };
+        assert_eq!(gates(&pod("False", "False")), gates(&pod("True", "False")));
+        assert_ne!(gates(&pod("False", "False")), gates(&pod("False", "True")));
     }
 }

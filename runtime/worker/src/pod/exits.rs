@@ -12,7 +12,6 @@ use crate::http::cri;
 use crate::observer::{ContainerEnd, ObservedContainer};
 use carob_sandbox::Exit;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -26,7 +25,7 @@ const LOG_LINES: usize = 80;
 
 impl Actor {
     pub(super) fn started(&mut self, index: usize, started: StartedContainer) {
-        let StartedContainer { id, observed, paths, stop_signal, user, resolved, pulled } = started;
+        let StartedContainer { id, image, observed, paths, stop_signal, user, resolved, pulled } = started;
         let observed = Arc::new(observed);
         let record = &mut self.records[index];
         if let Some(ended) = record.newest_end().cloned() {
@@ -51,6 +50,10 @@ impl Actor {
             probes: Vec::new(),
         };
         self.go_live(index, live, hook);
+        if self.container(index).image.as_ref() != image.as_ref() {
+            // It was changed while the old one was being started.
+            self.replace(index);
+        }
         if let Some(position) = self.early_exits.iter().position(|exit| exit.container == id) {
             let exit = self.early_exits.remove(position);
             self.exited(exit);
@@ -68,6 +71,8 @@ impl Actor {
         let id = live.id.clone();
         let control = &mut self.controls[index];
         (control.starting, control.live, control.stopping) = (false, Some(live), false);
+        // After a restart of this process, an earlier run's end may have left them.
+        (control.retry_at, control.shows_later) = (None, None);
         let record = &mut self.records[index];
         (record.started, record.ready) = (false, false);
         let Some(hook) = hook else {
@@ -170,7 +175,8 @@ impl Actor {
         self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
         let grace =
             grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
-        let (_, deadline) = watch::channel(Instant::now() + grace);
+        let (sender, deadline) = watch::channel(Instant::now() + grace);
+        self.controls[index].restart_deadline = Some(sender);
         self.stop_container(index, deadline, why);
     }
 
@@ -252,12 +258,13 @@ impl Actor {
         let record = &mut self.records[index];
         (record.started, record.ready) = (false, false);
         record.state = State::Ended(ended);
-        self.controls[index].stopping = false;
+        let control = &mut self.controls[index];
+        (control.stopping, control.restart_deadline) = (false, None);
         if self.stopping.is_none() {
             self.back_off(index);
         }
         self.writer.mark_now();
-        self.settle(live.observed, live.noted, live.paths.directory.clone(), &exit);
+        self.settle(live.observed, live.noted, live.paths, &exit);
     }
 
     /// Bills a container's end, waits until its status is written, then removes what is left of it.
@@ -265,7 +272,7 @@ impl Actor {
         &mut self,
         observed: Arc<ObservedContainer>,
         noted: Option<JoinHandle<()>>,
-        directory: PathBuf,
+        paths: ContainerPaths,
         exit: &Exit,
     ) {
         self.settling += 1;
@@ -287,7 +294,8 @@ impl Actor {
             ctx.observer.exited(&observed, &end).await;
             persisted.await;
             release(&ctx, &id).await;
-            remove_directory(&directory);
+            remove_directory(&paths.directory);
+            paths.remove_old_logs(observed.attempt);
             Done::Settled
         });
     }

@@ -51,7 +51,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     if let Some(sandbox) = existing {
-        let volumes = volumes::set_up(ctx, &facts(ctx, pod, sandbox.address), false).await;
+        let volumes = volumes::set_up(ctx, &facts(ctx, pod, sandbox.address)).await;
         return Prepared { sandbox: Ok(sandbox), volumes };
     }
     ctx.runtime.warm();
@@ -107,7 +107,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let facts = facts(ctx, pod, address);
     let fill = async {
         let begin = Instant::now();
-        let result = volumes::set_up(ctx, &facts, true).await;
+        let result = volumes::set_up(ctx, &facts).await;
         latency.stage(&ctx.metrics, "volumes", begin);
         result
     };

@@ -147,7 +147,7 @@ impl Actor {
                 record.started |= was_ready.0;
                 record.ready |= was_ready.1;
             }
-            ContainerState::Exited(exit) => self.restore_exited(index, attempt, &paths, resolved, &exit),
+            ContainerState::Exited(exit) => self.restore_exited(index, attempt, paths, resolved, &exit),
         }
     }
 
@@ -190,14 +190,14 @@ impl Actor {
         &mut self,
         index: usize,
         attempt: u32,
-        paths: &ContainerPaths,
+        paths: ContainerPaths,
         resolved: (String, String),
         exit: &Exit,
     ) {
         // Its counters are in the exit; the directories are no longer needed.
         let cgroup = CgroupPaths { version: CgroupVersion::V2, cpuacct: PathBuf::new(), memory: PathBuf::new() };
         let observed = self.observed(index, &exit.container, attempt, exit.started_at, cgroup);
-        let end = self.ended(index, paths, exit);
+        let end = self.ended(index, &paths, exit);
         let record = &mut self.records[index];
         if attempt + 1 >= record.starts {
             let before = record.newest_end().filter(|old| old.id != end.id).cloned();
@@ -205,9 +205,9 @@ impl Actor {
             record.state = State::Ended(end);
             record.starts = attempt + 1;
             record.resolved = Some(resolved);
+            self.back_off(index);
         }
-        self.settle(observed, None, paths.directory.clone(), exit);
-        self.back_off(index);
+        self.settle(observed, None, paths, exit);
     }
 
     /// Whether the API was told that the container has started, and that it is ready.

@@ -1,7 +1,7 @@
 //! One start of one container: image, configuration, sandbox.
 
 use super::prepare::{Sandbox, chain, facts};
-use crate::container::build::{ContainerPaths, Inputs, build};
+use crate::container::build::{ContainerPaths, Inputs, build, remove_directory};
 use crate::container::{env, resources};
 use crate::context::Context;
 use crate::events::{About, Severity};
@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(super) struct StartedContainer {
     pub id: ContainerId,
+    /// `image` of the spec that it was started from.
+    pub image: Option<String>,
     pub observed: ObservedContainer,
     pub paths: ContainerPaths,
     pub stop_signal: i32,
@@ -152,6 +154,9 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
                 carob_sandbox::Error::Start { message, exit_code } => {
                     ctx.events.record(about(), Severity::Normal, "Created", created_text(&container.name));
                     ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
+                    // The next try is another attempt, with a directory of its own.
+                    remove_directory(&paths.directory);
+                    paths.remove_old_logs(*attempt);
                     StartFailure::Program { message, code: exit_code }
                 }
                 other => {
@@ -177,7 +182,8 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         ctx.events.record(about(), Severity::Warning, "Degraded", warning);
     }
     let observed = identity.observed(id.as_str(), started.started_at, started.cgroup);
-    Ok(StartedContainer { id, observed, paths, stop_signal, user, resolved, pulled: ready.pulled.is_some() })
+    let (image, pulled) = (container.image.clone(), ready.pulled.is_some());
+    Ok(StartedContainer { id, image, observed, paths, stop_signal, user, resolved, pulled })
 }
 
 fn created_text(container: &str) -> String {

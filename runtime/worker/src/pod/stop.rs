@@ -47,15 +47,12 @@ impl Actor {
     /// Stops all containers within `grace`. Once begun, a later call can only shorten it.
     pub(super) fn begin_stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        // A container that is being stopped for a restart has no more time than the pod.
+        for restart in self.controls.iter().filter_map(|control| control.restart_deadline.as_ref()) {
+            shorten(restart, deadline);
+        }
         if let Some(stopping) = &self.stopping {
-            stopping.deadline.send_if_modified(|current| {
-                // The same grace read a moment later isn't a new wish.
-                let sooner = deadline + Duration::from_millis(1500) < *current;
-                if sooner {
-                    *current = deadline;
-                }
-                sooner
-            });
+            shorten(&stopping.deadline, deadline);
         } else {
             self.cancel.cancel();
             self.stopping = Some(Stopping { deadline: watch::Sender::new(deadline) });
@@ -169,6 +166,18 @@ impl Actor {
     }
 }
 
+/// Brings a deadline closer; it never goes further away.
+fn shorten(current: &watch::Sender<Instant>, deadline: Instant) {
+    current.send_if_modified(|current| {
+        // The same grace read a moment later isn't a new wish.
+        let sooner = deadline + Duration::from_millis(1500) < *current;
+        if sooner {
+            *current = deadline;
+        }
+        sooner
+    });
+}
+
 /// Waits for the deadline, also when it comes closer.
 async fn passed(deadline: &mut watch::Receiver<Instant>) {
     loop {
@@ -198,4 +207,22 @@ async fn clean_up(ctx: &Arc<Context>, uid: &str) {
     }
     ctx.network.release(uid);
     remove_tree(&ctx.dirs.pod(uid)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_under_way_hears_that_its_deadline_came_closer_and_never_that_it_moved_away() {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let (sender, mut deadline) = watch::channel(far);
+        shorten(&sender, far + Duration::from_secs(60));
+        shorten(&sender, far.checked_sub(Duration::from_secs(1)).unwrap());
+        assert_eq!(*sender.borrow(), far);
+        let waiting = tokio::spawn(async move { passed(&mut deadline).await });
+        tokio::task::yield_now().await;
+        shorten(&sender, Instant::now());
+        waiting.await.unwrap();
+    }
 }

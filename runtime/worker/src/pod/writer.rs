@@ -1,6 +1,6 @@
 //! Writes a pod's status: one patch at a time, what happens meanwhile goes into the next, nothing is written twice.
 
-use super::actor::{Actor, Done, Life, newer};
+use super::actor::{Actor, Done, Life};
 use super::status::{Inputs, patch, status};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -140,9 +140,8 @@ impl Actor {
                 if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
                     self.latency.running(&self.ctx.metrics, &self.name);
                 }
-                if newer(&pod, &self.pod) {
-                    self.pod = Arc::from(pod);
-                }
+                // It may hold what others have changed and the watch hasn't said yet.
+                self.object(Arc::from(pod));
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 // The watch will say that it is gone; meanwhile nothing waits for its status.

@@ -75,8 +75,8 @@ impl SourceError {
 }
 
 /// Makes or refreshes all volumes of the pod. Volumes that exist stay what they are (after a restart of this process); the
-/// content that comes from the API is brought up to date. `fresh` says that the sandbox knows nothing of the pod yet.
-pub(crate) async fn set_up(ctx: &Context, facts: &Facts<'_>, fresh: bool) -> Result<Volumes, VolumeError> {
+/// content that comes from the API is brought up to date.
+pub(crate) async fn set_up(ctx: &Context, facts: &Facts<'_>) -> Result<Volumes, VolumeError> {
     let mut volumes = Volumes::default();
     let Some(spec) = facts.pod.spec.as_ref() else { return Ok(volumes) };
     let uid = facts.pod.metadata.uid.as_deref().unwrap_or_default();
@@ -84,7 +84,7 @@ pub(crate) async fn set_up(ctx: &Context, facts: &Facts<'_>, fresh: bool) -> Res
     for volume in spec.volumes.iter().flatten() {
         let path = base.join(&volume.name);
         let failed = |error: SourceError| VolumeError { volume: volume.name.clone(), message: error.describe() };
-        let (mounted, renew_after) = one(ctx, facts, spec, volume, path, fresh).await.map_err(failed)?;
+        let (mounted, renew_after) = one(ctx, facts, spec, volume, path).await.map_err(failed)?;
         volumes.mounted.insert(volume.name.clone(), mounted);
         volumes.renew_after = [volumes.renew_after, renew_after].into_iter().flatten().min();
     }
@@ -97,14 +97,14 @@ async fn one(
     spec: &PodSpec,
     volume: &Volume,
     path: PathBuf,
-    fresh: bool,
 ) -> Result<(MountedVolume, Option<Duration>), SourceError> {
     let fs_group = spec.security_context.as_ref().and_then(|context| context.fs_group);
     let plain = |path: PathBuf, read_only| MountedVolume { path, read_only, memory: false };
     if let Some(source) = &volume.empty_dir {
         let memory = source.medium.as_deref() == Some("Memory");
         empty_dir(&path, fs_group)?;
-        if memory && fresh {
+        if memory {
+            // The sandbox mounts it once, however often it is asked.
             let uid = facts.pod.metadata.uid.as_deref().unwrap_or_default();
             let size = memory_size(source, spec, facts.allocatable.memory_bytes);
             let mounted = ctx.runtime.mount_tmpfs(uid, &path, size).await;
