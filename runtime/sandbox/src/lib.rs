@@ -12,6 +12,7 @@ mod error;
 mod exec;
 mod kernel;
 mod logs;
+mod outbox;
 mod program;
 mod protocol;
 mod runtime;

@@ -291,6 +291,50 @@ async fn containers_that_share_processes_see_each_other_and_are_told_apart_in_th
 }
 
 #[tokio::test]
+async fn what_a_container_leaves_behind_among_shared_processes_is_gone_and_billed_when_its_end_is_told() {
+    let mut live = Machine::new().start().await;
+    let mut pod = live.machine.pod("p");
+    pod.share_pid = true;
+    live.runtime.create_pod(pod).await.expect("pod");
+    let burners = "i=0; while [ $i -lt 100 ]; do (while :; do :; done) & i=$((i+1)); done; exit 3";
+    let container = live.machine.container("p", &["sh", "-c", burners]);
+    let id = container.id.clone();
+    let started = live.runtime.start_container(container).await.expect("start");
+    let exit = live.exit().await;
+    assert_eq!(exit.code, 3);
+    let left = fs::read_to_string(started.cgroup.cpuacct.join("cgroup.procs")).expect("processes");
+    assert_eq!(left, "");
+    let later = live.runtime.usage(&id).await.expect("usage").cpu_ns;
+    assert!(later - exit.usage.cpu_ns < 5_000_000, "told {}, then {later}", exit.usage.cpu_ns);
+    live.end().await;
+}
+
+#[tokio::test]
+async fn an_end_is_told_although_a_neighbour_holds_the_output_and_floods_it() {
+    let mut live = Machine::new().start().await;
+    let mut pod = live.machine.pod("p");
+    pod.share_pid = true;
+    live.runtime.create_pod(pod).await.expect("pod");
+    let victim = live.machine.container("p", &["sh", "-c", "echo ready; sleep 1234"]);
+    let (id, log) = (victim.id.clone(), victim.log_path.clone());
+    live.runtime.start_container(victim).await.expect("start");
+    let flood = "for p in /proc/[0-9]*; do grep -q 1234 $p/cmdline && [ $p != /proc/$$ ] && exec yes > $p/fd/1; done";
+    let neighbour = live.machine.container("p", &["sh", "-c", flood]);
+    let other = neighbour.id.clone();
+    live.runtime.start_container(neighbour).await.expect("start");
+    let begun = Instant::now();
+    while !fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 100_000) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the neighbour writes nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    live.runtime.signal(&id, libc::SIGKILL).await.expect("kill");
+    let mut ends = [live.exit().await, live.exit().await].map(|exit| (exit.container, exit.signal));
+    ends.sort_by_key(|(end, _)| *end != id);
+    assert_eq!(ends, [(id, Some(libc::SIGKILL)), (other, Some(libc::SIGPIPE))]);
+    live.end().await;
+}
+
+#[tokio::test]
 async fn a_flood_is_logged_without_loss_and_rotated() {
     let mut live = Machine::new().start().await;
     live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");

@@ -179,21 +179,8 @@ impl<'a> Cgroup<'a> {
         const STEP: Duration = Duration::from_millis(2);
         let mut waited = Duration::ZERO;
         loop {
-            let at_once = self.layout.unified().is_some_and(|hierarchy| {
-                let directory = self.directory(hierarchy);
-                !directory.exists() || fs::write(directory.join("cgroup.kill"), "1").is_ok()
-            });
-            let left = self.processes();
-            if left.is_empty() {
+            if self.kill_once(waited) {
                 return true;
-            }
-            if !at_once || waited > Duration::from_millis(100) {
-                self.thaw();
-                for pid in left {
-                    // Between the reading and the signal the number could only come to mean another process if 32,000
-                    // were started meanwhile; the unified hierarchy's cgroup.kill has no such gap.
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-                }
             }
             if waited >= patience {
                 return false;
@@ -201,6 +188,24 @@ impl<'a> Cgroup<'a> {
             process::pause(STEP);
             waited += STEP;
         }
+    }
+
+    /// Kills every process in it, below it too, without waiting for them. True when there was none. `waited`: since the
+    /// first try. What cgroup.kill alone hasn't ended in a moment is thawed and signalled one by one.
+    pub fn kill_once(&self, waited: Duration) -> bool {
+        let left = self.processes();
+        if left.is_empty() {
+            return true;
+        }
+        if !self.kill_now() || waited > Duration::from_millis(100) {
+            self.thaw();
+            for pid in left {
+                // Between the reading and the signal the number could only come to mean another process if 32,000
+                // were started meanwhile; the unified hierarchy's cgroup.kill has no such gap.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        false
     }
 
     /// Asks the kernel to kill every process in it, without waiting. False where it cannot (no unified hierarchy).

@@ -6,6 +6,7 @@ mod file;
 mod line;
 
 use crate::kernel::process;
+use crate::outbox::Outbox;
 use crate::{protocol, wire};
 use file::LogFile;
 use line::LineSplitter;
@@ -16,11 +17,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// What one container may put through per turn, so that a flood starves nobody.
 const READ_PER_TURN: usize = 64 * 1024;
+/// Reads per stream of a container that has ended. A pipe holds 1 MiB at most (fs.pipe-max-size) and a terminal less than
+/// 100 KiB, in reads of 4 KiB: what comes later is of another process that has got hold of the stream.
+const READS_AT_END: usize = 64;
 /// The socket's place among the tokens of the streams.
 const SOCKET: u64 = u64::MAX;
 
@@ -55,8 +59,47 @@ pub struct Drained {
 pub struct Pump {
     /// Process id.
     pub pid: i32,
-    /// Commands go out here, `Drained` comes in.
-    pub socket: OwnedFd,
+    /// Commands go out here, `Drained` comes in. Non-blocking.
+    socket: OwnedFd,
+    outbox: Outbox,
+}
+
+impl Pump {
+    /// For poll.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether to poll for room to write.
+    pub fn has_waiting(&self) -> bool {
+        self.outbox.has_waiting()
+    }
+
+    /// Tells it something, at once or when it reads again; false when it is lost.
+    pub fn tell(&mut self, command: &Command, fds: Vec<OwnedFd>) -> bool {
+        match protocol::encode(command) {
+            Ok(body) => self.outbox.send(self.socket.as_fd(), body, fds),
+            Err(error) => {
+                eprintln!("a command that cannot be encoded: {error}");
+                false
+            }
+        }
+    }
+
+    /// Sends what waits as far as there is room; false when the pump is lost.
+    pub fn flush(&mut self) -> bool {
+        self.outbox.flush(self.socket.as_fd())
+    }
+
+    /// Takes one answer: `None` when there is none after all, an error when the pump is lost.
+    pub fn receive(&self) -> io::Result<Option<Drained>> {
+        match wire::receive(self.socket.as_fd()) {
+            Ok(Some(packet)) => protocol::decode(&packet.body).map(Some),
+            Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Forks the pump.
@@ -66,9 +109,11 @@ pub struct Pump {
 #[expect(unsafe_code, reason = "forks")]
 pub unsafe fn start() -> io::Result<Pump> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    // Only our side: the pump has nothing to do but to wait for us.
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // SAFETY: the caller vouches for the single thread.
     match unsafe { process::fork() }? {
-        process::Fork::Parent(pid) => Ok(Pump { pid, socket: ours }),
+        process::Fork::Parent(pid) => Ok(Pump { pid, socket: ours, outbox: Outbox::default() }),
         process::Fork::Child => {
             process::set_name(c"carob-logs");
             // SAFETY: of everything that was inherited only `theirs` is used from here on, and the process leaves through
@@ -115,11 +160,9 @@ enum Progress {
 }
 
 fn run(socket: OwnedFd) -> io::Result<()> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET))?;
+    let mut state = State::new()?;
+    state.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET))?;
     let mut socket = Some(socket);
-    let mut state =
-        State { epoll, logs: HashMap::new(), streams: HashMap::new(), next: 0, buffer: vec![0; READ_PER_TURN] };
     let mut events = [EpollEvent::empty(); 64];
     // The spawner's end is not the containers' end: what they still write is written.
     while socket.is_some() || !state.streams.is_empty() {
@@ -135,14 +178,19 @@ fn run(socket: OwnedFd) -> io::Result<()> {
             }
             let Some(open) = &socket else { continue };
             match wire::receive(open.as_fd()) {
-                Ok(Some(packet)) => match protocol::decode(&packet.body)? {
-                    Command::Open { log, path } => state.open(log, path, packet.fds)?,
-                    Command::End { log } => {
+                // What fails concerns one container: ending here would take the output of all others.
+                Ok(Some(packet)) => match protocol::decode(&packet.body) {
+                    Ok(Command::Open { log, path }) => state.open(log, path, packet.fds),
+                    Ok(Command::End { log }) => {
                         let drained = state.end(log);
                         // A spawner that has gone needs no answer.
                         let _ = protocol::send(open.as_fd(), &drained, &[]);
                     }
+                    Err(error) => eprintln!("log pump: a command that cannot be read: {error}"),
                 },
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    eprintln!("log pump: a command that did not arrive whole: {error}");
+                }
                 Ok(None) | Err(_) => socket = None,
             }
         }
@@ -151,20 +199,39 @@ fn run(socket: OwnedFd) -> io::Result<()> {
 }
 
 impl State {
-    fn open(&mut self, log: u64, path: PathBuf, fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            logs: HashMap::new(),
+            streams: HashMap::new(),
+            next: 0,
+            buffer: vec![0; READ_PER_TURN],
+        })
+    }
+
+    /// A stream that cannot be followed is reported and closed; the others are followed.
+    fn open(&mut self, log: u64, path: PathBuf, fds: Vec<OwnedFd>) {
         const NAMES: [&str; 2] = ["stdout", "stderr"];
         let mut streams = Vec::with_capacity(fds.len());
         for (fd, name) in fds.into_iter().zip(NAMES) {
-            let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-            fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-            let token = self.next;
-            self.next += 1;
-            self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-            self.streams.insert(token, Stream { log, fd, lines: LineSplitter::new(name) });
-            streams.push(token);
+            match self.follow(&fd) {
+                Ok(token) => {
+                    self.streams.insert(token, Stream { log, fd, lines: LineSplitter::new(name) });
+                    streams.push(token);
+                }
+                Err(error) => eprintln!("log pump: {name} of {} is not followed: {error}", path.display()),
+            }
         }
         self.logs.insert(log, Log { file: LogFile::new(path), streams });
-        Ok(())
+    }
+
+    fn follow(&mut self, fd: &OwnedFd) -> io::Result<u64> {
+        let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+        fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let token = self.next;
+        self.next += 1;
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        Ok(token)
     }
 
     /// Reads once from a stream that has something.
@@ -203,13 +270,84 @@ impl State {
         }
     }
 
-    /// Everything that the dead container wrote is in its pipes: reads until they are empty, and forgets it.
+    /// Everything that the dead container wrote is in its pipes: reads that, and forgets it. Another process may hold the
+    /// other end and write on: it isn't waited for.
     fn end(&mut self, log: u64) -> Drained {
         let streams = self.logs.get(&log).map(|log| log.streams.clone()).unwrap_or_default();
         for token in streams {
-            while let Progress::More = self.read(token) {}
+            for _ in 0..READS_AT_END {
+                if !matches!(self.read(token), Progress::More) {
+                    break;
+                }
+            }
             self.close(token);
         }
         Drained { log, lost: self.logs.remove(&log).map_or(0, |log| log.file.lost()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::io::{PipeWriter, Write};
+
+    fn text(path: &std::path::Path) -> String {
+        fs::read_to_string(path).expect("log")
+    }
+
+    /// Writes until nobody reads.
+    fn flood(mut pipe: PipeWriter) -> std::thread::JoinHandle<()> {
+        let block = [b'\n'; 4096];
+        std::thread::spawn(move || while pipe.write_all(&block).is_ok() {})
+    }
+
+    #[test]
+    fn an_end_comes_although_others_keep_writing_and_what_was_written_before_is_there() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("0.log");
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        let mut state = State::new().expect("epoll");
+        state.open(3, path.clone(), vec![reader.into()]);
+        writer.write_all(b"last words\n").expect("write");
+        let others: Vec<_> = (0..3).map(|_| flood(writer.try_clone().expect("copy"))).collect();
+        drop(writer);
+        let drained = state.end(3);
+        assert_eq!((drained.log, drained.lost), (3, 0));
+        assert!(state.streams.is_empty() && state.logs.is_empty());
+        assert!(text(&path).starts_with("20") && text(&path).lines().next().expect("line").ends_with(" last words"));
+        // They notice that it is closed.
+        for other in others {
+            other.join().expect("writer");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_cannot_be_followed_costs_the_other_containers_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (bad, good) = (directory.path().join("bad.log"), directory.path().join("good.log"));
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
+        let pump = std::thread::spawn(move || run(theirs));
+        // epoll doesn't take regular files.
+        let file = File::create(directory.path().join("file")).expect("file");
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        let tell =
+            |command: &Command, fds: &[BorrowedFd<'_>]| protocol::send(ours.as_fd(), command, fds).expect("send");
+        tell(&Command::Open { log: 1, path: bad.clone() }, &[file.as_fd(), reader.as_fd()]);
+        wire::send(ours.as_fd(), &[0xff; 3], &[]).expect("send");
+        writer.write_all(b"first\n").expect("write");
+        tell(&Command::End { log: 1 }, &[]);
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        tell(&Command::Open { log: 2, path: good.clone() }, &[reader.as_fd()]);
+        writer.write_all(b"second\n").expect("write");
+        tell(&Command::End { log: 2 }, &[]);
+        for log in [1, 2] {
+            let packet = wire::receive(ours.as_fd()).expect("receive").expect("open");
+            assert_eq!(protocol::decode::<Drained>(&packet.body).expect("answer").log, log);
+        }
+        assert!(text(&bad).ends_with(" stderr F first\n") && text(&good).ends_with(" stdout F second\n"));
+        drop(ours);
+        pump.join().expect("thread").expect("pump");
     }
 }

@@ -1,13 +1,10 @@
 //! The gateway's connection. One gateway acts at a time: the newest.
 
+use crate::outbox::Outbox;
 use crate::protocol::{self, Request, Tell};
 use crate::wire;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// What a gateway that doesn't read may leave waiting here before it is given up.
-const WAITING_MAX: usize = 10_000;
 
 /// A connected gateway.
 #[derive(Debug)]
@@ -15,7 +12,7 @@ pub struct Client {
     socket: OwnedFd,
     /// Has said which protocol it speaks, and it is ours.
     greeted: bool,
-    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    outbox: Outbox,
 }
 
 /// What a client has sent.
@@ -32,7 +29,7 @@ pub enum Incoming {
 impl Client {
     /// A connection that was just accepted.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, greeted: false, waiting: VecDeque::new() }
+        Self { socket, greeted: false, outbox: Outbox::default() }
     }
 
     /// For poll.
@@ -42,7 +39,7 @@ impl Client {
 
     /// Whether to poll for room to write.
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.outbox.has_waiting()
     }
 
     /// Takes one message; `None` when there is none after all.
@@ -84,24 +81,11 @@ impl Client {
                 return true;
             }
         };
-        self.waiting.push_back((body, fds));
-        self.flush()
+        self.outbox.send(self.socket.as_fd(), body, fds)
     }
 
     /// Sends what waits as far as there is room; false when the connection is lost.
     pub fn flush(&mut self) -> bool {
-        while let Some((body, fds)) = self.waiting.front() {
-            let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-            match wire::send(self.socket.as_fd(), body, &borrowed) {
-                Ok(()) => {
-                    self.waiting.pop_front();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return self.waiting.len() <= WAITING_MAX;
-                }
-                Err(_) => return false,
-            }
-        }
-        true
+        self.outbox.flush(self.socket.as_fd())
     }
 }

@@ -2,6 +2,7 @@
 //! the gateway, whichever is connected.
 
 mod client;
+mod endings;
 mod jobs;
 mod namespaces;
 mod records;

@@ -4,6 +4,7 @@ use super::requests::remove_writable_layer;
 use super::service::{Container, Pod, Service, State};
 use crate::cgroup::Cgroup;
 use crate::config::ContainerId;
+use crate::kernel::process;
 use crate::state::Exit;
 use jiff::Timestamp;
 use std::fs;
@@ -110,8 +111,18 @@ impl Service {
         if let Some(pump) = self.pump.take() {
             let pid = nix::unistd::Pid::from_raw(pump.pid);
             drop(pump);
-            // Its pipes have ended with their writers, and its socket with us.
-            let _ = nix::sys::wait::waitpid(pid, None);
+            // Its pipes have ended with their writers, and its socket with us: unless a process that isn't ours has got
+            // hold of one.
+            let step = Duration::from_millis(5);
+            let mut waited = Duration::ZERO;
+            let flag = Some(nix::sys::wait::WaitPidFlag::WNOHANG);
+            while let Ok(nix::sys::wait::WaitStatus::StillAlive) = nix::sys::wait::waitpid(pid, flag) {
+                if waited >= PATIENCE {
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                }
+                process::pause(step);
+                waited += step;
+            }
         }
         let own = whole.child("spawner");
         for hierarchy in &self.layout.hierarchies {

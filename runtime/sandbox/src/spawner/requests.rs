@@ -6,8 +6,7 @@ use super::records::PodRecord;
 use super::service::{Container, Pod, Purpose, Service, State};
 use crate::config::{ContainerConfig, ContainerId, Limits, PodConfig};
 use crate::kernel::{mount, process};
-use crate::logs;
-use crate::protocol::{self, Answer, Ask, Failure, KnownContainer, KnownPod, Request};
+use crate::protocol::{Answer, Ask, Failure, KnownContainer, KnownPod, Request};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -247,9 +246,7 @@ impl Service {
         let gone: Vec<u64> =
             self.containers.values().filter(|container| container.pod == uid).map(|container| container.log).collect();
         for log in gone {
-            if let Some(pump) = &self.pump {
-                let _ = protocol::send(pump.socket.as_fd(), &logs::Command::End { log }, &[]);
-            }
+            self.end_log(log);
         }
         self.containers.retain(|_, container| container.pod != uid);
         self.pods.remove(uid);

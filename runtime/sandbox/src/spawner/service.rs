@@ -7,14 +7,13 @@ use super::records::Records;
 use crate::cgroup::{Cgroup, Layout};
 use crate::config::{ContainerId, PodConfig};
 use crate::kernel::process::{self, Death};
-use crate::logs::{self, Pump};
+use crate::logs::Pump;
 use crate::protocol::{Answer, Failure, Tell};
 use crate::seccomp::Filters;
 use crate::state::Exit;
-use crate::{protocol, wire};
 use jiff::Timestamp;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{SockFlag, accept4};
@@ -22,6 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A pod that has its namespaces.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub enum State {
         /// When its program was executed.
         started_at: Timestamp,
     },
-    /// Its init was reaped; the log pump still writes.
+    /// Its init was reaped; what else was in it dies, or the log pump still writes.
     Ending {
         /// How it ended.
         death: Death,
@@ -72,9 +72,25 @@ pub enum State {
         started_at: Timestamp,
         /// When it was reaped.
         finished_at: Timestamp,
+        /// What is waited for.
+        rest: Rest,
     },
     /// It is recorded on disk.
     Exited(Exit),
+}
+
+/// What a container whose init was reaped still waits for.
+#[derive(Debug, Clone, Copy)]
+pub enum Rest {
+    /// Processes of its cgroup, which are killed: what they use until they are gone is the container's.
+    Processes {
+        /// The first kill.
+        since: Instant,
+        /// The next one.
+        again: Instant,
+    },
+    /// The log pump's `Drained`.
+    Log,
 }
 
 impl State {
@@ -162,7 +178,7 @@ pub fn signals() -> io::Result<SignalFd> {
 enum Ready {
     Signal,
     Listener,
-    Pump,
+    Pump(PollFlags),
     Client(usize, PollFlags),
     Job(i32),
 }
@@ -224,11 +240,12 @@ impl Service {
                         self.reap();
                     }
                     Ready::Listener => self.accept(),
-                    Ready::Pump => self.hear_pump(),
+                    Ready::Pump(events) => self.serve_pump(events),
                     Ready::Client(index, events) => self.serve_client(index, events),
                     Ready::Job(pid) => self.finish_job(pid, false),
                 }
             }
+            self.end_rests();
         }
         Ok(())
     }
@@ -240,8 +257,10 @@ impl Service {
         ];
         let mut what = vec![Ready::Signal, Ready::Listener];
         if let Some(pump) = &self.pump {
-            fds.push(PollFd::new(pump.socket.as_fd(), PollFlags::POLLIN));
-            what.push(Ready::Pump);
+            let mut events = PollFlags::POLLIN;
+            events.set(PollFlags::POLLOUT, pump.has_waiting());
+            fds.push(PollFd::new(pump.fd(), events));
+            what.push(Ready::Pump(events));
         }
         // Outcomes before the newest requests.
         for (pid, (job, _)) in &self.jobs {
@@ -257,7 +276,7 @@ impl Service {
             what.push(Ready::Client(index, events));
         }
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, self.next_kill()) {
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -267,7 +286,11 @@ impl Service {
         for (fd, what) in fds.iter().zip(what) {
             let events = fd.revents().unwrap_or(PollFlags::empty());
             if !events.is_empty() {
-                ready.push(if let Ready::Client(index, _) = what { Ready::Client(index, events) } else { what });
+                ready.push(match what {
+                    Ready::Client(index, _) => Ready::Client(index, events),
+                    Ready::Pump(_) => Ready::Pump(events),
+                    other => other,
+                });
             }
         }
         // Closing clients changes their places: the last ones first.
@@ -375,96 +398,5 @@ impl Service {
             Child::Exec(id) => self.tell(&Tell::ExecExit { id, code: death.code }, Vec::new()),
             Child::Init(id) => self.container_died(&id, death, at),
         }
-    }
-
-    /// The init is gone: what else is in the container goes, and the log is finished before anyone hears of the end.
-    fn container_died(&mut self, id: &ContainerId, death: Death, finished_at: Timestamp) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let started_at = match &container.state {
-            State::Running { started_at, .. } | State::Ending { started_at, .. } => *started_at,
-            State::Starting { .. } | State::Exited(_) => finished_at,
-        };
-        container.state = State::Ending { death, started_at, finished_at };
-        container.stdin = None;
-        let (log, pod) = (container.log, container.pod.clone());
-        // In a PID namespace of its own the kernel has already done this.
-        let cgroup = self.container_cgroup(&pod, id);
-        let left = cgroup.processes();
-        if !left.is_empty() && !cgroup.kill_now() {
-            for pid in left {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-        let told = self
-            .pump
-            .as_ref()
-            .is_some_and(|pump| protocol::send(pump.socket.as_fd(), &logs::Command::End { log }, &[]).is_ok());
-        if !told {
-            self.container_ended(id);
-        }
-    }
-
-    fn hear_pump(&mut self) {
-        let Some(pump) = &self.pump else { return };
-        match wire::receive(pump.socket.as_fd()) {
-            Ok(Some(packet)) => {
-                let Ok(drained) = protocol::decode::<logs::Drained>(&packet.body) else { return };
-                if drained.lost > 0 {
-                    eprintln!("{} bytes of a container's log could not be written", drained.lost);
-                }
-                let ended = self
-                    .containers
-                    .iter()
-                    .find(|(_, container)| container.log == drained.log)
-                    .map(|(id, _)| id.clone());
-                if let Some(id) = ended {
-                    self.container_ended(&id);
-                }
-            }
-            // Its death is reaped, and dealt with there.
-            Ok(None) | Err(_) => self.pump = None,
-        }
-    }
-
-    /// A new pump serves new containers; what the old one read of running ones is lost, and those that were ending end.
-    #[expect(unsafe_code, reason = "forks")]
-    fn restart_pump(&mut self) {
-        // SAFETY: the spawner has one thread.
-        self.pump = unsafe { logs::start() }.map_err(|error| eprintln!("no log pump: {error}")).ok();
-        let ending: Vec<ContainerId> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| matches!(container.state, State::Ending { .. }))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in ending {
-            self.container_ended(&id);
-        }
-    }
-
-    /// Records the end and tells it.
-    fn container_ended(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get(id) else { return };
-        let State::Ending { death, started_at, finished_at } = &container.state else { return };
-        let cgroup = self.container_cgroup(&container.pod, id);
-        let exit = Exit {
-            container: id.clone(),
-            pod_uid: container.pod.clone(),
-            code: death.code,
-            signal: death.signal,
-            oom_killed: cgroup.oom_killed(),
-            unknown: false,
-            started_at: *started_at,
-            finished_at: *finished_at,
-            usage: cgroup.final_usage(),
-        };
-        if let Err(error) = self.records.write_exit(&exit) {
-            // It is still told and kept in memory; only the spawner's own death could lose it now.
-            eprintln!("the end of {id} could not be recorded: {error}");
-        }
-        if let Some(container) = self.containers.get_mut(id) {
-            container.state = State::Exited(exit.clone());
-        }
-        self.tell(&Tell::Exit(exit), Vec::new());
     }
 }

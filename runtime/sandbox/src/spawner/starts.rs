@@ -2,7 +2,7 @@
 
 use super::jobs::{self, Job};
 use super::requests::{Handled, REMOVAL_PATIENCE, remove_writable_layer};
-use super::service::{Container, Purpose, Service, State};
+use super::service::{Container, Purpose, Rest, Service, State};
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::Cgroup;
 use crate::config::{ContainerConfig, ContainerId, ExecConfig, Seccomp};
@@ -16,7 +16,7 @@ use crate::seccomp::{self, Filters};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 use std::time::Instant;
 
@@ -53,7 +53,7 @@ impl Service {
             (None, None)
         } else {
             let streams = Streams::open(config.stdin)?;
-            follow(self.pump.as_ref(), log, &config.log_path, &[streams.stdout.0.as_fd(), streams.stderr.0.as_fd()]);
+            follow(self.pump.as_mut(), log, &config.log_path, vec![streams.stdout.0, streams.stderr.0]);
             (Some([streams.stdin.0, streams.stdout.1, streams.stderr.1]), streams.stdin.1)
         };
         let shm = if pod.config.host_ipc { Path::new("/dev/shm").to_owned() } else { self.dir.join("shm") };
@@ -210,8 +210,8 @@ impl Service {
         let kill = matches!(container.state, State::Starting { kill: true });
         if let Some(terminal) = fds.into_iter().next() {
             let path = self.records.read_container(&container.pod, id).map(|config| config.log_path);
-            if let Ok(path) = path {
-                follow(self.pump.as_ref(), container.log, &path, &[terminal.as_fd()]);
+            if let (Ok(path), Ok(copy)) = (path, terminal.try_clone()) {
+                follow(self.pump.as_mut(), container.log, &path, vec![copy]);
             }
             container.stdin = Some(terminal);
         }
@@ -224,7 +224,9 @@ impl Service {
         } else {
             // Reaped already: its death waits to be claimed.
             let death = process::Death { pid, code: 128, signal: None };
-            container.state = State::Ending { death, started_at, finished_at: started_at };
+            let now = Instant::now();
+            let rest = Rest::Processes { since: now, again: now };
+            container.state = State::Ending { death, started_at, finished_at: started_at, rest };
         }
         self.answer(request, Ok(Answer::Started(started)), Vec::new());
         self.adopt_init(pid, id.clone());
@@ -236,9 +238,7 @@ impl Service {
         let Some(container) = self.containers.remove(id) else {
             return self.answer(request, Err(failure), Vec::new());
         };
-        if let Some(pump) = &self.pump {
-            let _ = protocol::send(pump.socket.as_fd(), &logs::Command::End { log: container.log }, &[]);
-        }
+        self.end_log(container.log);
         let cgroup = self.container_cgroup(&container.pod, id);
         let nursery = self.pod_cgroup(&container.pod).nursery(id.as_str());
         let records = &self.records;
@@ -294,10 +294,9 @@ impl Streams {
 }
 
 /// Without a pump the output is lost, but the container runs.
-fn follow(pump: Option<&logs::Pump>, log: u64, path: &Path, fds: &[BorrowedFd<'_>]) {
+fn follow(pump: Option<&mut logs::Pump>, log: u64, path: &Path, fds: Vec<OwnedFd>) {
     let command = logs::Command::Open { log, path: path.to_owned() };
-    let sent = pump.is_some_and(|pump| protocol::send(pump.socket.as_fd(), &command, fds).is_ok());
-    if !sent {
+    if !pump.is_some_and(|pump| pump.tell(&command, fds)) {
         eprintln!("the log {} is not written: there is no log pump", path.display());
     }
 }
