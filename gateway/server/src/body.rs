@@ -1,24 +1,51 @@
-//! Reading a request's body: bounded in size and in time.
+//! Reading a request's body: bounded in size and in time, and all bodies together in memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use carob_api::status::Status;
 use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a client may take for the whole body.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many bytes of bodies may be in memory at a time.
+const ROOM: usize = 128 << 20;
+/// When a client may try again for whose body there was no room, in seconds.
+const TRY_AGAIN: u32 = 1;
+
+/// Room for the bodies of all requests, one permit per byte.
+pub(crate) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ROOM))
+}
+
+/// A body that is to be read.
+pub(crate) struct Incoming {
+    pub body: Body,
+    /// The room that it takes. None for requests from inside the process, which strangers' bodies must not keep out.
+    pub room: Option<Arc<Semaphore>>,
+}
+
+/// A body in memory, which takes room until it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
 /// The whole body, at most `limit` bytes.
-pub(crate) async fn read(body: Body, limit: usize) -> Result<Bytes, Status> {
-    match tokio::time::timeout(PATIENCE, collect(body, limit)).await {
+pub(crate) async fn read(incoming: Incoming, limit: usize) -> Result<Held, Status> {
+    match tokio::time::timeout(PATIENCE, collect(incoming, limit)).await {
         Ok(result) => result,
         Err(_) => Err(Status::generic(408, "Timeout", "the body of the request did not arrive in time")),
     }
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Status> {
+async fn collect(Incoming { mut body, room }: Incoming, limit: usize) -> Result<Held, Status> {
+    let mut taken: Option<OwnedSemaphorePermit> = None;
     let mut first: Option<Bytes> = None;
     let mut all = BytesMut::new();
     let mut size = 0usize;
@@ -28,6 +55,13 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Status> {
         size = size.saturating_add(data.len());
         if size > limit {
             return Err(Status::too_large(format!("limit is {limit}")));
+        }
+        if let Some(room) = &room {
+            let more = take(room, data.len())?;
+            match &mut taken {
+                Some(taken) => taken.merge(more),
+                None => taken = Some(more),
+            }
         }
         // The usual body is one piece and needs no copy.
         match first.take() {
@@ -39,17 +73,27 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Status> {
             }
         }
     }
-    Ok(first.unwrap_or_else(|| all.freeze()))
+    Ok(Held { bytes: first.unwrap_or_else(|| all.freeze()), _room: taken })
+}
+
+fn take(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    let full = || Status::too_many_requests("Too many requests, please try again later.", TRY_AGAIN);
+    let bytes = u32::try_from(bytes).map_err(|_| full())?;
+    Arc::clone(room).try_acquire_many_owned(bytes).map_err(|_| full())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn incoming(text: &'static str) -> Incoming {
+        Incoming { body: Body::from(text), room: None }
+    }
+
     #[tokio::test]
     async fn a_body_over_the_limit_is_413_and_one_at_the_limit_is_read() {
-        assert_eq!(read(Body::from("abcd"), 4).await.expect("read"), "abcd");
-        let status = read(Body::from("abcde"), 4).await.expect_err("too large");
+        assert_eq!(read(incoming("abcd"), 4).await.expect("read").bytes, "abcd");
+        let status = read(incoming("abcde"), 4).await.expect_err("too large");
         assert_eq!((status.code(), status.message()), (413, "Request entity too large: limit is 4"));
     }
 
@@ -57,6 +101,18 @@ mod tests {
     async fn pieces_are_put_together() {
         let pieces = ["a", "b", "c"].map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
         let body = Body::from_stream(futures::stream::iter(pieces));
-        assert_eq!(read(body, 10).await.expect("read"), "abc");
+        assert_eq!(read(Incoming { body, room: None }, 10).await.expect("read").bytes, "abc");
+    }
+
+    #[tokio::test]
+    async fn bodies_beyond_the_room_are_429_until_there_is_room_again() {
+        let room = Arc::new(Semaphore::new(6));
+        let try_to_read = || read(Incoming { body: Body::from("abcd"), room: Some(room.clone()) }, 10);
+        let held = try_to_read().await.expect("room");
+        let status = try_to_read().await.expect_err("no room");
+        assert_eq!((status.code(), status.retry_after()), (429, Some(1)));
+        assert_eq!(read(incoming("abcd"), 10).await.expect("from inside").bytes, "abcd");
+        drop(held);
+        try_to_read().await.expect("room again");
     }
 }

@@ -4,6 +4,7 @@
 //! which verb it is about, and then one of the [`handlers`]. Objects live in a [`carob_store::Store`] as finished bytes
 //! ([`objects`]) that lists and watches send as they are.
 
+mod activity;
 mod admission;
 mod authn;
 mod authz;
@@ -21,7 +22,9 @@ mod metrics;
 mod negotiate;
 mod objects;
 mod options;
+mod patience;
 mod pki;
+mod places;
 mod protobuf;
 mod query;
 mod random;
@@ -122,6 +125,8 @@ pub(crate) struct Server {
     pub authorizer: Box<dyn authz::Authorizer>,
     pub extensions: Vec<Extension>,
     pub max_body_bytes: usize,
+    /// What requests' bodies take of memory.
+    pub body_room: Arc<tokio::sync::Semaphore>,
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
     pub documents: discovery::Documents,
@@ -154,6 +159,7 @@ impl Gateway {
             authorizer: Box::new(authz::BuiltInPolicy),
             extensions: config.extensions,
             max_body_bytes: config.max_body_bytes,
+            body_room: body::room(),
             metrics: metrics::Metrics::new(),
             decoded: decoded::Cache::default(),
             documents: discovery::Documents::default(),

@@ -14,8 +14,9 @@ use hyper::upgrade::OnUpgrade;
 use tower::ServiceExt as _;
 use tracing::Instrument as _;
 
-use crate::authn::{self, Identity, Impersonation};
+use crate::authn::{self, Identity, Impersonation, InProcess};
 use crate::authz::Attributes;
+use crate::body::{Held, Incoming};
 use crate::call::Call;
 use crate::handlers::{binding, create, delete, eviction, get, list, patch, scale, token, update, watch};
 use crate::metrics::RequestLabels;
@@ -28,6 +29,8 @@ use crate::{Server, body, discovery, health, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
+/// The largest body of a review, in bytes.
+const LARGEST_REVIEW: usize = 64 << 10;
 
 /// Answers a request.
 pub(crate) async fn handle(server: Arc<Server>, request: Request<Body>) -> Response {
@@ -140,12 +143,17 @@ async fn resource(
     verb: &'static str,
     upgrade: Option<OnUpgrade>,
 ) -> Result<Response, Status> {
+    let inside = parts.extensions.get::<InProcess>().is_some();
+    let body = Incoming { body, room: (!inside).then(|| Arc::clone(&server.body_room)) };
     if let Some(review) = Review::of(&path) {
         if parts.method != Method::POST || path.name.is_some() {
             return Err(Status::method_not_allowed());
         }
-        let body = body::read(body, server.max_body_bytes).await?;
-        return review.answer(&server, &identity, &parts.headers, &body).await;
+        let work = async {
+            let held = body::read(body, server.max_body_bytes.min(LARGEST_REVIEW)).await?;
+            review.answer(&server, &identity, &parts.headers, &held.bytes).await
+        };
+        return within(patience(&query)?, work).await;
     }
     let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
         let known = path.group.is_empty() || server.registry.iter().any(|kind| kind.group == path.group);
@@ -168,14 +176,19 @@ async fn resource(
         Operation::Stream(kind) => stream::answer(&call, kind, upgrade).await,
         operation => {
             let work = perform(&call, operation, body);
-            let answer = match tokio::time::timeout(patience, work).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Status::timeout("request did not complete within the requested timeout", 0)),
-            };
+            let answer = within(patience, work).await;
             let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
             response::warn(answer.headers_mut(), &call.take_warnings());
             Ok(answer)
         }
+    }
+}
+
+/// Ends work that takes too long.
+async fn within(patience: Duration, work: impl Future<Output = Result<Response, Status>>) -> Result<Response, Status> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Status::timeout("request did not complete within the requested timeout", 0)),
     }
 }
 
@@ -269,25 +282,26 @@ impl Operation {
     }
 }
 
-async fn perform(call: &Call, operation: Operation, body: Body) -> Result<Response, Status> {
-    let body = match operation {
-        Operation::Get | Operation::List | Operation::GetScale(_) => bytes::Bytes::new(),
+async fn perform(call: &Call, operation: Operation, body: Incoming) -> Result<Response, Status> {
+    let held = match operation {
+        Operation::Get | Operation::List | Operation::GetScale(_) => Held::default(),
         _ => body::read(body, call.server.max_body_bytes).await?,
     };
+    let body = &held.bytes;
     match operation {
         Operation::Get => get::get(call).await,
         Operation::List => list::list(call).await,
-        Operation::Create => create::create(call, &body).await,
-        Operation::Update(part) => update::update(call, part, &body).await,
-        Operation::Patch(part) => patch::patch(call, part, &body).await,
-        Operation::Delete => delete::delete(call, &body).await,
-        Operation::DeleteCollection => delete::delete_collection(call, &body).await,
+        Operation::Create => create::create(call, body).await,
+        Operation::Update(part) => update::update(call, part, body).await,
+        Operation::Patch(part) => patch::patch(call, part, body).await,
+        Operation::Delete => delete::delete(call, body).await,
+        Operation::DeleteCollection => delete::delete_collection(call, body).await,
         Operation::GetScale(scale) => scale::get(call, scale).await,
-        Operation::UpdateScale(scale) => scale::update(call, scale, &body).await,
-        Operation::PatchScale(scale) => scale::patch(call, scale, &body).await,
-        Operation::Bind(form) => binding::bind(call, form, &body).await,
-        Operation::Evict(form) => eviction::evict(call, form, &body).await,
-        Operation::Token(form) => token::issue(call, form, &body).await,
+        Operation::UpdateScale(scale) => scale::update(call, scale, body).await,
+        Operation::PatchScale(scale) => scale::patch(call, scale, body).await,
+        Operation::Bind(form) => binding::bind(call, form, body).await,
+        Operation::Evict(form) => eviction::evict(call, form, body).await,
+        Operation::Token(form) => token::issue(call, form, body).await,
         Operation::Watch | Operation::Stream(_) => {
             let resource = GroupResource::new(call.kind.group, call.kind.plural);
             Err(Status::method_not_supported(&resource, "this"))

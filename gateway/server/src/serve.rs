@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -15,21 +15,27 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::activity::Activity;
 use crate::authn::{Certified, Identity};
+use crate::patience::{Limits, Patient};
 use crate::pki::Pki;
+use crate::places::{Place, Places};
 use crate::{Error, Server, routes};
 
-/// How many connections may be open.
-const MAX_CONNECTIONS: usize = 8192;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long the head of a request may take, and a connection be idle.
+/// How long the head of a request may take.
 const HEAD: Duration = Duration::from_secs(90);
+/// How long a connection may be without a request. Kubernetes' limit.
+const IDLE: Duration = Duration::from_secs(90);
+/// How long a client may be silent or deaf.
+const LIMITS: Limits = Limits { first_bytes: Duration::from_secs(15), stall: Duration::from_secs(60) };
+/// What an HTTP/2 connection begins with, in bytes. Of HTTP/1.1 the first is waited for; [`HEAD`] is for the rest.
+const PREFACE: usize = 24;
 /// The largest head.
 const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
@@ -50,7 +56,7 @@ pub(crate) async fn serve(
 ) -> Result<(), Error> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(pki)?));
     let conversations = TaskTracker::new();
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(server.metrics.connections.clone());
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true).map_err(Error::Listen)?;
@@ -59,7 +65,7 @@ pub(crate) async fn serve(
             server: Arc::clone(server),
             acceptor: acceptor.clone(),
             conversations: conversations.clone(),
-            slots: Arc::clone(&slots),
+            places: places.clone(),
         };
         accepting.spawn(door.accept(listener, shutdown.clone()));
     }
@@ -101,17 +107,17 @@ struct Door {
     server: Arc<Server>,
     acceptor: TlsAcceptor,
     conversations: TaskTracker,
-    slots: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Door {
     async fn accept(self, listener: TcpListener, shutdown: CancellationToken) {
         loop {
-            let slot = tokio::select! {
+            let free = tokio::select! {
                 () = shutdown.cancelled() => return,
-                slot = Arc::clone(&self.slots).acquire_owned() => slot,
+                free = self.places.free() => free,
             };
-            let Ok(slot) = slot else { return };
+            let Some(free) = free else { return };
             let (stream, peer) = tokio::select! {
                 () = shutdown.cancelled() => return,
                 accepted = listener.accept() => match accepted {
@@ -124,21 +130,17 @@ impl Door {
                     }
                 },
             };
-            let server = Arc::clone(&self.server);
-            let acceptor = self.acceptor.clone();
-            self.conversations.spawn(async move {
-                server.metrics.connections.inc();
-                let gauge = server.metrics.connections.clone();
-                converse(server, acceptor, stream, peer).await;
-                gauge.dec();
-                drop(slot);
-            });
+            let Some(place) = self.places.take(free, peer.ip()) else {
+                tracing::debug!(%peer, "too many connections");
+                continue;
+            };
+            self.conversations.spawn(converse(Arc::clone(&self.server), self.acceptor.clone(), stream, peer, place));
         }
     }
 }
 
 /// One connection from its handshake to its end.
-async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
+async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, place: Place) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
     }
@@ -155,16 +157,29 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let certified = certificate.and_then(|der| Identity::of_certificate(der)).map(Certified);
+    // Over TLS the version is agreed upon beforehand.
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let activity = Arc::<Activity>::default();
+    let stream = Patient::new(stream, if http2 { PREFACE } else { 1 }, LIMITS, Arc::clone(&activity), Some(place));
     let stopping = server.stopping.clone();
+    let requests = Arc::clone(&activity);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         if let Some(certified) = &certified {
             request.extensions_mut().insert(certified.clone());
         }
+        let (running, activity) = (requests.begin(), Arc::clone(&requests));
         let answer = routes::handle(Arc::clone(&server), request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                activity.becomes_tunnel();
+            }
+            Ok::<_, std::convert::Infallible>(running.until_sent(answer))
+        }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     builder
         .http2()
@@ -178,6 +193,10 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = activity.rests_for(IDLE) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
