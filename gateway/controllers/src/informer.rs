@@ -136,7 +136,8 @@ where
         }
     }
 
-    fn put(&self, mut object: K) {
+    /// Takes in what the watch tells of an object, and tells it on.
+    pub(crate) fn put(&self, mut object: K) {
         // Nobody asks who set which field, and it is much.
         object.meta_mut().managed_fields = None;
         let new = Arc::new(object);

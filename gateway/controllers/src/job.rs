@@ -128,8 +128,9 @@ impl Controller {
         if job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref()).is_some_and(|manager| manager != MANAGER) {
             return Ok(None);
         }
-        let unseen = self.expected.unseen(&key).iter().filter(|pod| self.cluster.pods.get(pod).is_none()).count();
+        let unseen = self.expected.unseen(&key, &self.cluster.pods);
         let pods = self.claim(&job, &key).await?;
+        let unseen = pod_control::still_unseen(&unseen, &pods);
         if finished(&job).is_some() {
             self.untrack(&pods).await?;
             return self.expire(&job, &key).await;

@@ -1,7 +1,7 @@
 //! Pods that controllers make and remove, and what is known of those that the watch hasn't told of yet.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -10,7 +10,7 @@ use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Client, Resource};
 
 use crate::events::Voice;
-use crate::informer::Key;
+use crate::informer::{Informer, Key};
 use crate::ownership;
 use crate::service_account::is_terminating;
 
@@ -158,13 +158,13 @@ impl Expectations {
     }
 
     /// Pods that were created and are not in the copy yet. To be asked before the copy is read: what arrives in between
-    /// is then counted twice, which the next look puts right, and never left out.
-    pub(crate) fn unseen(&self, owner: &Key) -> Vec<Key> {
+    /// is then in both ([`still_unseen`] tells), and never in neither.
+    pub(crate) fn unseen(&self, owner: &Key, copy: &Informer<Pod>) -> Vec<Key> {
         let mut owners = self.owners();
         let Some(expected) = owners.get_mut(owner) else { return Vec::new() };
         expected.created.retain(|_, since| since.elapsed() < FORGET_AFTER);
         expected.deleted.retain(|_, since| since.elapsed() < FORGET_AFTER);
-        expected.created.keys().cloned().collect()
+        expected.created.keys().filter(|pod| copy.get(pod).is_none()).cloned().collect()
     }
 
     /// Whether a pod of the copy is being deleted already.
@@ -176,6 +176,13 @@ impl Expectations {
     fn owners(&self) -> MutexGuard<'_, HashMap<Key, Expected>> {
         self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many of the unseen pods are not among those that were read from the copy afterwards either.
+pub(crate) fn still_unseen(unseen: &[Key], pods: &[Arc<Pod>]) -> usize {
+    let seen: HashSet<Key> =
+        if unseen.is_empty() { HashSet::new() } else { pods.iter().map(|p| Key::of(&**p)).collect() };
+    unseen.iter().filter(|pod| !seen.contains(pod)).count()
 }
 
 /// Whether a pod has the condition Ready, and since when.
@@ -193,4 +200,38 @@ pub(crate) fn phase(pod: &Pod) -> &str {
 /// Whether a pod runs or will run: it is not ending and has not ended.
 pub(crate) fn is_active(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str) -> Pod {
+        let metadata =
+            ObjectMeta { name: Some(name.to_owned()), namespace: Some("n".to_owned()), ..ObjectMeta::default() };
+        Pod { metadata, ..Pod::default() }
+    }
+
+    #[test]
+    fn a_pod_that_reaches_the_copy_while_its_owner_looks_around_is_counted_once() {
+        let (owner, copy, expected) = (Key::new("n", "owner"), Informer::<Pod>::new(), Expectations::default());
+        let (late, arriving) = (pod("late"), pod("arriving"));
+        expected.created(&owner, &late);
+        expected.created(&owner, &arriving);
+        let unseen = expected.unseen(&owner, &copy);
+        copy.put(arriving.clone());
+        expected.observe(&owner, None, Some(&arriving));
+        assert_eq!(still_unseen(&unseen, &copy.list(|_| true)) + copy.list(|_| true).len(), 2);
+        assert_eq!(still_unseen(&expected.unseen(&owner, &copy), &copy.list(|_| true)), 1);
+    }
+
+    #[test]
+    fn a_pod_that_the_watch_told_of_before_the_answer_is_not_awaited() {
+        let (owner, copy, expected) = (Key::new("n", "owner"), Informer::<Pod>::new(), Expectations::default());
+        let early = pod("early");
+        copy.put(early.clone());
+        expected.observe(&owner, None, Some(&early));
+        expected.created(&owner, &early);
+        assert_eq!(expected.unseen(&owner, &copy), []);
+    }
 }

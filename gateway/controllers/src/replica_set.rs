@@ -85,9 +85,10 @@ impl Controller {
             self.expected.forget(&key);
             return Ok(None);
         };
-        let unseen = self.expected.unseen(&key);
+        // Before the copy is read, so that a pod that arrives in between is counted; and once, if the copy has it by then.
+        let unseen = self.expected.unseen(&key, &self.cluster.pods);
         let pods = self.claim(&set, &key).await?;
-        let unseen = unseen.iter().filter(|key| self.cluster.pods.get(key).is_none()).count();
+        let unseen = pod_control::still_unseen(&unseen, &pods);
         let active: Vec<Arc<Pod>> = pods.iter().filter(|pod| is_active(pod)).cloned().collect();
         let failure = if set.metadata.deletion_timestamp.is_some() {
             Ok(())
