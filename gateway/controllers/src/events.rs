@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -12,10 +12,8 @@ use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
 use serde_json::json;
 
-/// An event that is repeated within this time is counted on the first one.
-const REPEATED_WITHIN: Duration = Duration::from_secs(600);
-/// Events that are remembered for counting, for each controller.
-const REMEMBERED: usize = 1024;
+/// Events that are remembered for counting what is said again, for each controller: as many as Kubernetes does.
+const REMEMBERED: usize = 4096;
 
 /// What was being done, for the reasons with which Kubernetes says so: the scheduler's.
 const ACTIONS: [(&str, &str); 2] = [("FailedScheduling", "Scheduling"), ("Scheduled", "Binding")];
@@ -42,14 +40,42 @@ impl Recorder {
 pub(crate) struct Voice {
     client: Client,
     controller: &'static str,
-    /// By a hash of object, reason and text.
-    told: Arc<Mutex<HashMap<u64, Told>>>,
+    told: Arc<Mutex<Told>>,
 }
 
+/// What was said lately.
+#[derive(Default)]
 struct Told {
+    /// By a hash of object, reason and text.
+    said: HashMap<u64, Said>,
+}
+
+struct Said {
     name: String,
     count: i32,
-    since: Instant,
+    last: Instant,
+}
+
+impl Told {
+    /// The name of the event that says this, and how often it was said by now.
+    fn count(&mut self, about: &ObjectReference, reason: &str, note: &str) -> (String, i32) {
+        let mut hasher = DefaultHasher::new();
+        (&about.uid, &about.namespace, &about.name, reason, note).hash(&mut hasher);
+        let hash = hasher.finish();
+        if self.said.len() >= REMEMBERED && !self.said.contains_key(&hash) {
+            let oldest = self.said.iter().min_by_key(|(_, said)| said.last).map(|(hash, _)| *hash);
+            oldest.and_then(|oldest| self.said.remove(&oldest));
+        }
+        let now = Instant::now();
+        let said = self.said.entry(hash).or_insert_with(|| Said {
+            name: format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), Timestamp::now().as_nanosecond()),
+            count: 0,
+            last: now,
+        });
+        said.count += 1;
+        said.last = now;
+        (said.name.clone(), said.count)
+    }
 }
 
 impl Voice {
@@ -66,7 +92,7 @@ impl Voice {
     /// Says something about an object of any kind.
     pub(crate) fn publish(&self, about: ObjectReference, type_: &'static str, reason: &str, note: String) {
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let (name, count) = self.count(&about, reason, &note);
+        let (name, count) = self.told().count(&about, reason, &note);
         let now = Timestamp::now();
         let event = Event {
             metadata: ObjectMeta {
@@ -103,27 +129,27 @@ impl Voice {
         });
     }
 
-    /// The name of the event that says this, and how often it was said by now.
-    fn count(&self, about: &ObjectReference, reason: &str, note: &str) -> (String, i32) {
-        let mut hasher = DefaultHasher::new();
-        (&about.uid, &about.namespace, &about.name, reason, note).hash(&mut hasher);
-        let mut told = self.told();
-        if told.len() >= REMEMBERED {
-            told.retain(|_, known| known.since.elapsed() < REPEATED_WITHIN);
-        }
-        if told.len() >= REMEMBERED {
-            told.clear();
-        }
-        let known = told.entry(hasher.finish()).or_insert_with(|| Told {
-            name: format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), Timestamp::now().as_nanosecond()),
-            count: 0,
-            since: Instant::now(),
-        });
-        known.count += 1;
-        (known.name.clone(), known.count)
-    }
-
-    fn told(&self) -> MutexGuard<'_, HashMap<u64, Told>> {
+    fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_what_is_remembered_only_the_oldest_is_forgotten() {
+        let mut told = Told::default();
+        let mut say =
+            |name: &str| told.count(&ObjectReference { name: Some(name.to_owned()), ..Default::default() }, "r", "n").1;
+        assert_eq!(say("kept"), 1);
+        for number in 1..REMEMBERED {
+            say(&number.to_string());
+        }
+        assert_eq!(say("kept"), 2);
+        say("one more");
+        assert_eq!((say("kept"), say("2")), (3, 2));
+        assert_eq!(say("1"), 1);
     }
 }

@@ -8,6 +8,7 @@ mod fit;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
@@ -25,12 +26,33 @@ use crate::requests::Requests;
 
 /// The name by which pods ask for this scheduler.
 const NAME: &str = "default-scheduler";
+/// How long a pod waits, with the reason unchanged, before an event says so again.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 struct Scheduler {
     cluster: Cluster,
     voice: Voice,
+    queue: Queue<Key>,
     usage: Mutex<Usage>,
     unschedulable: Mutex<HashSet<Key>>,
+    complaints: Mutex<Complaints>,
+}
+
+/// When it was last said, of each pod that waits, why it does.
+#[derive(Default)]
+struct Complaints(HashMap<Key, Instant>);
+
+impl Complaints {
+    /// Whether to say it now: the reason changed, or was last said a while ago. What was said before a restart is in the
+    /// condition, and needs no event at once.
+    fn is_due(&mut self, key: &Key, changed: bool, now: Instant) -> bool {
+        let said = *self.0.entry(key.clone()).or_insert(now);
+        let due = changed || now.duration_since(said) >= SAY_AGAIN_AFTER;
+        if due {
+            self.0.insert(key.clone(), now);
+        }
+        due
+    }
 }
 
 /// Who takes how much of which node.
@@ -53,16 +75,17 @@ impl Usage {
         self.pods.insert(key.clone(), Placed { uid: uid.to_owned(), node: node.to_owned(), requests });
     }
 
-    /// Gives back what a pod took; only if it still is the pod of this uid, where one is given.
-    fn remove(&mut self, key: &Key, uid: Option<&str>) {
+    /// Gives back what a pod took; only if it still is the pod of this uid, where one is given. Whether it had taken
+    /// anything.
+    fn remove(&mut self, key: &Key, uid: Option<&str>) -> bool {
         if uid.is_some_and(|uid| self.pods.get(key).is_some_and(|placed| placed.uid != uid)) {
-            return;
+            return false;
         }
-        if let Some(placed) = self.pods.remove(key)
-            && let Some(node) = self.nodes.get_mut(&placed.node)
-        {
+        let Some(placed) = self.pods.remove(key) else { return false };
+        if let Some(node) = self.nodes.get_mut(&placed.node) {
             *node -= &placed.requests;
         }
+        true
     }
 }
 
@@ -71,24 +94,26 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
     let scheduler = Arc::new(Scheduler {
         cluster: cluster.clone(),
         voice: cluster.events.of(NAME),
+        queue: queue.clone(),
         usage: Mutex::default(),
         unschedulable: Mutex::default(),
+        complaints: Mutex::default(),
     });
-    let (observer, pods) = (Arc::clone(&scheduler), queue.clone());
+    let observer = Arc::clone(&scheduler);
     cluster.pods.on_change(move |change| {
         if observer.observe(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod)) {
-            observer.try_waiting(&pods);
+            observer.try_waiting();
         }
         if let Some(pod) = change.new.filter(|pod| is_mine(pod)) {
-            pods.add(Key::of(&**pod));
+            observer.queue.add(Key::of(&**pod));
         }
     });
-    let (observer, pods) = (Arc::clone(&scheduler), queue.clone());
+    let observer = Arc::clone(&scheduler);
     cluster.nodes.on_change(move |change| {
         let before = change.old.map(|node| fit::schedulable_part(node));
         let after = change.new.map(|node| fit::schedulable_part(node));
         if before != after {
-            observer.try_waiting(&pods);
+            observer.try_waiting();
         }
     });
     let workers = options.workers;
@@ -123,39 +148,39 @@ impl Scheduler {
         let key = Key::of(pod);
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty());
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let mut usage = self.usage();
+        let waits = new.is_some_and(|pod| !has_ended(pod)) && node.is_none();
+        if !waits {
+            self.complaints().0.remove(&key);
+        }
         match (new, node) {
             (Some(pod), Some(node)) if !has_ended(pod) => {
-                usage.place(&key, uid, node, Requests::of(pod));
+                self.usage().place(&key, uid, node, Requests::of(pod));
                 false
             }
             // Not bound yet: what a binding under way has taken stays taken.
-            (Some(pod), None) if !has_ended(pod) => false,
+            _ if waits => false,
             _ => {
-                usage.remove(&key, Some(uid));
-                drop(usage);
                 if new.is_none() {
                     self.unschedulable().remove(&key);
                 }
-                true
+                self.usage().remove(&key, Some(uid))
             }
         }
     }
 
     /// Looks again at the pods that found no room.
-    fn try_waiting(&self, queue: &Queue<Key>) {
+    fn try_waiting(&self) {
         let waiting: Vec<Key> = self.unschedulable().drain().collect();
         for key in waiting {
-            queue.add(key);
+            self.queue.add(key);
         }
     }
 
     async fn schedule(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(pod) = self.cluster.pods.get(&key).filter(|pod| is_mine(pod)) else { return Ok(None) };
         if pod.spec.as_ref().is_some_and(|spec| spec.scheduling_gates.iter().flatten().next().is_some()) {
-            return self
-                .wait(&pod, &key, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
-                .await;
+            let why = "Scheduling is blocked due to non-empty scheduling gates";
+            return self.wait(&pod, &key, "SchedulingGated", why).await.map(|_| None);
         }
         // Being bound at this moment: the watch is a little late.
         if self.usage().pods.get(&key).is_some_and(|placed| Some(&placed.uid) == pod.metadata.uid.as_ref()) {
@@ -169,9 +194,11 @@ impl Scheduler {
                 self.bind(&pod, &key, &node).await
             }
             Err(reason) => {
-                let again = self.wait(&pod, &key, "Unschedulable", &reason).await;
-                self.voice.warning(&*pod, "FailedScheduling", reason);
-                again
+                let changed = self.wait(&pod, &key, "Unschedulable", &reason).await?;
+                if self.complaints().is_due(&key, changed, Instant::now()) {
+                    self.voice.warning(&*pod, "FailedScheduling", reason);
+                }
+                Ok(None)
             }
         }
     }
@@ -224,7 +251,9 @@ impl Scheduler {
         let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json").body(body);
         let request = request.map_err(kube::Error::HttpError)?;
         if let Err(error) = self.cluster.client.request::<serde_json::Value>(request).await {
-            self.usage().remove(key, pod.metadata.uid.as_deref());
+            if self.usage().remove(key, pod.metadata.uid.as_deref()) {
+                self.try_waiting();
+            }
             return match &error {
                 // Gone, or somebody else was faster: the watch tells.
                 kube::Error::Api(status) if status.code == 404 || status.code == 409 => Ok(None),
@@ -236,8 +265,8 @@ impl Scheduler {
         Ok(None)
     }
 
-    /// Says on the pod why it waits.
-    async fn wait(&self, pod: &Pod, key: &Key, reason: &str, message: &str) -> Result<Again, kube::Error> {
+    /// Says on the pod why it waits; whether that is news.
+    async fn wait(&self, pod: &Pod, key: &Key, reason: &str, message: &str) -> Result<bool, kube::Error> {
         let known = pod
             .status
             .as_ref()
@@ -245,7 +274,7 @@ impl Scheduler {
         if known
             .is_some_and(|known| known.reason.as_deref() == Some(reason) && known.message.as_deref() == Some(message))
         {
-            return Ok(None);
+            return Ok(false);
         }
         let since = match known {
             Some(known) if known.status == "False" => json!(known.last_transition_time),
@@ -257,9 +286,12 @@ impl Scheduler {
         }]}});
         let api: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &key.namespace);
         match api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => Err(error),
-            Ok(_) => Ok(None),
+            Ok(pod) => {
+                self.cluster.pods.learn(pod);
+                Ok(true)
+            }
         }
     }
 
@@ -269,5 +301,34 @@ impl Scheduler {
 
     fn unschedulable(&self) -> MutexGuard<'_, HashSet<Key>> {
         self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complaints(&self) -> MutexGuard<'_, Complaints> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_given_back_once() {
+        let (mut usage, key) = (Usage::default(), Key::new("n", "p"));
+        usage.place(&key, "uid", "node", Requests::of(&Pod::default()));
+        assert!(!usage.remove(&key, Some("another")));
+        assert!(usage.remove(&key, Some("uid")));
+        assert_eq!(usage.nodes["node"].amount("pods"), 0);
+        assert!(!usage.remove(&key, Some("uid")));
+    }
+
+    #[test]
+    fn an_unchanged_reason_is_said_again_only_after_a_while() {
+        let (mut complaints, key, start) = (Complaints::default(), Key::new("n", "p"), Instant::now());
+        assert!(complaints.is_due(&key, true, start));
+        assert!(!complaints.is_due(&key, false, start + Duration::from_secs(59)));
+        assert!(complaints.is_due(&key, false, start + Duration::from_secs(60)));
+        assert!(!complaints.is_due(&key, false, start + Duration::from_secs(61)));
+        assert!(complaints.is_due(&key, true, start + Duration::from_secs(62)));
     }
 }

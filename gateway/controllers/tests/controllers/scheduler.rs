@@ -1,8 +1,8 @@
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::cluster::{self, Cluster, object, until_one};
+use crate::cluster::{self, Cluster, object, until, until_one};
 
 async fn pod(cluster: &Cluster, name: &str, cpu: &str) {
     let container = json!({"name": "c", "image": "x", "resources": {"requests": {"cpu": cpu}}});
@@ -37,4 +37,10 @@ async fn a_pod_waits_with_the_reason_and_is_placed_when_room_appears() {
     until_one(&cluster.api(), "second", |pod| why(pod).as_deref() == Some(waiting)).await;
     cluster.api::<Pod>().delete("first", &DeleteParams::default().grace_period(0)).await.unwrap();
     until_one(&cluster.api(), "second", is_placed).await;
+    let is_it = |event: &Event| {
+        event.involved_object.name.as_deref() == Some("second") && event.message.as_deref() == Some(waiting)
+    };
+    let told = until(&cluster.api(), |events| events.iter().any(is_it)).await;
+    let counts: Vec<_> = told.iter().filter(|event| is_it(event)).map(|event| event.count).collect();
+    assert_eq!(counts, [Some(1)]);
 }
