@@ -6,6 +6,7 @@
 
 mod cluster;
 mod deployment;
+mod event_expiry;
 mod events;
 mod garbage;
 mod informer;
@@ -22,6 +23,8 @@ mod requests;
 mod scheduler;
 mod service_account;
 
+use std::time::Duration;
+
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +39,13 @@ pub struct Options {
     pub workers: usize,
     /// The cluster's certificate authority, in PEM, for `kube-root-ca.crt` in every namespace.
     pub root_ca: String,
+    /// How long an event is kept after it was last written. Kubernetes keeps it for an hour.
+    pub event_ttl: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 8, root_ca: String::new() }
+        Self { workers: 8, root_ca: String::new(), event_ttl: Duration::from_secs(3600) }
     }
 }
 
@@ -66,6 +71,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     garbage::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
     // Handlers are in place: nothing that the informers see from here on is missed.
     pod_gc::start(&cluster, &shutdown, &mut tasks);
+    event_expiry::start(&cluster, &options, &shutdown, &mut tasks);
     inventory.start(&cluster, &shutdown, &mut tasks);
     cluster.start(&shutdown, &mut tasks);
     while let Some(ended) = tasks.join_next().await {

@@ -40,6 +40,11 @@ impl NodeDialer for NoNodes {
 
 /// A cluster with a namespace `test` that is ready for pods.
 pub async fn start() -> Cluster {
+    start_with(carob_controllers::Options::default()).await
+}
+
+/// The same, with controllers that work so.
+pub async fn start_with(options: carob_controllers::Options) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
     let store = RedbStore::open(dir.path().join("store.redb"), Options::default()).unwrap();
     let gateway = Gateway::new(Config {
@@ -57,7 +62,7 @@ pub async fn start() -> Cluster {
     .unwrap();
     let client = gateway.client("test", &["system:masters"]);
     let stop = CancellationToken::new();
-    let options = carob_controllers::Options { workers: 4, root_ca: "the authority".to_owned() };
+    let options = carob_controllers::Options { workers: 4, root_ca: "the authority".to_owned(), ..options };
     tokio::spawn(carob_controllers::run(client.clone(), options, stop.clone()));
     let cluster = Cluster { client, namespace: "test".to_owned(), _stop: stop.drop_guard(), _dir: dir };
     cluster.make_namespace("test").await;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod deployment;
+mod event_expiry;
 mod garbage;
 mod job;
 mod namespace;
