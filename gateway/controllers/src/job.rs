@@ -6,6 +6,7 @@
 //! Job is over ([`verdict`]).
 
 mod accounting;
+mod freed;
 mod indexes;
 mod orphans;
 mod policy;
@@ -25,6 +26,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::freed::Freed;
 use self::tally::Tally;
 use self::verdict::{End, FAILURE_TARGET, SUCCESS_CRITERIA_MET};
 use crate::Options;
@@ -46,6 +48,7 @@ struct Controller {
     cluster: Cluster,
     voice: Voice,
     expected: Expectations,
+    freed: Freed,
 }
 
 pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
@@ -55,6 +58,7 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
         cluster: cluster.clone(),
         voice: cluster.events.of("job-controller"),
         expected: Expectations::default(),
+        freed: Freed::default(),
     });
     let (jobs, masterless, pods) = (queue.clone(), orphans.clone(), cluster.pods.clone());
     cluster.jobs.on_change(move |change| {
@@ -97,6 +101,7 @@ pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationTok
 impl Controller {
     /// Finds out whose pod it is.
     fn pod_changed(&self, old: Option<&Pod>, new: Option<&Pod>, jobs: &Queue<Key>, orphans: &Queue<Key>) {
+        self.freed.observe(old, new);
         for pod in [old, new].into_iter().flatten() {
             if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "Job") {
                 let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &owner.name);
@@ -178,7 +183,7 @@ impl Controller {
             let matches = selector.matches(&pod.metadata);
             if is_controlled_by(&pod.metadata, job) {
                 if matches || ending {
-                    own.push(pod);
+                    own.push(self.freed.shown(pod));
                 } else {
                     ownership::release(&self.cluster.client, job, &*pod, Some(TRACKING)).await?;
                 }

@@ -133,6 +133,7 @@ impl Controller {
             Err(kube::Error::Api(status)) if status.code == 409 => return Ok(None),
             Err(error) => return Err(error),
         }
+        self.freed.note(pod, &self.cluster.pods);
         Ok(meta.uid.clone())
     }
 }
