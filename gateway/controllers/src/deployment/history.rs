@@ -110,7 +110,13 @@ impl Controller {
                 }
                 Ok(Some(Arc::new(made)))
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => self.collide(rollout, &api, &set, collisions).await,
+            Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
+                match self.collide(rollout, &api, &set, collisions).await? {
+                    Taken::ByItself(found) => Ok(Some(found)),
+                    Taken::ByAnother => Ok(None),
+                    Taken::NoLonger => Err(kube::Error::Api(status)),
+                }
+            }
             Err(error) => {
                 let text = format!(
                     "Failed to create new replica set {:?}: {}",
@@ -131,18 +137,15 @@ impl Controller {
         api: &Api<ReplicaSet>,
         set: &ReplicaSet,
         collisions: i32,
-    ) -> Result<Option<Arc<ReplicaSet>>, kube::Error> {
+    ) -> Result<Taken, kube::Error> {
         let found = api.get_opt(set.metadata.name.as_deref().unwrap_or_default()).await?;
-        let template = |set: &ReplicaSet| comparable(set.spec.as_ref().and_then(|spec| spec.template.as_ref()));
-        if let Some(found) = found {
-            if is_controlled_by(&found.metadata, &*rollout.deployment) && template(&found) == template(set) {
-                return Ok(Some(Arc::new(found)));
-            }
+        let taken = taken_by(found, &rollout.deployment, set);
+        if let Taken::ByAnother = taken {
             let patch = json!({"status": {"collisionCount": collisions + 1}});
             let (deployments, name) = self.api(&rollout.deployment);
             deployments.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
-        Ok(None)
+        Ok(taken)
     }
 
     /// Removes the oldest revisions beyond the limit; one that still has pods stays.
@@ -165,6 +168,26 @@ impl Controller {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let name = deployment.metadata.name.clone().unwrap_or_default();
         (Api::namespaced(self.cluster.client.clone(), namespace), name)
+    }
+}
+
+/// Who has the name that a ReplicaSet was to get.
+enum Taken {
+    /// The ReplicaSet that was wanted.
+    ByItself(Arc<ReplicaSet>),
+    ByAnother,
+    /// It went meanwhile.
+    NoLonger,
+}
+
+fn taken_by(found: Option<ReplicaSet>, deployment: &Deployment, wanted: &ReplicaSet) -> Taken {
+    let template = |set: &ReplicaSet| comparable(set.spec.as_ref().and_then(|spec| spec.template.as_ref()));
+    match found {
+        None => Taken::NoLonger,
+        Some(found) if is_controlled_by(&found.metadata, deployment) && template(&found) == template(wanted) => {
+            Taken::ByItself(Arc::new(found))
+        }
+        Some(_) => Taken::ByAnother,
     }
 }
 
@@ -273,5 +296,21 @@ mod tests {
         assert_eq!(template_hash(&template, 0), template_hash(&template, 0));
         assert_ne!(template_hash(&template, 0), template_hash(&template, 1));
         assert_eq!(template_hash(&template, 0).len(), 10);
+    }
+
+    #[test]
+    fn a_name_is_taken_by_the_same_template_of_the_same_deployment_or_by_another() {
+        let metadata = ObjectMeta { name: Some("d".to_owned()), uid: Some("u".to_owned()), ..ObjectMeta::default() };
+        let deployment = Deployment { metadata, ..Deployment::default() };
+        let set = |image| {
+            let spec = DeploymentSpec { template: template(image, None), ..DeploymentSpec::default() };
+            replica_set(&deployment, spec, "hash", BTreeMap::new(), 1)
+        };
+        let wanted = set("a");
+        assert!(matches!(taken_by(Some(set("a")), &deployment, &wanted), Taken::ByItself(_)));
+        assert!(matches!(taken_by(Some(set("b")), &deployment, &wanted), Taken::ByAnother));
+        let foreign = ReplicaSet { metadata: ObjectMeta::default(), ..set("a") };
+        assert!(matches!(taken_by(Some(foreign), &deployment, &wanted), Taken::ByAnother));
+        assert!(matches!(taken_by(None, &deployment, &wanted), Taken::NoLonger));
     }
 }
