@@ -323,6 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_never_runs_dry_is_left_after_a_bounded_amount() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("0.log");
+        let mut state = State::new().expect("epoll");
+        state.open(3, path.clone(), Vec::new());
+        // Not through `open`: epoll doesn't take this device.
+        let endless = File::open("/dev/zero").expect("device").into();
+        state.streams.insert(9, Stream { log: 3, fd: endless, lines: LineSplitter::new("stdout") });
+        state.logs.get_mut(&3).expect("opened").streams.push(9);
+        assert_eq!(state.end(3).log, 3);
+        assert!(state.streams.is_empty());
+        // In pieces of 16 KiB.
+        assert_eq!(text(&path).lines().count(), READS_AT_END * READ_PER_TURN / (16 * 1024));
+    }
+
+    #[test]
     fn a_stream_that_cannot_be_followed_costs_the_other_containers_nothing() {
         let directory = tempfile::tempdir().expect("directory");
         let (bad, good) = (directory.path().join("bad.log"), directory.path().join("good.log"));
