@@ -1,15 +1,15 @@
 //! Connections: TLS, HTTP/1.1 and HTTP/2, with limits against clients that are slow, greedy or many.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::CertificateDer;
@@ -178,30 +178,55 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
             Ok::<_, std::convert::Infallible>(running.until_sent(answer))
         }
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    let ending = async {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = activity.rests_for(IDLE) => {}
+        }
+    };
+    let stream = TokioIo::new(stream);
+    let ended = if http2 {
+        let connection = http2_rules().serve_connection(stream, service);
+        drive(connection, http2::Connection::graceful_shutdown, ending).await
+    } else {
+        let connection = http1_rules().serve_connection(stream, service).with_upgrades();
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown, ending).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+fn http1_rules() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     builder
-        .http2()
+}
+
+fn http2_rules() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(64)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_PATIENCE);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let ended = tokio::select! {
+    builder
+}
+
+/// Runs a connection; when it is `ending`, its running requests are the last.
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    farewell: impl FnOnce(Pin<&mut C>),
+    ending: impl Future<Output = ()>,
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+        () = ending => {
+            farewell(connection.as_mut());
             connection.await
         }
-        () = activity.rests_for(IDLE) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "connection ended");
     }
 }

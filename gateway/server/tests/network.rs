@@ -50,15 +50,21 @@ impl Served {
 
     /// A connection without a client certificate.
     async fn connect(&self) -> TlsStream<TcpStream> {
+        self.connect_with(&[]).await
+    }
+
+    /// The same, offering these protocols.
+    async fn connect_with(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         let ca = self.cluster.gateway.ca_certificate();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("PEM")).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let tcp = TcpStream::connect(self.address).await.expect("connected");
         let name = ServerName::try_from("localhost").expect("a name");
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS")
@@ -84,6 +90,19 @@ async fn the_admin_kubeconfig_gives_everything_and_a_stranger_gets_the_version_o
     assert!(version.starts_with("HTTP/1.1 200") && version.contains("+carob"), "{version}");
     let pods = served.exchange(&get("/api/v1/pods")).await;
     assert!(pods.starts_with("HTTP/1.1 403") && pods.contains("system:anonymous"), "{pods}");
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_was_agreed_upon() {
+    let served = serve(Cluster::new().await);
+    let stream = hyper_util::rt::TokioIo::new(served.connect_with(&[b"h2"]).await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = http::Request::get("https://localhost/version").body(axum::body::Body::empty()).expect("a request");
+    let answer = sender.send_request(request).await.expect("answered");
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
+    assert!(answer.headers().contains_key("content-length"), "{answer:?}");
 }
 
 #[tokio::test]

@@ -118,9 +118,9 @@ impl Tokens {
             return Ok(None);
         }
         // The node of a Pod's token only says where the Pod is: the Pod decides.
-        let node = if claims.bound.pod.is_none() { &claims.bound.node } else { &None };
+        let node_alone = if claims.bound.pod.is_none() { &claims.bound.node } else { &None };
         let bindings =
-            [("pods", &claims.bound.pod, true), ("secrets", &claims.bound.secret, true), ("nodes", node, false)];
+            [("pods", &claims.bound.pod, true), ("secrets", &claims.bound.secret, true), ("nodes", node_alone, false)];
         for (resource, reference, namespaced) in bindings {
             if let Some(reference) = reference
                 && !holds(store, resource, namespaced.then_some(namespace.as_str()), reference).await?
