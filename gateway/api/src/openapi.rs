@@ -5,6 +5,7 @@
 
 mod components;
 mod paths;
+pub mod protobuf;
 
 use std::sync::OnceLock;
 
@@ -27,6 +28,14 @@ pub fn openapi_v2(registry: &Registry) -> Bytes {
         "paths": paths::paths(&kinds, Dialect::V2),
         "definitions": components::definitions(&kinds, Dialect::V2),
     }))
+}
+
+/// `/openapi/v2` in protobuf ([`protobuf::MEDIA_TYPE`]).
+pub fn openapi_v2_protobuf(registry: &Registry) -> Bytes {
+    let kinds: Vec<&'static Kind> = registry.iter().collect();
+    let definitions = json!(components::definitions(&kinds, Dialect::V2));
+    let empty = Map::new();
+    protobuf::document("2.0", &json!(info()), definitions.as_object().unwrap_or(&empty)).into()
 }
 
 /// `/openapi/v3`: where the documents of the group versions are. The hash in an address changes with the document.

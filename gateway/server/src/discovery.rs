@@ -11,7 +11,8 @@ use carob_api::{discovery, openapi};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION,
+    VARY,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -160,6 +161,14 @@ fn value(headers: &HeaderMap, make: impl FnOnce() -> Option<Value>) -> Result<Re
 }
 
 fn openapi_v2(server: &Server, headers: &HeaderMap) -> Result<Response, Status> {
+    let accepted = headers.get(ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    if accepted.contains(openapi::protobuf::MEDIA_TYPE) {
+        let document = server
+            .documents
+            .get("openapi v2 protobuf", || Some(openapi::openapi_v2_protobuf(&server.registry)))
+            .ok_or_else(Status::generic_not_found)?;
+        return Ok(document.answer(headers, "application/octet-stream"));
+    }
     Accept::of_documents(headers)?;
     let document = server
         .documents
