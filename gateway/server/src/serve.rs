@@ -184,13 +184,15 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
             () = activity.rests_for(IDLE) => {}
         }
     };
+    // Also with a client that never takes its leave.
+    let gone = activity.rests_for(IDLE + FAREWELL);
     let stream = TokioIo::new(stream);
     let ended = if http2 {
         let connection = http2_rules().serve_connection(stream, service);
-        drive(connection, http2::Connection::graceful_shutdown, ending).await
+        drive(connection, http2::Connection::graceful_shutdown, ending, gone).await
     } else {
         let connection = http1_rules().serve_connection(stream, service).with_upgrades();
-        drive(connection, http1::UpgradeableConnection::graceful_shutdown, ending).await
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown, ending, gone).await
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended");
@@ -215,18 +217,23 @@ fn http2_rules() -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Runs a connection; when it is `ending`, its running requests are the last.
+/// Runs a connection; when it is `ending`, its running requests are the last, and nothing more is expected of it when
+/// it is `gone`.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     farewell: impl FnOnce(Pin<&mut C>),
     ending: impl Future<Output = ()>,
+    gone: impl Future<Output = ()>,
 ) -> hyper::Result<()> {
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended,
         () = ending => {
             farewell(connection.as_mut());
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = gone => Ok(()),
+            }
         }
     }
 }
