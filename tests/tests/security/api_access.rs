@@ -410,8 +410,8 @@ fn decode(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for block in text.as_bytes().chunks(4) {
         let digit = |byte: &u8| ALPHABET.iter().position(|known| known == byte).expect("base64url");
-        let number = block.iter().fold(0, |all, byte| all << 6 | digit(byte)) << (6 * (4 - block.len()));
-        bytes.extend((0..block.len() - 1).map(|place| (number >> (16 - 8 * place) & 255) as u8));
+        let number: usize = block.iter().fold(0, |all, byte| all << 6 | digit(byte)) << (6 * (4 - block.len()));
+        bytes.extend((0..block.len() - 1).map(|place| (number >> (16 - 8 * place)).to_le_bytes()[0]));
     }
     bytes
 }

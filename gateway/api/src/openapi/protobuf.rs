@@ -51,7 +51,7 @@ fn schema(message: &mut Message, value: &Value) {
     }
     match &value["additionalProperties"] {
         Value::Object(_) => {
-            message.message(21, |item| item.message(1, |inner| schema(inner, &value["additionalProperties"])))
+            message.message(21, |item| item.message(1, |inner| schema(inner, &value["additionalProperties"])));
         }
         Value::Bool(allowed) => message.message(21, |item| item.number(2, u64::from(*allowed))),
         _ => {}
