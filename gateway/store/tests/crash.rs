@@ -49,11 +49,11 @@ fn a_killed_store_loses_nothing_it_acknowledged() {
     let facts = facts.filter(|path| path.extension().is_some_and(|end| end == "facts"));
     let history = History { facts: facts.flat_map(|path| read_facts(&path)).collect() };
     println!("{} facts about {} transactions", history.facts.len(), log.len());
-    let kinds: [fn(&Fact) -> bool; 4] = [
+    // Progress is told to idle watchers only: under load it may not come up, and it has tests of its own.
+    let kinds: [fn(&Fact) -> bool; 3] = [
         |fact| matches!(fact, Fact::Acknowledged { .. }),
         |fact| matches!(fact, Fact::Refused { .. }),
         |fact| matches!(fact, Fact::Saw { .. }),
-        |fact| matches!(fact, Fact::Progress { .. }),
     ];
     for (number, kind) in kinds.iter().enumerate() {
         assert!(history.facts.iter().any(kind), "kind {number} never happened: the test tests nothing");
