@@ -1,5 +1,14 @@
 //! The table of the resources that are built in: one row each. Adding a kind is adding a row.
 
+mod cluster;
+mod core;
+mod extension;
+mod identity;
+mod networking;
+mod resource;
+mod storage;
+mod workloads;
+
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
@@ -47,169 +56,16 @@ const ROW: Kind = Kind {
     strategy: strategy::BASE,
 };
 
-static BUILTIN: &[Kind] = &[
-    Kind {
-        kind: "ConfigMap",
-        plural: "configmaps",
-        singular: "configmap",
-        short_names: &["cm"],
-        columns: table::config_map::COLUMNS,
-        schema: "io.k8s.api.core.v1.ConfigMap",
-        strategy: strategy::config_map::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        kind: "Event",
-        plural: "events",
-        singular: "event",
-        short_names: &["ev"],
-        columns: table::event::COLUMNS,
-        schema: "io.k8s.api.core.v1.Event",
-        strategy: strategy::event::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        kind: "Namespace",
-        plural: "namespaces",
-        singular: "namespace",
-        short_names: &["ns"],
-        scope: Scope::Cluster,
-        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
-        subresources: &[
-            with_verbs("finalize", ("", "v1", "Namespace"), &["update"]),
-            part("status", ("", "v1", "Namespace")),
-        ],
-        columns: table::namespace::COLUMNS,
-        schema: "io.k8s.api.core.v1.Namespace",
-        strategy: strategy::namespace::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        kind: "Node",
-        plural: "nodes",
-        singular: "node",
-        short_names: &["no"],
-        scope: Scope::Cluster,
-        subresources: &[part("status", ("", "v1", "Node"))],
-        columns: table::node::COLUMNS,
-        schema: "io.k8s.api.core.v1.Node",
-        strategy: strategy::node::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        kind: "Pod",
-        plural: "pods",
-        singular: "pod",
-        short_names: &["po"],
-        categories: &["all"],
-        subresources: &[
-            with_verbs("attach", ("", "v1", "PodAttachOptions"), CONNECT),
-            with_verbs("binding", ("", "v1", "Binding"), CREATE),
-            part("ephemeralcontainers", ("", "v1", "Pod")),
-            with_verbs("eviction", ("policy", "v1", "Eviction"), CREATE),
-            with_verbs("exec", ("", "v1", "PodExecOptions"), CONNECT),
-            with_verbs("log", ("", "v1", "Pod"), &["get"]),
-            with_verbs("portforward", ("", "v1", "PodPortForwardOptions"), CONNECT),
-            part("resize", ("", "v1", "Pod")),
-            part("status", ("", "v1", "Pod")),
-        ],
-        columns: table::pod::COLUMNS,
-        schema: "io.k8s.api.core.v1.Pod",
-        strategy: strategy::pod::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        kind: "Secret",
-        plural: "secrets",
-        singular: "secret",
-        columns: table::secret::COLUMNS,
-        schema: "io.k8s.api.core.v1.Secret",
-        strategy: strategy::secret::STRATEGY,
-        ..ROW
-    },
-    // Services need a data plane: until there is one, only that of the API server exists, and can be looked at.
-    Kind {
-        kind: "Service",
-        plural: "services",
-        singular: "service",
-        short_names: &["svc"],
-        categories: &["all"],
-        verbs: &["get", "list", "watch"],
-        columns: table::service::COLUMNS,
-        schema: "io.k8s.api.core.v1.Service",
-        ..ROW
-    },
-    Kind {
-        kind: "ServiceAccount",
-        plural: "serviceaccounts",
-        singular: "serviceaccount",
-        short_names: &["sa"],
-        subresources: &[with_verbs("token", ("authentication.k8s.io", "v1", "TokenRequest"), CREATE)],
-        columns: table::service_account::COLUMNS,
-        schema: "io.k8s.api.core.v1.ServiceAccount",
-        strategy: strategy::service_account::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        group: "apps",
-        kind: "Deployment",
-        plural: "deployments",
-        singular: "deployment",
-        short_names: &["deploy"],
-        categories: &["all"],
-        subresources: &[SCALE, part("status", ("apps", "v1", "Deployment"))],
-        columns: table::deployment::COLUMNS,
-        schema: "io.k8s.api.apps.v1.Deployment",
-        strategy: strategy::deployment::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        group: "apps",
-        kind: "ReplicaSet",
-        plural: "replicasets",
-        singular: "replicaset",
-        short_names: &["rs"],
-        categories: &["all"],
-        subresources: &[SCALE, part("status", ("apps", "v1", "ReplicaSet"))],
-        columns: table::replica_set::COLUMNS,
-        schema: "io.k8s.api.apps.v1.ReplicaSet",
-        strategy: strategy::replica_set::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        group: "events.k8s.io",
-        kind: "Event",
-        plural: "events",
-        singular: "event",
-        short_names: &["ev"],
-        columns: table::event::COLUMNS,
-        schema: "io.k8s.api.events.v1.Event",
-        stored_as: Some(("", "events")),
-        strategy: strategy::event::EVENTS_STRATEGY,
-        ..ROW
-    },
-    Kind {
-        group: "batch",
-        kind: "Job",
-        plural: "jobs",
-        singular: "job",
-        categories: &["all"],
-        subresources: &[part("status", ("batch", "v1", "Job"))],
-        columns: table::job::COLUMNS,
-        schema: "io.k8s.api.batch.v1.Job",
-        strategy: strategy::job::STRATEGY,
-        ..ROW
-    },
-    Kind {
-        group: "coordination.k8s.io",
-        kind: "Lease",
-        plural: "leases",
-        singular: "lease",
-        columns: table::lease::COLUMNS,
-        schema: "io.k8s.api.coordination.v1.Lease",
-        strategy: strategy::lease::STRATEGY,
-        ..ROW
-    },
+/// The tables, in the order of discovery within a group.
+static TABLES: &[&[Kind]] = &[
+    core::ROWS,
+    workloads::ROWS,
+    networking::ROWS,
+    identity::ROWS,
+    storage::ROWS,
+    cluster::ROWS,
+    extension::ROWS,
+    resource::ROWS,
 ];
 
 /// Types that only subresources and deletes take. They have no path of their own.
@@ -255,8 +111,8 @@ pub fn parts() -> &'static [Kind] {
 }
 
 /// The built-in resources, in the order of discovery.
-pub fn builtin() -> &'static [Kind] {
-    BUILTIN
+pub fn builtin() -> impl Iterator<Item = &'static Kind> {
+    TABLES.iter().copied().flatten()
 }
 
 /// The resources that are served now.
@@ -269,7 +125,7 @@ impl Registry {
     /// The built-in resources.
     pub fn builtin() -> Arc<Self> {
         static REGISTRY: OnceLock<Arc<Registry>> = OnceLock::new();
-        Arc::clone(REGISTRY.get_or_init(|| Arc::new(Self { kinds: BUILTIN.iter().collect() })))
+        Arc::clone(REGISTRY.get_or_init(|| Arc::new(Self { kinds: builtin().collect() })))
     }
 
     /// The resource behind a path.
@@ -335,7 +191,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_schema_of_its_kind() {
-        for row in BUILTIN.iter().chain(PARTS) {
+        for row in builtin().chain(PARTS) {
             let schema = schema::schema_of(row);
             assert!(schema.property("metadata").is_some() || row.kind == "DeleteOptions", "{} has metadata", row.kind);
             assert!(row.schema.ends_with(&format!(".{}.{}", row.version, row.kind)));
@@ -345,7 +201,7 @@ mod tests {
     #[test]
     fn every_subresource_leads_to_a_known_type_or_to_connect_options() {
         let registry = Registry::builtin();
-        for row in BUILTIN {
+        for row in builtin() {
             for subresource in row.subresources {
                 let (group, version, kind) = subresource.gvk;
                 assert!(kind.ends_with("Options") || registry.type_of(group, version, kind).is_some(), "{kind}");
@@ -371,7 +227,7 @@ mod tests {
     /// As long as the conversion knows just this one pair.
     #[test]
     fn only_events_are_stored_in_another_form() {
-        let other: Vec<_> = BUILTIN.iter().filter(|row| row.stored_as.is_some()).map(|row| row.kind).collect();
+        let other: Vec<_> = builtin().filter(|row| row.stored_as.is_some()).map(|row| row.kind).collect();
         assert_eq!(other, ["Event"]);
     }
 

@@ -1,6 +1,6 @@
 //! Nothing silently ignored: which fields Carob carries out, and what to warn of when an object sets others.
 //!
-//! The facts are in `data/support.txt`. A field that is in no line of it makes a test fail, so that what a new version
+//! The facts are in `data/support`. A field that is in no line of it makes a test fail, so that what a new version
 //! of Kubernetes adds is noticed.
 
 mod matrix;
@@ -149,14 +149,14 @@ mod tests {
     #[test]
     fn every_field_of_every_served_kind_is_classified() {
         let missing: Vec<_> = reached().into_iter().filter(|(name, field)| !Table::get().knows(name, field)).collect();
-        assert!(missing.is_empty(), "add lines to data/support.txt for {missing:?}");
+        assert!(missing.is_empty(), "add lines to data/support for {missing:?}");
     }
 
     #[test]
     fn every_line_is_about_a_field_that_exists() {
         let reached = reached();
         let stray: Vec<_> = Table::get().fields().filter(|field| !reached.contains(field)).collect();
-        assert!(stray.is_empty(), "remove from data/support.txt: {stray:?}");
+        assert!(stray.is_empty(), "remove from data/support: {stray:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use kube::api::{Api, ApiResource, DynamicObject, PartialObjectMeta};
 
 /// The kinds whose objects are stored, can be listed and deleted; each once, whatever groups it is served in.
 pub(crate) fn deletable() -> impl Iterator<Item = &'static Kind> {
-    kinds::builtin().iter().filter(|kind| {
+    kinds::builtin().filter(|kind| {
         kind.stored_as.is_none() && ["delete", "list", "watch"].iter().all(|verb| kind.verbs.contains(verb))
     })
 }

@@ -9,7 +9,7 @@ use crate::schema::{self, Schema, Type};
 const INTRODUCTION: &str = "\
 # What Carob carries out
 
-Generated from `gateway/api/data/support.txt`; don't edit it by hand. An object that sets a field that isn't carried out
+Generated from `gateway/api/data/support`; don't edit it by hand. An object that sets a field that isn't carried out
 is taken, kept and answered with a `Warning` header that names the field. Fields within a field that is carried out
 entirely or not at all are not listed.
 

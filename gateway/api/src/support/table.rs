@@ -1,9 +1,29 @@
-//! The facts of `data/support.txt`.
+//! The facts of `data/support`: what Carob carries out, by type and field. Every field of every type that is reached from
+//! a served kind has a line there; a type stands in the file of the table of kinds that reaches it first.
+//!
+//! ```text
+//! yes   FIELDS           carried out; types of such fields have lines of their own
+//! all   FIELDS           carried out with everything in them
+//! part  FIELD TEXT       carried out, but not fully: TEXT says what is missing
+//! only  FIELD VALUES     these values are carried out, others aren't
+//! keys  FIELD KEYS       these entries of a map are carried out, others aren't
+//! no    FIELDS           not carried out
+//! set   FIELDS           written by the system; what a client writes there isn't asked for
+//! ```
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-const TEXT: &str = include_str!("../../data/support.txt");
+const TEXTS: &[&str] = &[
+    include_str!("../../data/support/core.txt"),
+    include_str!("../../data/support/workloads.txt"),
+    include_str!("../../data/support/cluster.txt"),
+    include_str!("../../data/support/networking.txt"),
+    include_str!("../../data/support/identity.txt"),
+    include_str!("../../data/support/storage.txt"),
+    include_str!("../../data/support/extension.txt"),
+    include_str!("../../data/support/resource.txt"),
+];
 
 /// How far a field is carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +52,7 @@ pub(super) struct Table {
 impl Table {
     pub fn get() -> &'static Self {
         static TABLE: OnceLock<Table> = OnceLock::new();
-        TABLE.get_or_init(|| Self::parse(TEXT))
+        TABLE.get_or_init(|| Self::parse(TEXTS))
     }
 
     /// The rule of a field; what isn't in the table isn't carried out.
@@ -40,10 +60,11 @@ impl Table {
         self.rules.get(type_).and_then(|fields| fields.get(field)).unwrap_or(&Rule::No)
     }
 
-    fn parse(text: &'static str) -> Self {
+    fn parse(texts: &[&'static str]) -> Self {
         let mut rules: HashMap<String, HashMap<&'static str, Rule>> = HashMap::new();
         let mut type_ = String::new();
-        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
             let Some(entry) = line.strip_prefix("  ") else {
                 type_ = format!("io.k8s.api.{line}");
                 continue;

@@ -1,0 +1,110 @@
+//! The core group: `v1`.
+
+use super::{CONNECT, CREATE, ROW, part, with_verbs};
+use crate::kind::{Kind, Scope};
+use crate::{strategy, table};
+
+pub(super) static ROWS: &[Kind] = &[
+    Kind {
+        kind: "ConfigMap",
+        plural: "configmaps",
+        singular: "configmap",
+        short_names: &["cm"],
+        columns: table::config_map::COLUMNS,
+        schema: "io.k8s.api.core.v1.ConfigMap",
+        strategy: strategy::config_map::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        columns: table::event::COLUMNS,
+        schema: "io.k8s.api.core.v1.Event",
+        strategy: strategy::event::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        scope: Scope::Cluster,
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
+        subresources: &[
+            with_verbs("finalize", ("", "v1", "Namespace"), &["update"]),
+            part("status", ("", "v1", "Namespace")),
+        ],
+        columns: table::namespace::COLUMNS,
+        schema: "io.k8s.api.core.v1.Namespace",
+        strategy: strategy::namespace::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Node",
+        plural: "nodes",
+        singular: "node",
+        short_names: &["no"],
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("", "v1", "Node"))],
+        columns: table::node::COLUMNS,
+        schema: "io.k8s.api.core.v1.Node",
+        strategy: strategy::node::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Pod",
+        plural: "pods",
+        singular: "pod",
+        short_names: &["po"],
+        categories: &["all"],
+        subresources: &[
+            with_verbs("attach", ("", "v1", "PodAttachOptions"), CONNECT),
+            with_verbs("binding", ("", "v1", "Binding"), CREATE),
+            part("ephemeralcontainers", ("", "v1", "Pod")),
+            with_verbs("eviction", ("policy", "v1", "Eviction"), CREATE),
+            with_verbs("exec", ("", "v1", "PodExecOptions"), CONNECT),
+            with_verbs("log", ("", "v1", "Pod"), &["get"]),
+            with_verbs("portforward", ("", "v1", "PodPortForwardOptions"), CONNECT),
+            part("resize", ("", "v1", "Pod")),
+            part("status", ("", "v1", "Pod")),
+        ],
+        columns: table::pod::COLUMNS,
+        schema: "io.k8s.api.core.v1.Pod",
+        strategy: strategy::pod::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Secret",
+        plural: "secrets",
+        singular: "secret",
+        columns: table::secret::COLUMNS,
+        schema: "io.k8s.api.core.v1.Secret",
+        strategy: strategy::secret::STRATEGY,
+        ..ROW
+    },
+    // Services need a data plane: until there is one, only that of the API server exists, and can be looked at.
+    Kind {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        verbs: &["get", "list", "watch"],
+        columns: table::service::COLUMNS,
+        schema: "io.k8s.api.core.v1.Service",
+        ..ROW
+    },
+    Kind {
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        subresources: &[with_verbs("token", ("authentication.k8s.io", "v1", "TokenRequest"), CREATE)],
+        columns: table::service_account::COLUMNS,
+        schema: "io.k8s.api.core.v1.ServiceAccount",
+        strategy: strategy::service_account::STRATEGY,
+        ..ROW
+    },
+];
