@@ -18,11 +18,14 @@ use table::{Rule, Table};
 /// Texts for Warning headers: one for each field that is set and isn't carried out.
 pub fn warnings(kind: &Kind, value: &Value) -> Vec<String> {
     let mut found = Vec::new();
+    if kind.custom.is_some() {
+        return found;
+    }
     look(Table::get(), schema::schema_of(kind), value, &Path::root(), &mut found);
     found
 }
 
-fn look(table: &'static Table, schema: &'static Schema, value: &Value, path: &Path, found: &mut Vec<String>) {
+fn look(table: &'static Table, schema: &Schema, value: &Value, path: &Path, found: &mut Vec<String>) {
     match (schema.type_(), value) {
         (Type::Object, Value::Object(fields)) => {
             let Some(name) = schema.name() else { return };
@@ -31,7 +34,7 @@ fn look(table: &'static Table, schema: &'static Schema, value: &Value, path: &Pa
                 let path = path.child(field);
                 match table.rule(name, field) {
                     Rule::Yes => look(table, inner, value, &path, found),
-                    Rule::All | Rule::Part(_) | Rule::Set => {}
+                    Rule::All | Rule::Part(_) | Rule::Set | Rule::Kept => {}
                     Rule::Only(values) => warn_of_value(values, value, &path, found),
                     Rule::Keys(keys) => warn_of_keys(keys, value, &path, found),
                     Rule::No => found.push(format!("{path}: not carried out by Carob yet")),

@@ -1,7 +1,7 @@
 //! How the parts of a cluster talk to each other: coordination, discovery, events, node, scheduling.
 
 use super::ROW;
-use crate::kind::Kind;
+use crate::kind::{Kind, Scope};
 use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
@@ -13,7 +13,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["ev"],
         columns: table::event::COLUMNS,
         schema: "io.k8s.api.events.v1.Event",
-        stored_as: Some(("", "events")),
+        stored_as: Some(&strategy::event::STORED),
         strategy: strategy::event::EVENTS_STRATEGY,
         ..ROW
     },
@@ -25,6 +25,33 @@ pub(super) static ROWS: &[Kind] = &[
         columns: table::lease::COLUMNS,
         schema: "io.k8s.api.coordination.v1.Lease",
         strategy: strategy::lease::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "scheduling.k8s.io",
+        kind: "PriorityClass",
+        plural: "priorityclasses",
+        singular: "priorityclass",
+        short_names: &["pc"],
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.scheduling.v1.PriorityClass",
+        ..ROW
+    },
+    Kind {
+        group: "node.k8s.io",
+        kind: "RuntimeClass",
+        plural: "runtimeclasses",
+        singular: "runtimeclass",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.node.v1.RuntimeClass",
+        ..ROW
+    },
+    Kind {
+        group: "discovery.k8s.io",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        schema: "io.k8s.api.discovery.v1.EndpointSlice",
         ..ROW
     },
 ];

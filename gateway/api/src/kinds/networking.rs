@@ -1,5 +1,55 @@
 //! Services beyond the core group: networking (ingress, policies, address ranges).
 
-use crate::kind::Kind;
+use super::{ROW, part};
+use crate::kind::{Kind, Scope};
 
-pub(super) static ROWS: &[Kind] = &[];
+pub(super) static ROWS: &[Kind] = &[
+    Kind {
+        group: "networking.k8s.io",
+        kind: "IngressClass",
+        plural: "ingressclasses",
+        singular: "ingressclass",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.networking.v1.IngressClass",
+        ..ROW
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "Ingress",
+        plural: "ingresses",
+        singular: "ingress",
+        short_names: &["ing"],
+        subresources: &[part("status", ("networking.k8s.io", "v1", "Ingress"))],
+        schema: "io.k8s.api.networking.v1.Ingress",
+        ..ROW
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "IPAddress",
+        plural: "ipaddresses",
+        singular: "ipaddress",
+        short_names: &["ip"],
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.networking.v1.IPAddress",
+        ..ROW
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+        singular: "networkpolicy",
+        short_names: &["netpol"],
+        schema: "io.k8s.api.networking.v1.NetworkPolicy",
+        ..ROW
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "ServiceCIDR",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("networking.k8s.io", "v1", "ServiceCIDR"))],
+        schema: "io.k8s.api.networking.v1.ServiceCIDR",
+        ..ROW
+    },
+];

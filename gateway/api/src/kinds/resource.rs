@@ -1,5 +1,42 @@
 //! Devices: dynamic resource allocation.
 
-use crate::kind::Kind;
+use super::{ROW, part};
+use crate::kind::{Kind, Scope};
 
-pub(super) static ROWS: &[Kind] = &[];
+pub(super) static ROWS: &[Kind] = &[
+    Kind {
+        group: "resource.k8s.io",
+        kind: "DeviceClass",
+        plural: "deviceclasses",
+        singular: "deviceclass",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.resource.v1.DeviceClass",
+        ..ROW
+    },
+    Kind {
+        group: "resource.k8s.io",
+        kind: "ResourceClaim",
+        plural: "resourceclaims",
+        singular: "resourceclaim",
+        subresources: &[part("status", ("resource.k8s.io", "v1", "ResourceClaim"))],
+        schema: "io.k8s.api.resource.v1.ResourceClaim",
+        ..ROW
+    },
+    Kind {
+        group: "resource.k8s.io",
+        kind: "ResourceClaimTemplate",
+        plural: "resourceclaimtemplates",
+        singular: "resourceclaimtemplate",
+        schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
+        ..ROW
+    },
+    Kind {
+        group: "resource.k8s.io",
+        kind: "ResourceSlice",
+        plural: "resourceslices",
+        singular: "resourceslice",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.resource.v1.ResourceSlice",
+        ..ROW
+    },
+];

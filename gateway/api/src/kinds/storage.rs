@@ -1,5 +1,63 @@
 //! Storage: classes, drivers, attachments.
 
-use crate::kind::Kind;
+use super::{ROW, part};
+use crate::kind::{Kind, Scope};
 
-pub(super) static ROWS: &[Kind] = &[];
+pub(super) static ROWS: &[Kind] = &[
+    Kind {
+        group: "storage.k8s.io",
+        kind: "CSIDriver",
+        plural: "csidrivers",
+        singular: "csidriver",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.storage.v1.CSIDriver",
+        ..ROW
+    },
+    Kind {
+        group: "storage.k8s.io",
+        kind: "CSINode",
+        plural: "csinodes",
+        singular: "csinode",
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.storage.v1.CSINode",
+        ..ROW
+    },
+    Kind {
+        group: "storage.k8s.io",
+        kind: "CSIStorageCapacity",
+        plural: "csistoragecapacities",
+        singular: "csistoragecapacity",
+        schema: "io.k8s.api.storage.v1.CSIStorageCapacity",
+        ..ROW
+    },
+    Kind {
+        group: "storage.k8s.io",
+        kind: "StorageClass",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short_names: &["sc"],
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.storage.v1.StorageClass",
+        ..ROW
+    },
+    Kind {
+        group: "storage.k8s.io",
+        kind: "VolumeAttachment",
+        plural: "volumeattachments",
+        singular: "volumeattachment",
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("storage.k8s.io", "v1", "VolumeAttachment"))],
+        schema: "io.k8s.api.storage.v1.VolumeAttachment",
+        ..ROW
+    },
+    Kind {
+        group: "storage.k8s.io",
+        kind: "VolumeAttributesClass",
+        plural: "volumeattributesclasses",
+        singular: "volumeattributesclass",
+        short_names: &["vac"],
+        scope: Scope::Cluster,
+        schema: "io.k8s.api.storage.v1.VolumeAttributesClass",
+        ..ROW
+    },
+];

@@ -11,7 +11,8 @@ const INTRODUCTION: &str = "\
 
 Generated from `gateway/api/data/support`; don't edit it by hand. An object that sets a field that isn't carried out
 is taken, kept and answered with a `Warning` header that names the field. Fields within a field that is carried out
-entirely or not at all are not listed.
+entirely or not at all are not listed. *Kept for others* means what Kubernetes itself doesn't carry out either: it is
+there for a controller or driver that one installs, or for other objects that refer to it.
 
 ";
 
@@ -37,7 +38,7 @@ pub fn matrix_markdown() -> String {
     text
 }
 
-fn rows(schema: &'static Schema, path: &str, is_pod: bool, text: &mut String) {
+fn rows(schema: &Schema, path: &str, is_pod: bool, text: &mut String) {
     let Some(name) = schema.name() else { return };
     for (field, inner) in schema.properties() {
         let path = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
@@ -51,6 +52,7 @@ fn rows(schema: &'static Schema, path: &str, is_pod: bool, text: &mut String) {
             Rule::Yes | Rule::All => "yes".to_owned(),
             Rule::Part(missing) => format!("in part: {missing}"),
             Rule::Only(values) | Rule::Keys(values) => format!("only `{}`", values.join("`, `")),
+            Rule::Kept => "kept for others".to_owned(),
             Rule::No => "**no**".to_owned(),
             Rule::Set => "written by Carob".to_owned(),
         };
@@ -59,7 +61,7 @@ fn rows(schema: &'static Schema, path: &str, is_pod: bool, text: &mut String) {
 }
 
 /// What a list or map holds, and how that is written in a path.
-fn element(schema: &'static Schema) -> (&'static Schema, &'static str) {
+fn element(schema: &Schema) -> (&Schema, &'static str) {
     match (schema.items(), schema.additional()) {
         (Some(items), _) => (items, "[*]"),
         (None, Some(values)) => (values, "[*]"),

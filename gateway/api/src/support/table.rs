@@ -7,9 +7,13 @@
 //! part  FIELD TEXT       carried out, but not fully: TEXT says what is missing
 //! only  FIELD VALUES     these values are carried out, others aren't
 //! keys  FIELD KEYS       these entries of a map are carried out, others aren't
+//! kept  FIELDS           kept as it is for what one installs beside Carob, or for what refers to it: in Kubernetes too
+//!                        nothing happens by the object itself (an Ingress without a controller, a CSIDriver)
 //! no    FIELDS           not carried out
 //! set   FIELDS           written by the system; what a client writes there isn't asked for
 //! ```
+//!
+//! A type of `io.k8s.api` is named by the rest, any other by its whole name.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -38,6 +42,8 @@ pub(super) enum Rule {
     Only(Vec<&'static str>),
     /// These entries of the map are.
     Keys(Vec<&'static str>),
+    /// Others do it, if anybody.
+    Kept,
     /// It isn't.
     No,
     /// The system writes it.
@@ -66,7 +72,7 @@ impl Table {
         for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !line.is_empty() && !line.starts_with('#'))
         {
             let Some(entry) = line.strip_prefix("  ") else {
-                type_ = format!("io.k8s.api.{line}");
+                type_ = if line.starts_with("io.k8s.") { line.to_owned() } else { format!("io.k8s.api.{line}") };
                 continue;
             };
             let (word, rest) = entry.split_once(' ').unwrap_or((entry, ""));
@@ -86,6 +92,7 @@ impl Table {
                 "yes" => Rule::Yes,
                 "all" => Rule::All,
                 "set" => Rule::Set,
+                "kept" => Rule::Kept,
                 _ => Rule::No,
             };
             fields.extend(rest.split(' ').map(|field| (field, rule.clone())));
