@@ -5,6 +5,7 @@
 pub mod config_map;
 pub mod deployment;
 pub mod event;
+pub mod horizontal_pod_autoscaler;
 pub mod job;
 pub mod lease;
 pub mod namespace;

@@ -1,10 +1,28 @@
 //! The core group: `v1`.
 
-use super::{CONNECT, CREATE, ROW, part, with_verbs};
+use super::{CONNECT, CREATE, READ_VERBS, ROW, SCALE, part, with_verbs};
 use crate::kind::{Kind, Scope};
 use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
+    Kind {
+        kind: "Binding",
+        plural: "bindings",
+        singular: "binding",
+        verbs: CREATE,
+        schema: "io.k8s.api.core.v1.Binding",
+        ..ROW
+    },
+    Kind {
+        kind: "ComponentStatus",
+        plural: "componentstatuses",
+        singular: "componentstatus",
+        short_names: &["cs"],
+        scope: Scope::Cluster,
+        verbs: READ_VERBS,
+        schema: "io.k8s.api.core.v1.ComponentStatus",
+        ..ROW
+    },
     Kind {
         kind: "ConfigMap",
         plural: "configmaps",
@@ -16,6 +34,14 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
     Kind {
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        schema: "io.k8s.api.core.v1.Endpoints",
+        ..ROW
+    },
+    Kind {
         kind: "Event",
         plural: "events",
         singular: "event",
@@ -23,6 +49,14 @@ pub(super) static ROWS: &[Kind] = &[
         columns: table::event::COLUMNS,
         schema: "io.k8s.api.core.v1.Event",
         strategy: strategy::event::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "LimitRange",
+        plural: "limitranges",
+        singular: "limitrange",
+        short_names: &["limits"],
+        schema: "io.k8s.api.core.v1.LimitRange",
         ..ROW
     },
     Kind {
@@ -54,6 +88,25 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
     Kind {
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        subresources: &[part("status", ("", "v1", "PersistentVolumeClaim"))],
+        schema: "io.k8s.api.core.v1.PersistentVolumeClaim",
+        ..ROW
+    },
+    Kind {
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("", "v1", "PersistentVolume"))],
+        schema: "io.k8s.api.core.v1.PersistentVolume",
+        ..ROW
+    },
+    Kind {
         kind: "Pod",
         plural: "pods",
         singular: "pod",
@@ -76,24 +129,38 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
     Kind {
+        kind: "PodTemplate",
+        plural: "podtemplates",
+        singular: "podtemplate",
+        schema: "io.k8s.api.core.v1.PodTemplate",
+        ..ROW
+    },
+    Kind {
+        kind: "ReplicationController",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: &["all"],
+        subresources: &[SCALE, part("status", ("", "v1", "ReplicationController"))],
+        schema: "io.k8s.api.core.v1.ReplicationController",
+        ..ROW
+    },
+    Kind {
+        kind: "ResourceQuota",
+        plural: "resourcequotas",
+        singular: "resourcequota",
+        short_names: &["quota"],
+        subresources: &[part("status", ("", "v1", "ResourceQuota"))],
+        schema: "io.k8s.api.core.v1.ResourceQuota",
+        ..ROW
+    },
+    Kind {
         kind: "Secret",
         plural: "secrets",
         singular: "secret",
         columns: table::secret::COLUMNS,
         schema: "io.k8s.api.core.v1.Secret",
         strategy: strategy::secret::STRATEGY,
-        ..ROW
-    },
-    // Services need a data plane: until there is one, only that of the API server exists, and can be looked at.
-    Kind {
-        kind: "Service",
-        plural: "services",
-        singular: "service",
-        short_names: &["svc"],
-        categories: &["all"],
-        verbs: &["get", "list", "watch"],
-        columns: table::service::COLUMNS,
-        schema: "io.k8s.api.core.v1.Service",
         ..ROW
     },
     Kind {
@@ -105,6 +172,17 @@ pub(super) static ROWS: &[Kind] = &[
         columns: table::service_account::COLUMNS,
         schema: "io.k8s.api.core.v1.ServiceAccount",
         strategy: strategy::service_account::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        subresources: &[part("status", ("", "v1", "Service"))],
+        columns: table::service::COLUMNS,
+        schema: "io.k8s.api.core.v1.Service",
         ..ROW
     },
 ];

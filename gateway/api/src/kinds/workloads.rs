@@ -7,6 +7,25 @@ use crate::{strategy, table};
 pub(super) static ROWS: &[Kind] = &[
     Kind {
         group: "apps",
+        kind: "ControllerRevision",
+        plural: "controllerrevisions",
+        singular: "controllerrevision",
+        schema: "io.k8s.api.apps.v1.ControllerRevision",
+        ..ROW
+    },
+    Kind {
+        group: "apps",
+        kind: "DaemonSet",
+        plural: "daemonsets",
+        singular: "daemonset",
+        short_names: &["ds"],
+        categories: &["all"],
+        subresources: &[part("status", ("apps", "v1", "DaemonSet"))],
+        schema: "io.k8s.api.apps.v1.DaemonSet",
+        ..ROW
+    },
+    Kind {
+        group: "apps",
         kind: "Deployment",
         plural: "deployments",
         singular: "deployment",
@@ -32,6 +51,52 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
     Kind {
+        group: "apps",
+        kind: "StatefulSet",
+        plural: "statefulsets",
+        singular: "statefulset",
+        short_names: &["sts"],
+        categories: &["all"],
+        subresources: &[SCALE, part("status", ("apps", "v1", "StatefulSet"))],
+        schema: "io.k8s.api.apps.v1.StatefulSet",
+        ..ROW
+    },
+    Kind {
+        group: "autoscaling",
+        version: "v2",
+        kind: "HorizontalPodAutoscaler",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: &["all"],
+        subresources: &[part("status", ("autoscaling", "v2", "HorizontalPodAutoscaler"))],
+        schema: "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
+        ..ROW
+    },
+    Kind {
+        group: "autoscaling",
+        kind: "HorizontalPodAutoscaler",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: &["all"],
+        subresources: &[part("status", ("autoscaling", "v1", "HorizontalPodAutoscaler"))],
+        schema: "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler",
+        stored_as: Some(&strategy::horizontal_pod_autoscaler::STORED),
+        ..ROW
+    },
+    Kind {
+        group: "batch",
+        kind: "CronJob",
+        plural: "cronjobs",
+        singular: "cronjob",
+        short_names: &["cj"],
+        categories: &["all"],
+        subresources: &[part("status", ("batch", "v1", "CronJob"))],
+        schema: "io.k8s.api.batch.v1.CronJob",
+        ..ROW
+    },
+    Kind {
         group: "batch",
         kind: "Job",
         plural: "jobs",
@@ -41,6 +106,16 @@ pub(super) static ROWS: &[Kind] = &[
         columns: table::job::COLUMNS,
         schema: "io.k8s.api.batch.v1.Job",
         strategy: strategy::job::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "policy",
+        kind: "PodDisruptionBudget",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        subresources: &[part("status", ("policy", "v1", "PodDisruptionBudget"))],
+        schema: "io.k8s.api.policy.v1.PodDisruptionBudget",
         ..ROW
     },
 ];

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{BASE, at, metadata_field, set_default};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Part, Strategy};
+use crate::kind::{Part, StoredForm, Strategy};
 use crate::validation::json::{dig, get, int, str_at};
 use crate::validation::names;
 
@@ -28,6 +28,10 @@ pub const EVENTS_STRATEGY: Strategy = Strategy {
     create_on_update: true,
     ..BASE
 };
+
+/// Events of `events.k8s.io` are stored as those of the core group.
+pub const STORED: StoredForm =
+    StoredForm { group: "", version: "v1", plural: "events", to: to_core, from: from_core };
 
 /// What is called otherwise in the other face: core, then `events.k8s.io`.
 const RENAMED: [(&str, &str); 7] = [
