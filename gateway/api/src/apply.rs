@@ -92,7 +92,7 @@ fn check(kind: &Kind, config: &Value) -> Result<(), Status> {
 /// One apply to one object.
 struct Attempt<'a> {
     kind: &'a Kind,
-    schema: &'static Schema,
+    schema: &'a Schema,
     live: &'a Value,
     config: &'a Value,
     manager: &'a Manager<'a>,
@@ -152,7 +152,7 @@ impl Attempt<'_> {
 }
 
 /// Drops null fields that merging and pruning left: only times may be null, and what is always there is empty instead.
-fn drop_nulls(node: Option<&'static Schema>, value: &mut Value) {
+fn drop_nulls(node: Option<&Schema>, value: &mut Value) {
     match value {
         Value::Object(fields) => fields.retain(|name, value| {
             let Some(field) = node.and_then(|schema| schema.property(name)) else { return true };

@@ -95,8 +95,8 @@ fn distinct(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
     })
 }
 
-fn members(registry: &Registry, group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
-    registry.iter().filter(move |kind| kind.group == group && kind.version == version)
+fn members<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Kind> {
+    registry.iter().map(|kind| &**kind).filter(move |kind| kind.group == group && kind.version == version)
 }
 
 fn group_version(group: &str, version: &str) -> String {
@@ -180,8 +180,8 @@ fn insert_names(resource: &mut Map<String, Value>, kind: &Kind) {
 
 /// Tells clients whether two resources are stored in one form.
 fn storage_version_hash(kind: &Kind) -> String {
-    let group = kind.stored_as.map_or(kind.group, |(group, _)| group);
-    let digest = Sha256::digest(format!("{group}/{}/{}", kind.version, kind.kind));
+    let (group, version) = kind.stored_as.map_or((kind.group, kind.version), |form| (form.group, form.version));
+    let digest = Sha256::digest(format!("{group}/{version}/{}", kind.kind));
     STANDARD.encode(&digest[..8])
 }
 
@@ -189,25 +189,25 @@ fn storage_version_hash(kind: &Kind) -> String {
 mod tests {
     use super::*;
 
-    fn registry() -> std::sync::Arc<Registry> {
+    fn registry() -> &'static Registry {
         Registry::builtin()
     }
 
     #[test]
     fn a_group_names_its_versions() {
         assert_eq!(
-            group(&registry(), "apps").unwrap(),
+            group(registry(), "apps").unwrap(),
             json!({"kind": "APIGroup", "apiVersion": "v1", "name": "apps",
                 "versions": [{"groupVersion": "apps/v1", "version": "v1"}],
                 "preferredVersion": {"groupVersion": "apps/v1", "version": "v1"}})
         );
-        assert!(group(&registry(), "").is_none());
-        assert!(group(&registry(), "nope").is_none());
+        assert!(group(registry(), "").is_none());
+        assert!(group(registry(), "nope").is_none());
     }
 
     #[test]
     fn resources_come_with_their_subresources() {
-        let list = resources(&registry(), "apps", "v1").unwrap();
+        let list = resources(registry(), "apps", "v1").unwrap();
         assert_eq!(
             list["resources"][0],
             json!({"name": "deployments", "singularName": "deployment", "namespaced": true, "kind": "Deployment",
@@ -219,13 +219,13 @@ mod tests {
             json!({"name": "deployments/scale", "singularName": "", "namespaced": true, "group": "autoscaling",
                 "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"]})
         );
-        assert!(resources(&registry(), "apps", "v9").is_none());
+        assert!(resources(registry(), "apps", "v9").is_none());
     }
 
     #[test]
     fn events_of_both_groups_are_stored_in_one_form() {
         let hash = |group| {
-            resources(&registry(), group, "v1").unwrap()["resources"]
+            resources(registry(), group, "v1").unwrap()["resources"]
                 .as_array()
                 .and_then(|all| all.iter().find(|resource| resource["name"] == "events").cloned())
                 .unwrap()["storageVersionHash"]
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn aggregated_discovery_leaves_the_documents_own_group_out_of_response_kinds() {
-        let list = aggregated(&registry(), false);
+        let list = aggregated(registry(), false);
         let apps = &list["items"][0];
         assert_eq!(apps["metadata"], json!({"name": "apps"}));
         let deployments = &apps["versions"][0]["resources"][0];
@@ -246,6 +246,6 @@ mod tests {
             deployments["subresources"][0]["responseKind"],
             json!({"group": "autoscaling", "version": "v1", "kind": "Scale"})
         );
-        assert_eq!(aggregated(&registry(), true)["items"][0]["metadata"], json!({}));
+        assert_eq!(aggregated(registry(), true)["items"][0]["metadata"], json!({}));
     }
 }

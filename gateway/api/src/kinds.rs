@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
-use crate::kind::{Kind, Scope, Subresource};
+use crate::kind::{Kind, KindRef, Scope, Subresource};
 use crate::strategy;
 use crate::table;
 
@@ -21,6 +21,7 @@ use crate::table;
 const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 /// What clients may do with a part of an object behind a path of its own.
 const PART_VERBS: &[&str] = &["get", "patch", "update"];
+const READ_VERBS: &[&str] = &["get", "list"];
 const CREATE: &[&str] = &["create"];
 const CONNECT: &[&str] = &["create", "get"];
 
@@ -54,6 +55,7 @@ const ROW: Kind = Kind {
     schema: "",
     stored_as: None,
     strategy: strategy::BASE,
+    custom: None,
 };
 
 /// The tables, in the order of discovery within a group.
@@ -70,7 +72,6 @@ static TABLES: &[&[Kind]] = &[
 
 /// Types that only subresources and deletes take. They have no path of their own.
 static PARTS: &[Kind] = &[
-    Kind { kind: "Binding", singular: "binding", schema: "io.k8s.api.core.v1.Binding", verbs: &[], ..ROW },
     Kind {
         kind: "DeleteOptions",
         singular: "deleteoptions",
@@ -115,38 +116,43 @@ pub fn builtin() -> impl Iterator<Item = &'static Kind> {
     TABLES.iter().copied().flatten()
 }
 
-/// The resources that are served now.
+/// The resources that are served at one moment.
 #[derive(Debug)]
 pub struct Registry {
-    kinds: Vec<&'static Kind>,
+    kinds: Vec<KindRef>,
 }
 
 impl Registry {
     /// The built-in resources.
-    pub fn builtin() -> Arc<Self> {
+    pub fn builtin() -> &'static Arc<Self> {
         static REGISTRY: OnceLock<Arc<Registry>> = OnceLock::new();
-        Arc::clone(REGISTRY.get_or_init(|| Arc::new(Self { kinds: builtin().collect() })))
+        REGISTRY.get_or_init(|| Arc::new(Self { kinds: builtin().map(KindRef::from).collect() }))
+    }
+
+    /// The built-in resources and these.
+    pub fn with_custom(custom: impl IntoIterator<Item = Arc<Kind>>) -> Self {
+        Self { kinds: builtin().map(KindRef::from).chain(custom.into_iter().map(KindRef::Custom)).collect() }
     }
 
     /// The resource behind a path.
-    pub fn by_resource(&self, group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    pub fn by_resource(&self, group: &str, version: &str, plural: &str) -> Option<&KindRef> {
         self.iter().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
     }
 
     /// The resource whose objects have this kind.
-    pub fn by_gvk(&self, group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
+    pub fn by_gvk(&self, group: &str, version: &str, kind: &str) -> Option<&KindRef> {
         self.iter().find(|row| row.kind == kind && row.group == group && row.version == version)
     }
 
     /// The kind of what a subresource takes and gives (Scale, Eviction, …), or of a resource.
-    pub fn type_of(&self, group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
+    pub fn type_of(&self, group: &str, version: &str, kind: &str) -> Option<&Kind> {
         let part = || PARTS.iter().find(|row| row.kind == kind && row.group == group && row.version == version);
-        self.by_gvk(group, version, kind).or_else(part)
+        self.by_gvk(group, version, kind).map(|found| &**found).or_else(part)
     }
 
     /// All resources, in the order of discovery.
-    pub fn iter(&self) -> impl Iterator<Item = &'static Kind> {
-        self.kinds.iter().copied()
+    pub fn iter(&self) -> impl Iterator<Item = &KindRef> {
+        self.kinds.iter()
     }
 }
 
@@ -163,15 +169,21 @@ impl Kind {
 
     /// Turns an object of this kind into the form in which it is stored: that of [`Kind::stored_as`], if it has one.
     pub fn to_stored(&self, object: &mut Value) {
-        if self.stored_as.is_some() {
-            *object = strategy::event::to_core(object);
+        if let Some(form) = self.stored_as {
+            *object = (form.to)(object);
+        }
+        if let Some(custom) = &self.custom {
+            object["apiVersion"] = format!("{}/{}", self.group, custom.storage_version).into();
         }
     }
 
     /// Turns a stored object into the form of this kind; the inverse of [`Kind::to_stored`].
     pub fn from_stored(&self, object: &mut Value) {
-        if self.stored_as.is_some() {
-            *object = strategy::event::from_core(object);
+        if let Some(form) = self.stored_as {
+            *object = (form.from)(object);
+        }
+        if self.custom.is_some() {
+            object["apiVersion"] = self.api_version().into();
         }
     }
 
@@ -224,11 +236,13 @@ mod tests {
         assert_eq!(object, original);
     }
 
-    /// As long as the conversion knows just this one pair.
     #[test]
-    fn only_events_are_stored_in_another_form() {
-        let other: Vec<_> = builtin().filter(|row| row.stored_as.is_some()).map(|row| row.kind).collect();
-        assert_eq!(other, ["Event"]);
+    fn a_form_in_which_objects_are_stored_is_that_of_a_kind_which_stores_its_own() {
+        let registry = Registry::builtin();
+        for form in builtin().filter_map(|row| row.stored_as) {
+            let stored = registry.by_resource(form.group, form.version, form.plural).unwrap();
+            assert!(stored.stored_as.is_none(), "{}", stored.kind);
+        }
     }
 
     #[test]

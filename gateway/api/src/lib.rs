@@ -4,9 +4,11 @@
 //! and its schema, so that nothing is written once per kind that could be written once.
 
 pub mod apply;
+pub mod custom;
 pub mod decode;
 pub mod discovery;
 pub mod field;
+pub mod intern;
 pub mod kind;
 pub mod kinds;
 pub mod managed_fields;

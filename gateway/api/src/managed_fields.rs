@@ -143,6 +143,9 @@ pub(crate) fn drop_unknown_versions(kind: &Kind, owners: &mut Managed) {
 /// Whether objects of the kind have such a version, too. A version is all of `v1`, `v2beta1`, …
 fn is_version_of(kind: &Kind, api_version: &str) -> bool {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    if let Some(custom) = &kind.custom {
+        return group == kind.group && custom.versions.iter().any(|known| known == version);
+    }
     crate::kinds::Registry::builtin().by_gvk(group, version, kind.kind).is_some()
 }
 

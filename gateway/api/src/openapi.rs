@@ -7,6 +7,7 @@ mod components;
 mod paths;
 pub mod protobuf;
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use base64::Engine as _;
@@ -21,7 +22,7 @@ use components::Dialect;
 
 /// `/openapi/v2`: everything in one document.
 pub fn openapi_v2(registry: &Registry) -> Bytes {
-    let kinds: Vec<&'static Kind> = registry.iter().collect();
+    let kinds: Vec<&Kind> = registry.iter().map(|kind| &**kind).collect();
     to_bytes(&json!({
         "swagger": "2.0",
         "info": info(),
@@ -32,7 +33,7 @@ pub fn openapi_v2(registry: &Registry) -> Bytes {
 
 /// `/openapi/v2` in protobuf ([`protobuf::MEDIA_TYPE`]).
 pub fn openapi_v2_protobuf(registry: &Registry) -> Bytes {
-    let kinds: Vec<&'static Kind> = registry.iter().collect();
+    let kinds: Vec<&Kind> = registry.iter().map(|kind| &**kind).collect();
     let definitions = json!(components::definitions(&kinds, Dialect::V2));
     let empty = Map::new();
     protobuf::document("2.0", &json!(info()), definitions.as_object().unwrap_or(&empty)).into()
@@ -40,16 +41,22 @@ pub fn openapi_v2_protobuf(registry: &Registry) -> Bytes {
 
 /// `/openapi/v3`: where the documents of the group versions are. The hash in an address changes with the document.
 pub fn openapi_v3_index(registry: &Registry) -> Value {
-    static HASHES: OnceLock<Vec<(String, String)>> = OnceLock::new();
-    let hashes = HASHES.get_or_init(|| {
-        let hash = |path: &String| openapi_v3(registry, path).map(|document| hash(&document)).unwrap_or_default();
-        document_paths(registry).into_iter().map(|path| (path.clone(), hash(&path))).collect()
+    static BUILT_IN: OnceLock<HashMap<String, String>> = OnceLock::new();
+    let of = |registry: &Registry, path: &str| {
+        openapi_v3(registry, path).map(|document| hash(&document)).unwrap_or_default()
+    };
+    let built_in = BUILT_IN.get_or_init(|| {
+        let registry = Registry::builtin();
+        document_paths(registry).into_iter().map(|path| (path.clone(), of(registry, &path))).collect()
     });
-    let paths: Map<String, Value> = hashes
-        .iter()
-        .map(|(path, hash)| {
+    let is_custom = |path: &str| registry.iter().any(|kind| kind.custom.is_some() && document_path(kind) == path);
+    let paths: Map<String, Value> = document_paths(registry)
+        .into_iter()
+        .map(|path| {
+            let known = built_in.get(&path).filter(|_| !is_custom(&path)).cloned();
+            let hash = known.unwrap_or_else(|| of(registry, &path));
             let address = format!("/openapi/v3/{path}?hash={hash}");
-            (path.clone(), json!({"serverRelativeURL": address}))
+            (path, json!({"serverRelativeURL": address}))
         })
         .collect();
     json!({"paths": paths})
@@ -57,7 +64,7 @@ pub fn openapi_v3_index(registry: &Registry) -> Value {
 
 /// `/openapi/v3/PATH`, for example of `apis/apps/v1`.
 pub fn openapi_v3(registry: &Registry, path: &str) -> Option<Bytes> {
-    let kinds: Vec<&'static Kind> = registry.iter().filter(|kind| document_path(kind) == path).collect();
+    let kinds: Vec<&Kind> = registry.iter().map(|kind| &**kind).filter(|kind| document_path(kind) == path).collect();
     if kinds.is_empty() {
         return None;
     }
@@ -74,7 +81,7 @@ fn info() -> Value {
 }
 
 fn document_paths(registry: &Registry) -> Vec<String> {
-    let mut paths: Vec<String> = registry.iter().map(document_path).collect();
+    let mut paths: Vec<String> = registry.iter().map(|kind| document_path(kind)).collect();
     paths.sort_unstable();
     paths.dedup();
     paths
@@ -85,7 +92,7 @@ fn document_path(kind: &Kind) -> String {
 }
 
 /// The types that subresources of these kinds take and give.
-fn parts_of(kinds: &[&'static Kind]) -> Vec<&'static Kind> {
+fn parts_of(kinds: &[&Kind]) -> Vec<&'static Kind> {
     let wanted = |part: &Kind| {
         kinds.iter().flat_map(|kind| kind.subresources).any(|subresource| {
             let (group, version, name) = subresource.gvk;
@@ -109,18 +116,18 @@ mod tests {
     use super::*;
 
     fn document(path: &str) -> Value {
-        serde_json::from_slice(&openapi_v3(&Registry::builtin(), path).expect("a document")).expect("JSON")
+        serde_json::from_slice(&openapi_v3(Registry::builtin(), path).expect("a document")).expect("JSON")
     }
 
     #[test]
     fn the_index_leads_to_every_group_version() {
-        let index = openapi_v3_index(&Registry::builtin());
+        let index = openapi_v3_index(Registry::builtin());
         for path in index["paths"].as_object().unwrap().keys() {
-            assert!(openapi_v3(&Registry::builtin(), path).is_some(), "{path}");
+            assert!(openapi_v3(Registry::builtin(), path).is_some(), "{path}");
         }
         let address = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
         assert!(address.starts_with("/openapi/v3/apis/apps/v1?hash="));
-        assert!(openapi_v3(&Registry::builtin(), "apis/nope/v1").is_none());
+        assert!(openapi_v3(Registry::builtin(), "apis/nope/v1").is_none());
     }
 
     #[test]
@@ -171,16 +178,16 @@ mod tests {
                 assert!(definitions.get(&name).is_some(), "{name}");
             }
         };
-        for path in document_paths(&Registry::builtin()) {
+        for path in document_paths(Registry::builtin()) {
             let document = document(&path);
             check(&document, &document["components"]["schemas"]);
         }
-        let v2: Value = serde_json::from_slice(&openapi_v2(&Registry::builtin())).unwrap();
+        let v2: Value = serde_json::from_slice(&openapi_v2(Registry::builtin())).unwrap();
         check(&v2, &v2["definitions"]);
     }
 
     #[test]
     fn documents_are_the_same_each_time() {
-        assert_eq!(openapi_v2(&Registry::builtin()), openapi_v2(&Registry::builtin()));
+        assert_eq!(openapi_v2(Registry::builtin()), openapi_v2(Registry::builtin()));
     }
 }

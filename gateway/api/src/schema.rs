@@ -1,13 +1,16 @@
 //! What an object of a kind may hold: structural schemas, with the markers that patches and apply go by.
 //!
 //! Shapes come from `k8s-openapi`; list types, merge keys, defaults and required fields, which it doesn't carry, from
-//! the tables in `data/`. All schemas of the served kinds are built together at the first use and kept for good: a few
-//! hundred kilobytes, without the descriptions.
+//! the tables in `data/`. All schemas of the built-in kinds are built together at the first use and kept for good: a few
+//! hundred kilobytes, without the descriptions. Those of custom resources ([`custom`]) live as long as their kind.
 
 pub(crate) mod build;
+pub(crate) mod custom;
 mod types;
 
-use std::sync::OnceLock;
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -104,6 +107,36 @@ pub enum Presence {
     Number,
 }
 
+/// A part of a schema: kept for good, or shared by those who hold it.
+#[derive(Debug)]
+enum Held<T: 'static> {
+    Kept(&'static T),
+    Shared(Arc<T>),
+}
+
+impl<T> Clone for Held<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Kept(kept) => Self::Kept(kept),
+            Self::Shared(shared) => Self::Shared(Arc::clone(shared)),
+        }
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Kept(kept) => kept,
+            Self::Shared(shared) => shared,
+        }
+    }
+}
+
+/// The fields of a type, sorted by name.
+type Properties = Box<[(Cow<'static, str>, Schema)]>;
+
 /// The schema of one value.
 #[derive(Debug)]
 pub struct Schema {
@@ -111,13 +144,13 @@ pub struct Schema {
     presence: Presence,
     /// The type's name in Go, which error texts show.
     go_type: &'static str,
-    definition: Option<&'static Definition>,
+    definition: Option<Held<Definition>>,
     /// Of a list's items or a map's values.
-    element: Option<&'static Schema>,
+    element: Option<Held<Schema>>,
     list: ListType,
     map: MapType,
     patch: PatchStrategy,
-    default: Option<&'static Value>,
+    default: Option<Held<Value>>,
 }
 
 /// A named type: the fields that an object has.
@@ -125,12 +158,12 @@ pub struct Schema {
 struct Definition {
     name: &'static str,
     /// Sorted by name. Set once, after all definitions exist, since they refer to each other.
-    properties: OnceLock<Box<[(&'static str, Schema)]>>,
+    properties: OnceLock<Properties>,
     required: &'static [&'static str],
 }
 
 impl Definition {
-    fn properties(&self) -> &[(&'static str, Schema)] {
+    fn properties(&self) -> &[(Cow<'static, str>, Schema)] {
         self.properties.get().map_or(&[], |properties| properties)
     }
 }
@@ -139,7 +172,10 @@ impl Definition {
 ///
 /// # Panics
 /// If the row of the kind names a definition that [`types`] doesn't list, which a test excludes.
-pub fn schema_of(kind: &Kind) -> &'static Schema {
+pub fn schema_of(kind: &Kind) -> &Schema {
+    if let Some(custom) = &kind.custom {
+        return custom.schema();
+    }
     definition(kind.schema).unwrap_or_else(|| panic!("no schema for {}", kind.schema))
 }
 
@@ -155,35 +191,37 @@ impl Schema {
     }
 
     /// The schema of a field of an object, or of the value of a key of a map.
-    pub fn property(&self, name: &str) -> Option<&'static Schema> {
+    pub fn property(&self, name: &str) -> Option<&Schema> {
         match self.definition {
             Some(_) => self.known(name).map(|(_, schema)| schema),
-            None if self.type_ == Type::Map => self.element,
-            None => None,
+            None => self.additional(),
         }
     }
 
-    /// A known field of an object: its name, kept for good, and its schema.
-    pub fn known(&self, name: &str) -> Option<(&'static str, &'static Schema)> {
-        let properties: &'static [(&'static str, Schema)] = self.definition.map_or(&[], Definition::properties);
-        let at = properties.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-        Some((properties[at].0, &properties[at].1))
+    /// A known field of an object: its name and its schema.
+    pub fn known(&self, name: &str) -> Option<(&str, &Schema)> {
+        let properties = self.fields();
+        let at = properties.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        Some((&properties[at].0, &properties[at].1))
     }
 
     /// The fields of an object, sorted by name.
-    pub fn properties(&self) -> impl Iterator<Item = (&'static str, &'static Schema)> + use<> {
-        let properties: &'static [(&'static str, Schema)] = self.definition.map_or(&[], Definition::properties);
-        properties.iter().map(|(name, schema)| (*name, schema))
+    pub fn properties(&self) -> impl Iterator<Item = (&str, &Schema)> {
+        self.fields().iter().map(|(name, schema)| (&**name, schema))
+    }
+
+    fn fields(&self) -> &[(Cow<'static, str>, Schema)] {
+        self.definition.as_ref().map_or(&[], |definition| definition.properties())
     }
 
     /// The schema of a list's items.
-    pub fn items(&self) -> Option<&'static Schema> {
-        if self.type_ == Type::Array { self.element } else { None }
+    pub fn items(&self) -> Option<&Schema> {
+        self.element.as_deref().filter(|_| self.type_ == Type::Array)
     }
 
     /// The schema of a map's values.
-    pub fn additional(&self) -> Option<&'static Schema> {
-        if self.type_ == Type::Map { self.element } else { None }
+    pub fn additional(&self) -> Option<&Schema> {
+        self.element.as_deref().filter(|_| self.type_ == Type::Map)
     }
 
     /// How items of a list are told apart; atomic for everything that isn't a list.
@@ -202,18 +240,18 @@ impl Schema {
     }
 
     /// The default that OpenAPI states for the field. It stands for Go's zero value and isn't filled in by itself.
-    pub fn default_value(&self) -> Option<&'static Value> {
-        self.default
+    pub fn default_value(&self) -> Option<&Value> {
+        self.default.as_deref()
     }
 
     /// Names of the fields of an object that OpenAPI calls required.
     pub fn required(&self) -> &'static [&'static str] {
-        self.definition.map_or(&[], |definition| definition.required)
+        self.definition.as_ref().map_or(&[], |definition| definition.required)
     }
 
     /// The OpenAPI name of the type, for example `io.k8s.api.core.v1.PodSpec`.
     pub fn name(&self) -> Option<&'static str> {
-        self.definition.map(|definition| definition.name)
+        self.definition.as_ref().map(|definition| definition.name)
     }
 
     /// How Go's encoder writes the field.

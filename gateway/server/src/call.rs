@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::response::Response;
 use bytes::Bytes;
-use carob_api::kind::{Kind, Scope};
+use carob_api::kind::{KindRef, Scope};
 use carob_api::status::{GroupResource, Status};
 use http::header::USER_AGENT;
 use http::{HeaderMap, StatusCode};
@@ -18,7 +18,7 @@ use crate::{Server, events, objects, response};
 /// A request about objects of one kind.
 pub(crate) struct Call {
     pub server: Arc<Server>,
-    pub kind: &'static Kind,
+    pub kind: KindRef,
     pub namespace: Option<String>,
     pub name: Option<String>,
     pub identity: Identity,
@@ -33,14 +33,14 @@ pub(crate) struct Call {
 impl Call {
     pub fn new(
         server: Arc<Server>,
-        kind: &'static Kind,
+        kind: impl Into<KindRef>,
         identity: Identity,
         headers: HeaderMap,
         accept: Accept,
     ) -> Self {
         Self {
             server,
-            kind,
+            kind: kind.into(),
             namespace: None,
             name: None,
             identity,
@@ -59,7 +59,7 @@ impl Call {
 
     /// `Deployment.apps`, as some conflicts name it; of the group in which objects are stored.
     pub fn group_kind(&self) -> GroupResource {
-        let group = self.kind.stored_as.map_or(self.kind.group, |(group, _)| group);
+        let group = self.kind.stored_as.map_or(self.kind.group, |form| form.group);
         GroupResource::new(group, self.kind.kind)
     }
 
@@ -70,7 +70,7 @@ impl Call {
 
     /// Where an object of this name is kept.
     pub fn key(&self, name: &str) -> String {
-        objects::key(self.kind, self.namespace.as_deref(), name)
+        objects::key(&self.kind, self.namespace.as_deref(), name)
     }
 
     /// Whether objects of this kind live in namespaces.
@@ -103,19 +103,19 @@ impl Call {
     /// An object as this kind's version shows it.
     pub fn shown(&self, bytes: &Bytes) -> Result<Value, Status> {
         let mut object = objects::decode(bytes)?;
-        events::from_stored(self.kind, &mut object);
+        events::from_stored(&self.kind, &mut object);
         Ok(object)
     }
 
     /// The object as it is kept.
     pub fn stored(&self, mut object: Value) -> Value {
-        events::to_stored(self.kind, &mut object);
+        events::to_stored(&self.kind, &mut object);
         object
     }
 
     /// Stored bytes as this kind's version shows them.
     pub fn present(&self, bytes: &Bytes) -> Result<Bytes, Status> {
-        if !events::is_converted(self.kind) {
+        if !events::is_converted(&self.kind) {
             return Ok(bytes.clone());
         }
         Ok(response::to_json(&self.shown(bytes)?))

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::negotiate::{Accept, Format};
 use crate::query::Query;
+use crate::served::Served;
 use crate::{Server, response};
 
 /// Documents smaller than this are not worth compressing.
@@ -120,13 +121,14 @@ pub(crate) fn answer(
     address: &str,
 ) -> Option<Result<Response, Status>> {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    let registry = &*server.registry;
+    let served = server.live.now();
+    let registry = &*served.registry;
     match segments.as_slice() {
         [] => Some(value(headers, || Some(json!({ "paths": paths(server) })))),
         ["api" | "apis"] if Accept::prefers_aggregated_discovery(headers) => {
             let core = segments[0] == "api";
             let make = || Some(response::to_json(&discovery::aggregated(registry, core)));
-            let document = server.documents.get(&format!("aggregated {}", segments[0]), make)?;
+            let document = served.documents.get(&format!("aggregated {}", segments[0]), make)?;
             Some(Ok(document.answer(headers, AGGREGATED)))
         }
         ["api"] => Some(value(headers, || Some(discovery::api_versions(address)))),
@@ -137,14 +139,14 @@ pub(crate) fn answer(
             discovery::group(registry, group)?;
             Some(value(headers, || discovery::resources(registry, group, version)))
         }
-        ["openapi", "v2"] => Some(openapi_v2(server, headers)),
+        ["openapi", "v2"] => Some(openapi_v2(&served, headers)),
         ["openapi", "v3"] => {
             let make = || Some(response::to_json(&openapi::openapi_v3_index(registry)));
-            let document = server.documents.get("openapi v3", make)?;
+            let document = served.documents.get("openapi v3", make)?;
             // JSON, though Kubernetes calls it text.
             Some(Ok(document.answer(headers, "text/plain; charset=utf-8")))
         }
-        ["openapi", "v3", rest @ ..] => openapi_v3(server, &rest.join("/"), query, headers).map(Ok),
+        ["openapi", "v3", rest @ ..] => openapi_v3(&served, &rest.join("/"), query, headers).map(Ok),
         _ => None,
     }
 }
@@ -160,27 +162,27 @@ fn value(headers: &HeaderMap, make: impl FnOnce() -> Option<Value>) -> Result<Re
     Ok(answer)
 }
 
-fn openapi_v2(server: &Server, headers: &HeaderMap) -> Result<Response, Status> {
+fn openapi_v2(served: &Served, headers: &HeaderMap) -> Result<Response, Status> {
     let accepted = headers.get(ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
     if accepted.contains(openapi::protobuf::MEDIA_TYPE) {
-        let document = server
+        let document = served
             .documents
-            .get("openapi v2 protobuf", || Some(openapi::openapi_v2_protobuf(&server.registry)))
+            .get("openapi v2 protobuf", || Some(openapi::openapi_v2_protobuf(&served.registry)))
             .ok_or_else(Status::generic_not_found)?;
         return Ok(document.answer(headers, "application/octet-stream"));
     }
     Accept::of_documents(headers)?;
-    let document = server
+    let document = served
         .documents
-        .get("openapi v2", || Some(openapi::openapi_v2(&server.registry)))
+        .get("openapi v2", || Some(openapi::openapi_v2(&served.registry)))
         .ok_or_else(Status::generic_not_found)?;
     Ok(document.answer(headers, Format::Json.content_type()))
 }
 
 /// One group's document. With its hash in the query it may be kept for ever; with an old one the client is sent on.
-fn openapi_v3(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -> Option<Response> {
-    let registry = &server.registry;
-    let document = server.documents.get(&format!("openapi v3 {path}"), || openapi::openapi_v3(registry, path))?;
+fn openapi_v3(served: &Served, path: &str, query: &Query, headers: &HeaderMap) -> Option<Response> {
+    let registry = &served.registry;
+    let document = served.documents.get(&format!("openapi v3 {path}"), || openapi::openapi_v3(registry, path))?;
     let mut answer = document.answer(headers, Format::Json.content_type());
     let Some(hash) = query.text("hash") else { return Some(answer) };
     let index = openapi::openapi_v3_index(registry);
@@ -216,7 +218,7 @@ fn paths(server: &Server) -> Vec<String> {
         "/.well-known/openid-configuration",
     ];
     let mut paths: Vec<String> = fixed.iter().map(ToString::to_string).collect();
-    for kind in server.registry.iter().filter(|kind| !kind.group.is_empty()) {
+    for kind in server.registry().iter().filter(|kind| !kind.group.is_empty()) {
         paths.push(format!("/apis/{}", kind.group));
         paths.push(format!("/apis/{}/{}", kind.group, kind.version));
     }

@@ -33,6 +33,7 @@ mod response;
 mod reviews;
 mod routes;
 mod serve;
+mod served;
 mod stream;
 
 use std::net::{SocketAddr, SocketAddrV4};
@@ -40,7 +41,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use carob_api::kind::Kind;
+use carob_api::kind::KindRef;
 use carob_api::kinds;
 use carob_store::Store;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -120,7 +121,7 @@ pub struct Gateway {
 pub(crate) struct Server {
     pub store: Arc<dyn Store>,
     pub dialer: Arc<dyn NodeDialer>,
-    pub registry: Arc<kinds::Registry>,
+    pub live: served::Live,
     pub tokens: authn::token::Tokens,
     pub authorizer: Box<dyn authz::Authorizer>,
     pub extensions: Vec<Extension>,
@@ -129,15 +130,19 @@ pub(crate) struct Server {
     pub body_room: Arc<tokio::sync::Semaphore>,
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
-    pub documents: discovery::Documents,
     /// Ends long requests when the server stops.
     pub stopping: CancellationToken,
 }
 
 impl Server {
     /// The row of a resource.
-    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
-        self.registry.by_resource(group, version, plural)
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<KindRef> {
+        self.live.now().registry.by_resource(group, version, plural).cloned()
+    }
+
+    /// All resources that are served now.
+    pub fn registry(&self) -> Arc<kinds::Registry> {
+        Arc::clone(&self.live.now().registry)
     }
 }
 
@@ -154,7 +159,7 @@ impl Gateway {
         let server = Server {
             store: config.store,
             dialer: config.dialer,
-            registry: kinds::Registry::builtin(),
+            live: served::Live::builtin(),
             tokens,
             authorizer: Box::new(authz::BuiltInPolicy),
             extensions: config.extensions,
@@ -162,7 +167,6 @@ impl Gateway {
             body_room: body::room(),
             metrics: metrics::Metrics::new(),
             decoded: decoded::Cache::default(),
-            documents: discovery::Documents::default(),
             stopping: CancellationToken::new(),
         };
         let gateway = Self { server: Arc::new(server), pki };
@@ -185,9 +189,9 @@ impl Gateway {
         &self.pki.ca_certificate
     }
 
-    /// The kinds that are served.
-    pub fn registry(&self) -> &Arc<kinds::Registry> {
-        &self.server.registry
+    /// The kinds that are served now.
+    pub fn registry(&self) -> Arc<kinds::Registry> {
+        self.server.registry()
     }
 
     /// Lets somebody add metrics to what `/metrics` shows.

@@ -26,7 +26,7 @@ const METADATA: [&str; 14] = [
 
 /// `/core/pods/`, or with a namespace `/core/pods/default/`.
 pub(crate) fn prefix(kind: &Kind, namespace: Option<&str>) -> String {
-    let (group, plural) = kind.stored_as.unwrap_or((kind.group, kind.plural));
+    let (group, plural) = kind.stored_as.map_or((kind.group, kind.plural), |form| (form.group, form.plural));
     let group = if group.is_empty() { "core" } else { group };
     match namespace {
         Some(namespace) => format!("/{group}/{plural}/{namespace}/"),

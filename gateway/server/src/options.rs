@@ -240,7 +240,7 @@ fn check_fields(call: &Call, fields: &FieldSelector) -> Result<(), Status> {
         if matches!(field.as_str(), "metadata.name" | "metadata.namespace") {
             continue;
         }
-        if (call.kind.strategy.field)(&nothing, field).is_none() {
+        if call.kind.field(&nothing, field).is_none() {
             let only_metadata = !has_own_fields(call);
             return Err(Status::bad_request(if only_metadata {
                 format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")

@@ -156,10 +156,10 @@ async fn resource(
         return within(patience(&query)?, work).await;
     }
     let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
-        let known = path.group.is_empty() || server.registry.iter().any(|kind| kind.group == path.group);
+        let known = path.group.is_empty() || server.registry().iter().any(|kind| kind.group == path.group);
         return if known { Err(Status::generic_not_found()) } else { Ok(response::page_not_found()) };
     };
-    let operation = Operation::of(kind, &path, verb)?;
+    let operation = Operation::of(&kind, &path, verb)?;
     let patience = patience(&query)?;
     let accept = match operation {
         Operation::Stream(_) => Accept::JSON,
@@ -214,7 +214,7 @@ enum Operation {
 
 impl Operation {
     /// 404 for a path that leads to nothing, 405 for a verb that it doesn't take.
-    fn of(kind: &'static Kind, path: &ResourcePath, verb: &str) -> Result<Self, Status> {
+    fn of(kind: &Kind, path: &ResourcePath, verb: &str) -> Result<Self, Status> {
         let namespaced = kind.scope == Scope::Namespaced;
         let in_namespace = path.namespace.is_some();
         let shape =
@@ -241,7 +241,7 @@ impl Operation {
         if kind.verbs.contains(&verb) { Ok(operation) } else { Err(Status::method_not_allowed()) }
     }
 
-    fn of_part(kind: &'static Kind, subresource: &str, verb: &str) -> Result<Self, Status> {
+    fn of_part(kind: &Kind, subresource: &str, verb: &str) -> Result<Self, Status> {
         let known = kind.subresources.iter().find(|known| known.name == subresource);
         let Some(known) = known else { return Err(Status::generic_not_found()) };
         if !known.verbs.contains(&verb) {

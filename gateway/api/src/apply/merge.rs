@@ -9,11 +9,11 @@ use crate::managed_fields::typed::{Node, Shape, element_of, field, fields_of, is
 use crate::schema::ListType;
 
 /// The live value with what the config says.
-pub(super) fn merge(node: Node, live: &Value, config: &Value) -> Value {
+pub(super) fn merge(node: Node<'_>, live: &Value, config: &Value) -> Value {
     merged(node, Some(live), Some(config)).unwrap_or(Value::Null)
 }
 
-fn merged(node: Node, live: Option<&Value>, config: Option<&Value>) -> Option<Value> {
+fn merged(node: Node<'_>, live: Option<&Value>, config: Option<&Value>) -> Option<Value> {
     if !(is_hollow(live) && is_hollow(config)) {
         match shape(node, config.or(live)) {
             Shape::Map(node) => return Some(merge_maps(node, fields_of(live), fields_of(config))),
@@ -24,7 +24,7 @@ fn merged(node: Node, live: Option<&Value>, config: Option<&Value>) -> Option<Va
     config.or(live).cloned()
 }
 
-fn merge_maps(node: Node, live: Option<&Map<String, Value>>, config: Option<&Map<String, Value>>) -> Value {
+fn merge_maps(node: Node<'_>, live: Option<&Map<String, Value>>, config: Option<&Map<String, Value>>) -> Value {
     let mut out = Map::new();
     for (key, value) in live.into_iter().flatten() {
         let wanted = config.and_then(|config| config.get(key));
@@ -44,7 +44,7 @@ fn merge_maps(node: Node, live: Option<&Map<String, Value>>, config: Option<&Map
 
 /// Items that both have stand in the order of the config; those of the live list alone keep their place before the
 /// item that they preceded.
-fn merge_lists(kind: ListType, items: Node, live: &[Value], config: &[Value]) -> Value {
+fn merge_lists(kind: ListType, items: Node<'_>, live: &[Value], config: &[Value]) -> Value {
     let elements = |list: &[Value]| -> Vec<Element> {
         list.iter().map(|item| element_of(kind, items, item).unwrap_or(Element::Index(-1))).collect()
     };

@@ -8,7 +8,7 @@ use crate::managed_fields::set::Set;
 use crate::managed_fields::typed::{Node, Shape, element_of, field, fields, shape, with_named_fields};
 
 /// The merged object without what only the last apply wanted. `owners` has the new config's fields already.
-pub(super) fn prune(node: Node, merged: &Value, owners: &Managed, last: &Set) -> Value {
+pub(super) fn prune(node: Node<'_>, merged: &Value, owners: &Managed, last: &Set) -> Value {
     let last = with_named_fields(node, last);
     let wanted = fields_with_names(node, merged);
     // What others own, and what is in the new config, stays.
@@ -21,12 +21,12 @@ pub(super) fn prune(node: Node, merged: &Value, owners: &Managed, last: &Set) ->
     without(node, merged, &wanted.difference(&kept).intersection(&last))
 }
 
-fn fields_with_names(node: Node, value: &Value) -> Set {
+fn fields_with_names(node: Node<'_>, value: &Value) -> Set {
     with_named_fields(node, &fields(node, value))
 }
 
 /// A value without these fields and items; null if nothing is left of an object or a list.
-fn without(node: Node, value: &Value, gone: &Set) -> Value {
+fn without(node: Node<'_>, value: &Value, gone: &Set) -> Value {
     match (shape(node, Some(value)), value) {
         (Shape::Map(node), Value::Object(all)) => {
             let mut left = Map::new();

@@ -17,7 +17,7 @@ struct Wrong {
 }
 
 /// Checks a config; the errors are in one text.
-pub(super) fn check(schema: &'static Schema, config: &Value) -> Result<(), String> {
+pub(super) fn check(schema: &Schema, config: &Value) -> Result<(), String> {
     let mut wrong = Vec::new();
     walk(Some(schema), config, "", &mut wrong);
     let shown = |wrong: &Wrong| {
@@ -30,7 +30,7 @@ pub(super) fn check(schema: &'static Schema, config: &Value) -> Result<(), Strin
     }
 }
 
-fn walk(node: Node, value: &Value, path: &str, wrong: &mut Vec<Wrong>) {
+fn walk(node: Node<'_>, value: &Value, path: &str, wrong: &mut Vec<Wrong>) {
     let mut say = |message: String| wrong.push(Wrong { path: path.to_owned(), message });
     if value.is_null() {
         return;
@@ -69,7 +69,7 @@ fn walk(node: Node, value: &Value, path: &str, wrong: &mut Vec<Wrong>) {
     }
 }
 
-fn walk_items(kind: ListType, items: Node, all: &[Value], path: &str, wrong: &mut Vec<Wrong>) {
+fn walk_items(kind: ListType, items: Node<'_>, all: &[Value], path: &str, wrong: &mut Vec<Wrong>) {
     let mut seen = BTreeSet::new();
     for (index, item) in all.iter().enumerate() {
         let element = match element_of(kind, items, item) {

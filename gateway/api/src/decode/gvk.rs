@@ -116,7 +116,7 @@ pub(super) fn stamp(kind: &Kind, value: &mut Value) {
 }
 
 fn stored_group(kind: &Kind) -> &'static str {
-    kind.stored_as.map_or(kind.group, |(group, _)| group)
+    kind.stored_as.map_or(kind.group, |form| form.group)
 }
 
 /// The Go package of a group's internal types.

@@ -25,7 +25,7 @@ pub(super) struct Walked {
 ///
 /// # Errors
 /// The first thing that is of a wrong type, in Go's words.
-pub(super) fn walk(schema: &'static Schema, raw: Raw) -> Result<Walked, String> {
+pub(super) fn walk(schema: &Schema, raw: Raw) -> Result<Walked, String> {
     let mut walker = Walker::default();
     let value = walker.value(schema, raw);
     match walker.error {
@@ -35,7 +35,7 @@ pub(super) fn walk(schema: &'static Schema, raw: Raw) -> Result<Walked, String> 
 }
 
 /// The first thing in a tree that is of a wrong type.
-pub(super) fn first_error(schema: &'static Schema, raw: &Raw) -> Option<String> {
+pub(super) fn first_error(schema: &Schema, raw: &Raw) -> Option<String> {
     let mut walker = Walker::default();
     walker.value(schema, copy(raw));
     walker.error
@@ -49,20 +49,20 @@ pub(super) fn duplicates(raw: &Raw) -> Vec<String> {
 }
 
 #[derive(Default)]
-struct Walker {
+struct Walker<'a> {
     error: Option<String>,
     strict: Vec<String>,
     told: HashSet<String>,
     /// `spec.containers[0].name`, for strict errors.
     path: String,
     /// `spec`, `containers`, `name`, for type errors.
-    fields: Vec<&'static str>,
+    fields: Vec<&'a str>,
     /// The Go struct that holds the field.
-    holder: &'static str,
+    holder: &'a str,
 }
 
-impl Walker {
-    fn value(&mut self, schema: &'static Schema, raw: Raw) -> Value {
+impl<'a> Walker<'a> {
+    fn value(&mut self, schema: &'a Schema, raw: Raw) -> Value {
         match (schema.type_(), raw) {
             (_, Raw::Null) => Value::Null,
             (Type::Any, raw) => raw.into(),
@@ -82,7 +82,7 @@ impl Walker {
         }
     }
 
-    fn object(&mut self, schema: &'static Schema, entries: Vec<Entry>) -> Value {
+    fn object(&mut self, schema: &'a Schema, entries: Vec<Entry>) -> Value {
         let holder = std::mem::replace(&mut self.holder, schema.name().map_or("", last_segment));
         let mut object = Map::with_capacity(entries.len());
         let mut seen = HashSet::with_capacity(entries.len());
@@ -108,7 +108,7 @@ impl Walker {
         Value::Object(object)
     }
 
-    fn map(&mut self, schema: &'static Schema, entries: Vec<Entry>) -> Value {
+    fn map(&mut self, schema: &'a Schema, entries: Vec<Entry>) -> Value {
         let Some(element) = schema.additional() else { return Value::Null };
         let mut map = Map::with_capacity(entries.len());
         for entry in entries {
@@ -123,7 +123,7 @@ impl Walker {
         Value::Object(map)
     }
 
-    fn array(&mut self, schema: &'static Schema, items: Vec<Raw>) -> Value {
+    fn array(&mut self, schema: &'a Schema, items: Vec<Raw>) -> Value {
         let Some(element) = schema.items() else { return Value::Null };
         let length = self.path.len();
         let mut array = Vec::with_capacity(items.len());
@@ -136,7 +136,7 @@ impl Walker {
     }
 
     /// In a list or map null stands for the zero value.
-    fn element(&mut self, schema: &'static Schema, raw: Raw) -> Value {
+    fn element(&mut self, schema: &'a Schema, raw: Raw) -> Value {
         match self.value(schema, raw) {
             Value::Null => normalize::zero(schema),
             value => value,

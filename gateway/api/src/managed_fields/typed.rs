@@ -9,7 +9,7 @@ use super::set::Set;
 use crate::schema::{ListType, MapType, Schema, Type};
 
 /// A schema; none where nothing is known: then objects are maps and lists are atomic.
-pub(crate) type Node = Option<&'static Schema>;
+pub(crate) type Node<'a> = Option<&'a Schema>;
 
 /// Types that are owned as a whole wherever they stand. Fields of these types are marked in the schema; items of lists
 /// of them are not.
@@ -21,21 +21,21 @@ const ATOMIC_TYPES: [&str; 3] = [
 
 /// How a value is owned.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Shape {
+pub(crate) enum Shape<'a> {
     /// As one field.
     Scalar,
     /// A list as one field.
-    AtomicList(Node),
+    AtomicList(Node<'a>),
     /// A list item by item.
-    List(ListType, Node),
+    List(ListType, Node<'a>),
     /// A map or object as one field.
-    AtomicMap(Node),
+    AtomicMap(Node<'a>),
     /// A map or object field by field.
-    Map(Node),
+    Map(Node<'a>),
 }
 
 /// The shape of a value; where the schema doesn't tell, the value does.
-pub(crate) fn shape(node: Node, value: Option<&Value>) -> Shape {
+pub(crate) fn shape<'a>(node: Node<'a>, value: Option<&Value>) -> Shape<'a> {
     let Some(schema) = node.filter(|schema| schema.type_() != Type::Any) else {
         return match value {
             Some(Value::Array(_)) => Shape::AtomicList(None),
@@ -58,17 +58,17 @@ pub(crate) fn shape(node: Node, value: Option<&Value>) -> Shape {
 }
 
 /// The schema of a field of an object or an entry of a map.
-pub(crate) fn field(node: Node, name: &str) -> Node {
+pub(crate) fn field<'a>(node: Node<'a>, name: &str) -> Node<'a> {
     node.and_then(|schema| schema.property(name))
 }
 
 /// Whether the schema names the field; entries of maps it doesn't.
-pub(crate) fn is_declared(node: Node, name: &str) -> bool {
+pub(crate) fn is_declared(node: Node<'_>, name: &str) -> bool {
     node.is_some_and(|schema| schema.type_() == Type::Object && schema.property(name).is_some())
 }
 
 /// The step that leads to an item of a list.
-pub(crate) fn element_of(kind: ListType, items: Node, item: &Value) -> Result<Element, String> {
+pub(crate) fn element_of(kind: ListType, items: Node<'_>, item: &Value) -> Result<Element, String> {
     let ListType::Map(keys) = kind else {
         return match item {
             Value::Object(_) => Err("associative list without keys has an element that's a map type".to_owned()),
@@ -109,14 +109,14 @@ pub(crate) struct Comparison {
 }
 
 /// Compares two values of one type.
-pub(crate) fn compare(node: Node, old: &Value, new: &Value) -> Comparison {
+pub(crate) fn compare(node: Node<'_>, old: &Value, new: &Value) -> Comparison {
     let mut comparison = Comparison::default();
     comparison.walk(node, Some(old), Some(new), &mut Vec::new());
     comparison
 }
 
 impl Comparison {
-    fn walk(&mut self, node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
+    fn walk(&mut self, node: Node<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
         let none_below = is_hollow(old) && is_hollow(new);
         match shape(node, new.or(old)) {
             Shape::Map(node) if !none_below => self.walk_map(node, old, new, path),
@@ -138,7 +138,7 @@ impl Comparison {
         }
     }
 
-    fn walk_map(&mut self, node: Node, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
+    fn walk_map(&mut self, node: Node<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>) {
         let (old, new) = (fields_of(old), fields_of(new));
         for (key, value) in old.into_iter().flatten() {
             path.push(Element::field(key));
@@ -157,7 +157,7 @@ impl Comparison {
     fn walk_list(
         &mut self,
         kind: ListType,
-        items: Node,
+        items: Node<'_>,
         old: Option<&Value>,
         new: Option<&Value>,
         path: &mut Vec<Element>,
@@ -201,13 +201,13 @@ impl Comparison {
 }
 
 /// All fields of a value, as one who applies it owns them.
-pub(crate) fn fields(node: Node, value: &Value) -> Set {
+pub(crate) fn fields(node: Node<'_>, value: &Value) -> Set {
     let mut set = Set::default();
     collect(node, value, &mut Vec::new(), &mut set);
     set
 }
 
-fn collect(node: Node, value: &Value, path: &mut Vec<Element>, set: &mut Set) {
+fn collect(node: Node<'_>, value: &Value, path: &mut Vec<Element>, set: &mut Set) {
     match shape(node, Some(value)) {
         Shape::Map(node) => {
             for (key, value) in fields_of(Some(value)).into_iter().flatten() {
@@ -241,7 +241,7 @@ fn collect(node: Node, value: &Value, path: &mut Vec<Element>, set: &mut Set) {
 }
 
 /// The set with every named field that leads to one of its paths.
-pub(crate) fn with_named_fields(node: Node, set: &Set) -> Set {
+pub(crate) fn with_named_fields(node: Node<'_>, set: &Set) -> Set {
     let is_named = |element: &Element| matches!(element, Element::Field(name) if is_declared(node, name));
     let members = set.members().iter().chain(set.children().keys().filter(|element| is_named(element))).cloned();
     let children = set.children().iter().map(|(element, below)| {

@@ -32,7 +32,7 @@ pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
 /// The definitions of these kinds, of their lists, and of all that they and their operations refer to.
-pub(super) fn definitions(kinds: &[&'static Kind], dialect: Dialect) -> Map<String, Value> {
+pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
     let markers = Markers::read();
     let parts = parts_of(kinds);
     let rows = || kinds.iter().chain(&parts);

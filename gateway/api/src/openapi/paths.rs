@@ -85,7 +85,7 @@ const OF_PART: &[Operation] = &[
 ];
 
 /// The paths of these kinds, sorted.
-pub(super) fn paths(kinds: &[&'static Kind], dialect: Dialect) -> Map<String, Value> {
+pub(super) fn paths(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
     let mut paths = Map::new();
     for kind in kinds {
         let root = if kind.group.is_empty() { "/api" } else { "/apis" };

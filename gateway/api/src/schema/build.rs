@@ -1,5 +1,6 @@
 //! Builds all schemas: shapes from `k8s-openapi`, markers from the tables in `data/`.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
@@ -7,7 +8,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use super::types::TYPES;
-use super::{Definition, ListType, MapType, PatchStrategy, Presence, Schema, Type};
+use super::{Definition, Held, ListType, MapType, PatchStrategy, Presence, Schema, Type};
 
 /// Columns: type, field, list type, list map keys, patch strategy, patch merge key, map type.
 const LISTS: &str = include_str!("../../data/lists.tsv");
@@ -121,14 +122,18 @@ impl Builder {
             } else {
                 let required = markers.required(name).map_or(&[][..], |names| self.names(names));
                 let definition = Definition { name, properties: OnceLock::new(), required };
-                Schema { definition: Some(Box::leak(Box::new(definition))), ..leaf(Type::Object) }
+                Schema { definition: Some(Held::Kept(Box::leak(Box::new(definition)))), ..leaf(Type::Object) }
             };
             self.named.insert(name, Box::leak(Box::new(schema)));
         }
         for (name, shape) in &shapes {
-            let Some(definition) = self.named.get(name.as_str()).and_then(|schema| schema.definition) else { continue };
+            let Some(Held::Kept(definition)) =
+                self.named.get(name.as_str()).and_then(|schema| schema.definition.as_ref())
+            else {
+                continue;
+            };
             let Some(fields) = shape["properties"].as_object() else { continue };
-            let mut properties: Vec<(&'static str, Schema)> = fields
+            let mut properties: Vec<(Cow<'static, str>, Schema)> = fields
                 .iter()
                 .map(|(field, shape)| {
                     let key = (name.as_str(), field.as_str());
@@ -138,11 +143,11 @@ impl Builder {
                     if let Some(row) = markers.of_list(name, field) {
                         self.mark(&mut schema, row);
                     }
-                    schema.default = markers.default(name, field).map(|value| &*Box::leak(Box::new(value)));
-                    (self.intern(field), schema)
+                    schema.default = markers.default(name, field).map(|value| Held::Kept(Box::leak(Box::new(value))));
+                    (Cow::Borrowed(self.intern(field)), schema)
                 })
                 .collect();
-            properties.sort_by_key(|(field, _)| *field);
+            properties.sort_by(|(a, _), (b, _)| a.cmp(b));
             // Set once: the names of the map are unique.
             let _ = definition.properties.set(properties.into_boxed_slice());
         }
@@ -158,11 +163,11 @@ impl Builder {
         let schema = match (shape["type"].as_str(), shape["format"].as_str()) {
             (Some("array"), _) => {
                 let items = self.schema(&shape["items"], element(go_type));
-                Schema { element: Some(Box::leak(Box::new(items))), ..leaf(Type::Array) }
+                Schema { element: Some(Held::Kept(Box::leak(Box::new(items)))), ..leaf(Type::Array) }
             }
             (Some("object"), _) if shape["additionalProperties"].is_object() => {
                 let values = self.schema(&shape["additionalProperties"], element(go_type));
-                Schema { element: Some(Box::leak(Box::new(values))), ..leaf(Type::Map) }
+                Schema { element: Some(Held::Kept(Box::leak(Box::new(values)))), ..leaf(Type::Map) }
             }
             (Some("string"), Some("byte")) => leaf(Type::Bytes),
             (Some("string"), Some("date-time")) => leaf(Type::Time),
@@ -210,7 +215,7 @@ impl Builder {
     }
 }
 
-fn leaf(type_: Type) -> Schema {
+pub(super) fn leaf(type_: Type) -> Schema {
     Schema {
         type_,
         presence: Presence::Scalar,
@@ -224,8 +229,8 @@ fn leaf(type_: Type) -> Schema {
     }
 }
 
-fn copy(schema: &Schema) -> Schema {
-    Schema { definition: schema.definition, element: schema.element, ..leaf(schema.type_) }
+pub(super) fn copy(schema: &Schema) -> Schema {
+    Schema { definition: schema.definition.clone(), element: schema.element.clone(), ..leaf(schema.type_) }
 }
 
 /// The name that a `$ref` leads to, directly or, where a description stands beside it, through `allOf`.

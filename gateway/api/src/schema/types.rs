@@ -1,7 +1,10 @@
 //! The named types whose schemas are built: those that the rows of [`crate::kinds`] take and give.
 //! What they refer to comes along by itself.
 
-use k8s_openapi::api::{admissionregistration, apps, authentication, autoscaling, batch, certificates, coordination, core, discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage};
+use k8s_openapi::api::{
+    admissionregistration, apps, authentication, autoscaling, batch, certificates, coordination, core, discovery,
+    events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -15,10 +18,22 @@ fn add<T: JsonSchema>(generator: &mut SchemaGenerator) {
 
 /// By OpenAPI name.
 pub(super) const TYPES: &[(&str, SchemaType)] = &[
-    ("io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration", add::<admissionregistration::v1::MutatingWebhookConfiguration>),
-    ("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy", add::<admissionregistration::v1::ValidatingAdmissionPolicy>),
-    ("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding", add::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>),
-    ("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration", add::<admissionregistration::v1::ValidatingWebhookConfiguration>),
+    (
+        "io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration",
+        add::<admissionregistration::v1::MutatingWebhookConfiguration>,
+    ),
+    (
+        "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy",
+        add::<admissionregistration::v1::ValidatingAdmissionPolicy>,
+    ),
+    (
+        "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding",
+        add::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>,
+    ),
+    (
+        "io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration",
+        add::<admissionregistration::v1::ValidatingWebhookConfiguration>,
+    ),
     ("io.k8s.api.apps.v1.ControllerRevision", add::<apps::v1::ControllerRevision>),
     ("io.k8s.api.apps.v1.DaemonSet", add::<apps::v1::DaemonSet>),
     ("io.k8s.api.apps.v1.Deployment", add::<apps::v1::Deployment>),

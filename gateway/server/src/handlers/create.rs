@@ -40,11 +40,11 @@ pub(crate) async fn create(call: &Call, body: &Bytes) -> Result<Response, Status
 /// The object of a body, checked against its schema.
 pub(crate) fn decode_body(call: &Call, body: &Bytes, options: &WriteOptions) -> Result<Value, Status> {
     let Decoded { value, warnings } = match body_format(&call.headers)? {
-        BodyFormat::Json => decode::decode_json(call.kind, body, options.validation)?,
-        BodyFormat::Yaml => decode::decode_yaml(call.kind, body, options.validation)?,
+        BodyFormat::Json => decode::decode_json(&call.kind, body, options.validation)?,
+        BodyFormat::Yaml => decode::decode_yaml(&call.kind, body, options.validation)?,
         BodyFormat::Protobuf => {
             let json = response::to_json(&protobuf::to_json(body)?);
-            decode::decode_json(call.kind, &json, options.validation)?
+            decode::decode_json(&call.kind, &json, options.validation)?
         }
     };
     for warning in warnings {
@@ -79,8 +79,8 @@ pub(crate) async fn create_object(
     tracking: Tracking,
 ) -> Result<Bytes, Status> {
     let now = Timestamp::now();
-    let strategy = &call.kind.strategy;
-    (strategy.default)(&mut object);
+    let kind = &call.kind;
+    kind.default(&mut object);
     set_system_metadata(call, &mut object, now);
     let generated = generate_name(&mut object);
     if tracking == Tracking::Update {
@@ -111,25 +111,25 @@ enum Placed {
 
 /// Admits, validates and stores an object that has its name.
 async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) -> Result<Placed, Status> {
-    let strategy = &call.kind.strategy;
+    let kind = &call.kind;
     for _ in 0..PLACE_ATTEMPTS {
         let mut object = object.clone();
         let place = Place::of_new_object(call, &object).await?;
         admission::admit(call, &mut object).await?;
-        (strategy.prepare_create)(&mut object);
-        (strategy.default)(&mut object);
-        decode::normalize(call.kind, &mut object);
+        kind.prepare_create(&mut object);
+        kind.default(&mut object);
+        decode::normalize(&call.kind, &mut object);
         let name = text(&object, "/metadata/name").to_owned();
-        let mut errors = metadata::validate_create(call.kind, &object);
-        errors.extend((strategy.validate)(&object));
+        let mut errors = metadata::validate_create(&call.kind, &object);
+        errors.extend(kind.validate(&object));
         if !errors.is_empty() {
             return Err(Status::invalid((call.kind.group, call.kind.kind), &name, errors));
         }
         if first {
-            for warning in (strategy.warnings)(&object) {
+            for warning in kind.warnings(&object) {
                 call.warn(warning);
             }
-            for warning in support::warnings(call.kind, &object) {
+            for warning in support::warnings(&call.kind, &object) {
                 call.warn(warning);
             }
         }
@@ -207,7 +207,7 @@ fn track(call: &Call, object: &mut Value, options: &WriteOptions, now: Timestamp
     let manager = Manager { name: &options.manager, operation: Operation::Update, subresource: "", time: &time };
     let has_status = call.kind.subresources.iter().any(|subresource| subresource.name == "status");
     let status = object.as_object_mut().filter(|_| has_status).and_then(|fields| fields.shift_remove("status"));
-    track_update(call.kind, None, object, &manager);
+    track_update(&call.kind, None, object, &manager);
     if let (Some(status), Some(fields)) = (status, object.as_object_mut()) {
         fields.insert("status".to_owned(), status);
     }

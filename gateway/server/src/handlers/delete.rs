@@ -38,11 +38,11 @@ const ANSWERED_WITH_OBJECT: [(&str, &str); 7] = [
 pub(crate) async fn delete(call: &Call, body: &Bytes) -> Result<Response, Status> {
     let options = DeleteOptions::read(call, body)?;
     warn_of_orphans(call, &options);
-    if namespace::is_namespace(call.kind) {
+    if namespace::is_namespace(&call.kind) {
         namespace::check_mortal(call.name())?;
     }
     match delete_object(call, call.name(), &options).await? {
-        Deleted::Gone(object) if !returns_object(call.kind) => {
+        Deleted::Gone(object) if !returns_object(&call.kind) => {
             let status = json!({
                 "kind": "Status",
                 "apiVersion": "v1",
@@ -84,7 +84,7 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
         Listing::Expired(status) => return Ok(response::json(StatusCode::GONE, &status)),
     };
     for entry in &found.entries {
-        let (_, name) = objects::split_key(call.kind, &entry.key);
+        let (_, name) = objects::split_key(&call.kind, &entry.key);
         match delete_object(call, name, &options).await {
             Ok(_) => {}
             // Somebody else was quicker.
@@ -106,7 +106,7 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
 
 /// Jobs leave their pods behind unless told otherwise, which surprises; so Kubernetes warns.
 fn warn_of_orphans(call: &Call, options: &DeleteOptions) {
-    if orphans_by_default(call.kind) && options.propagation.is_none() {
+    if orphans_by_default(&call.kind) && options.propagation.is_none() {
         call.warn(
             "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
              them or set propagationPolicy=Orphan to suppress this warning",
@@ -134,7 +134,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
         let Some(entry) = entry else { return Err(Status::not_found(&call.resource(), name)) };
         let old = call.shown(&entry.value)?;
         check_preconditions(call, name, &old, options)?;
-        let plan = plan(call.kind, old, options, Timestamp::now());
+        let plan = plan(&call.kind, old, options, Timestamp::now());
         match carry_out(call, &key, &entry, plan, options.dry_run).await? {
             Some(deleted) => return Ok(deleted),
             None => tokio::task::yield_now().await,
@@ -146,7 +146,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
 fn check_preconditions(call: &Call, name: &str, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let uid = text(old, "/metadata/uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        if namespace::is_namespace(call.kind) {
+        if namespace::is_namespace(&call.kind) {
             let text = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
             return Err(Status::conflict(&call.resource(), name, text));
         }
@@ -158,7 +158,7 @@ fn check_preconditions(call: &Call, name: &str, old: &Value, options: &DeleteOpt
     }
     let version = text(old, "/metadata/resourceVersion");
     if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
-        if namespace::is_namespace(call.kind) {
+        if namespace::is_namespace(&call.kind) {
             let text = format!(
                 "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
             );

@@ -67,7 +67,7 @@ pub(crate) struct Found {
 
 /// Finds the objects that a list is about.
 pub(crate) async fn find(call: &Call, options: ListOptions) -> Result<Listing, Status> {
-    let prefix = objects::prefix(call.kind, call.namespace.as_deref());
+    let prefix = objects::prefix(&call.kind, call.namespace.as_deref());
     let limit = options.limit;
     let (start, at) = match &options.continuation {
         Some(token) => Continuation::parse(token)?.start(&prefix),
@@ -83,7 +83,7 @@ pub(crate) async fn find(call: &Call, options: ListOptions) -> Result<Listing, S
             }
         },
     };
-    let selection = Selection::new(call.kind, options.labels, options.fields);
+    let selection = Selection::new(&call.kind, options.labels, options.fields);
     let mut range = KeyRange::prefix(prefix.as_str());
     if let Some(start) = start {
         range.start = start;
@@ -241,7 +241,7 @@ impl Found {
 
     /// The list as JSON: the stored bytes of its items, without their kind and apiVersion.
     pub async fn bytes(&self, call: &Call) -> Result<Bytes, Status> {
-        let kind = call.kind;
+        let kind = &call.kind;
         let size: usize = self.entries.iter().map(|entry| entry.value.len() + 1).sum();
         let mut out = Vec::with_capacity(size + 256);
         let head = format!(

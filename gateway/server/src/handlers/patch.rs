@@ -51,7 +51,7 @@ pub(crate) async fn patch(call: &Call, part: Part, body: &Bytes) -> Result<Respo
     let how = Change::new(part, &options);
     let mut first = true;
     let changed = update::change(call, &how, |old| {
-        let new = patched(call.kind, old, form, body, options.validation, |warning| {
+        let new = patched(&call.kind, old, form, body, options.validation, |warning| {
             if first {
                 call.warn(warning);
             }
@@ -114,7 +114,7 @@ async fn apply_patch(call: &Call, part: Part, body: &Bytes) -> Result<Response, 
     loop {
         attempt += 1;
         let changed = update::change(call, &how, |old| {
-            Ok(apply::apply(call.kind, Some(old), &config, &manager, options.force)?.object)
+            Ok(apply::apply(&call.kind, Some(old), &config, &manager, options.force)?.object)
         })
         .await?;
         if let Some(bytes) = changed {
@@ -137,7 +137,7 @@ async fn apply_new(
     manager: &Manager<'_>,
     options: &WriteOptions,
 ) -> Result<Bytes, Status> {
-    let mut object = apply::apply(call.kind, None, config, manager, options.force)?.object;
+    let mut object = apply::apply(&call.kind, None, config, manager, options.force)?.object;
     // A revision in the configuration of an object that doesn't exist yet means nothing.
     objects::metadata_mut(&mut object).shift_remove("resourceVersion");
     let uid = text(config, "/metadata/uid");
@@ -165,7 +165,7 @@ fn read_yaml(body: &Bytes) -> Result<Value, Status> {
 }
 
 fn check_config(call: &Call, config: &mut Value) -> Result<(), Status> {
-    let kind = call.kind;
+    let kind = &call.kind;
     let api_version = text(config, "/apiVersion");
     if text(config, "/kind") != kind.kind || api_version != objects::api_version(kind) {
         // Go prints a group, version and kind as `GROUP/VERSION, Kind=KIND`, also when the group is empty.

@@ -3,7 +3,7 @@
 use axum::response::Response;
 use bytes::Bytes;
 use carob_api::field::Path;
-use carob_api::kind::{Kind, Part};
+use carob_api::kind::{Kind, Part, ScalePaths};
 use carob_api::selector::LabelSelector;
 use carob_api::status::{GroupResource, Status};
 use http::StatusCode;
@@ -61,7 +61,7 @@ async fn change(
 ) -> Result<Response, Status> {
     let how = Change { subresource: "scale", ..Change::new(Part::Main, options) };
     let changed = update::change(call, &how, |old| {
-        let wanted = make(&scale_of(old))?;
+        let wanted = make(&scale_of(old, call.kind.scale_paths()))?;
         let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
         if replicas < 0 {
             let path = Path::new("spec").child("replicas");
@@ -79,7 +79,7 @@ async fn change(
         if !version.is_empty() {
             objects::set_metadata(&mut new, "resourceVersion", version);
         }
-        new["spec"]["replicas"] = replicas.into();
+        set(&mut new, call.kind.scale_paths().spec_replicas, replicas.into());
         Ok(new)
     })
     .await?;
@@ -90,7 +90,7 @@ async fn change(
 }
 
 fn answer(call: &Call, scale: &'static Kind, object: &Bytes) -> Result<Response, Status> {
-    let scaled = scale_of(&objects::decode(object)?);
+    let scaled = scale_of(&objects::decode(object)?, call.kind.scale_paths());
     about(call, scale).answer(StatusCode::OK, response::to_json(&scaled))
 }
 
@@ -103,8 +103,20 @@ fn about(call: &Call, scale: &'static Kind) -> Call {
     other
 }
 
+/// Sets what a JSON pointer leads to; objects on the way are made.
+fn set(object: &mut Value, pointer: &str, value: Value) {
+    let mut at = object;
+    for step in pointer.split('/').skip(1) {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[step.replace("~1", "/").replace("~0", "~")];
+    }
+    *at = value;
+}
+
 /// The Scale of an object.
-fn scale_of(object: &Value) -> Value {
+fn scale_of(object: &Value, paths: ScalePaths<'_>) -> Value {
     let mut metadata = Map::new();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.pointer(&format!("/metadata/{field}")) {
@@ -112,11 +124,17 @@ fn scale_of(object: &Value) -> Value {
         }
     }
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let wanted = number("/spec/replicas");
+    let wanted = number(paths.spec_replicas);
     let spec = if wanted == 0 { json!({}) } else { json!({ "replicas": wanted }) };
-    let mut status = json!({ "replicas": number("/status/replicas") });
-    if let Some(Ok(selector)) = object.pointer("/spec/selector").map(LabelSelector::from_object) {
-        status["selector"] = selector.to_string().into();
+    let mut status = json!({ "replicas": number(paths.status_replicas) });
+    match paths.selector.and_then(|path| object.pointer(path)) {
+        Some(Value::String(text)) if !text.is_empty() => status["selector"] = text.as_str().into(),
+        Some(selector @ Value::Object(_)) => {
+            if let Ok(selector) = LabelSelector::from_object(selector) {
+                status["selector"] = selector.to_string().into();
+            }
+        }
+        _ => {}
     }
     json!({
         "kind": "Scale",
@@ -133,8 +151,13 @@ mod tests {
 
     #[test]
     fn a_scale_shows_replicas_and_the_selector_as_text() {
+        let paths = ScalePaths {
+            spec_replicas: "/spec/replicas",
+            status_replicas: "/status/replicas",
+            selector: Some("/spec/selector"),
+        };
         let scale = scale_of(&json!({"metadata": {"name": "x", "labels": {"a": "b"}},
-            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}}, "status": {"replicas": 1}}));
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}}, "status": {"replicas": 1}}), paths);
         assert_eq!(
             scale,
             json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "x"},

@@ -1,6 +1,6 @@
 //! Which objects a list or a watch is about: label and field selectors, decided with as little decoding as possible.
 
-use carob_api::kind::Kind;
+use carob_api::kind::KindRef;
 use carob_api::selector::{FieldSelector, LabelSelector};
 use carob_api::status::Status;
 use carob_store::Entry;
@@ -10,7 +10,7 @@ use crate::{Server, events, objects};
 
 /// Label and field selectors of one request.
 pub(crate) struct Selection {
-    kind: &'static Kind,
+    kind: KindRef,
     labels: LabelSelector,
     fields: FieldSelector,
     /// Whether name and namespace, which are in the key, decide.
@@ -19,11 +19,11 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
-    pub fn new(kind: &'static Kind, labels: LabelSelector, fields: FieldSelector) -> Self {
+    pub fn new(kind: &KindRef, labels: LabelSelector, fields: FieldSelector) -> Self {
         let key_decides =
             labels.is_everything() && fields.requirements().iter().all(|(field, _, _)| key_field(field).is_some());
         let everything = labels.is_everything() && fields.requirements().is_empty();
-        Self { kind, labels, fields, key_decides, everything }
+        Self { kind: kind.clone(), labels, fields, key_decides, everything }
     }
 
     /// Whether every object is meant.
@@ -65,7 +65,7 @@ impl Selection {
     }
 
     fn matches_key(&self, key: &str) -> bool {
-        let (namespace, name) = objects::split_key(self.kind, key);
+        let (namespace, name) = objects::split_key(&self.kind, key);
         self.fields.requirements().iter().all(|(field, equals, wanted)| match key_field(field) {
             Some(KeyField::Name) => (name == wanted) == *equals,
             Some(KeyField::Namespace) => (namespace.unwrap_or_default() == wanted) == *equals,
@@ -78,9 +78,9 @@ impl Selection {
             return false;
         }
         let converted;
-        let object = if events::is_converted(self.kind) {
+        let object = if events::is_converted(&self.kind) {
             let mut form = object.clone();
-            events::from_stored(self.kind, &mut form);
+            events::from_stored(&self.kind, &mut form);
             converted = form;
             &converted
         } else {
@@ -88,7 +88,7 @@ impl Selection {
         };
         self.fields.requirements().iter().filter(|(field, _, _)| key_field(field).is_none()).all(
             |(field, equals, wanted)| {
-                let value = (self.kind.strategy.field)(object, field).unwrap_or_default();
+                let value = self.kind.field(object, field).unwrap_or_default();
                 (value == *wanted) == *equals
             },
         )

@@ -145,16 +145,16 @@ async fn step(
     mut new: Value,
     first: bool,
 ) -> Result<Step, Status> {
-    let strategy = &call.kind.strategy;
+    let kind = &call.kind;
     settle_identity(call, how, old, &mut new)?;
-    (strategy.default)(&mut new);
+    kind.default(&mut new);
     keep_system_metadata(&mut new, old);
     if how.part == Part::Main {
         admission::admit_update(call, &mut new);
     }
-    (strategy.prepare_update)(&mut new, old, how.part);
-    (strategy.default)(&mut new);
-    decode::normalize(call.kind, &mut new);
+    kind.prepare_update(&mut new, old, how.part);
+    kind.default(&mut new);
+    decode::normalize(&call.kind, &mut new);
     if how.tracking == Tracking::Update {
         let time = objects::timestamp(Timestamp::now());
         let manager = Manager {
@@ -163,21 +163,21 @@ async fn step(
             subresource: how.subresource,
             time: &time,
         };
-        track_update(call.kind, Some(old), &mut new, &manager);
+        track_update(&call.kind, Some(old), &mut new, &manager);
     }
     // Kubernetes checks metadata twice, for all kinds and for each, and lists the causes of both.
-    let mut errors = metadata::validate_update(call.kind, &new, old);
+    let mut errors = metadata::validate_update(&call.kind, &new, old);
     errors.extend(errors.clone());
-    errors.extend((strategy.validate_update)(&new, old, how.part));
+    errors.extend(kind.validate_update(&new, old, how.part));
     if !errors.is_empty() {
         return Err(Status::invalid((call.kind.group, call.kind.kind), call.name(), errors));
     }
     if first {
-        for warning in (strategy.warnings)(&new) {
+        for warning in kind.warnings(&new) {
             call.warn(warning);
         }
         if how.part == Part::Main {
-            for warning in support::warnings(call.kind, &new) {
+            for warning in support::warnings(&call.kind, &new) {
                 call.warn(warning);
             }
         }
@@ -211,7 +211,7 @@ pub(crate) fn is_finished(call: &Call, object: &Value) -> bool {
     if object.pointer("/metadata/deletionTimestamp").is_none() || !objects::finalizers(object).is_empty() {
         return false;
     }
-    if namespace::is_namespace(call.kind) {
+    if namespace::is_namespace(&call.kind) {
         return namespace::finalizers(object).is_empty();
     }
     object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0

@@ -16,7 +16,7 @@ pub(crate) fn table(
     with_columns: bool,
 ) -> Result<Value, Status> {
     let include = include_object(call)?;
-    let mut table = table::table(call.kind, objects, meta, include, Timestamp::now(), with_columns);
+    let mut table = table::table(&call.kind, objects, meta, include, Timestamp::now(), with_columns);
     if version != "v1" {
         let api_version = Value::from(format!("meta.k8s.io/{version}"));
         table["apiVersion"] = api_version.clone();

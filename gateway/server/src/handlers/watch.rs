@@ -84,7 +84,7 @@ impl Watcher {
         let first_bookmark =
             (now + BOOKMARK_EVERY).min(ends_at.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(now).max(now));
         let mut watcher = Self {
-            selection: Selection::new(call.kind, options.labels, options.fields),
+            selection: Selection::new(&call.kind, options.labels, options.fields),
             events: None,
             waiting: VecDeque::new(),
             bookmarks: options.bookmarks,
@@ -102,7 +102,7 @@ impl Watcher {
     /// Opens the store's watch, and first sends the state as it is now where the client wants that.
     async fn begin(&mut self, after: u64, initial_events: Option<bool>) -> Result<(), Status> {
         let store = self.call.server.store.clone();
-        let prefix = objects::prefix(self.call.kind, self.call.namespace.as_deref());
+        let prefix = objects::prefix(&self.call.kind, self.call.namespace.as_deref());
         let range = match (self.selection.name(), &self.call.namespace) {
             (Some(name), Some(_)) => KeyRange::key(self.call.key(name)),
             (Some(name), None) if !self.call.namespaced() => KeyRange::key(self.call.key(name)),
@@ -241,7 +241,7 @@ impl Watcher {
     }
 
     fn event(&mut self, name: &str, entry: &Entry) -> Result<Bytes, Status> {
-        if self.call.accept.view == View::Object && !events::is_converted(self.call.kind) {
+        if self.call.accept.view == View::Object && !events::is_converted(&self.call.kind) {
             return Ok(wrap(name, &entry.value));
         }
         let object = self.call.server.decoded.get(entry)?;
@@ -254,7 +254,7 @@ impl Watcher {
             Some(object) => (**object).clone(),
             None => objects::decode(&entry.value)?,
         };
-        events::from_stored(self.call.kind, &mut object);
+        events::from_stored(&self.call.kind, &mut object);
         let shown = match self.call.accept.view {
             View::Object => object,
             View::Table(version) => {
@@ -269,7 +269,7 @@ impl Watcher {
 
     /// How far the watcher is. The one after the initial events says so.
     fn bookmark(&self, initial: bool) -> Bytes {
-        let kind = self.call.kind;
+        let kind = &self.call.kind;
         let mut metadata = json!({ "resourceVersion": self.revision.to_string() });
         if initial {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
