@@ -6,6 +6,7 @@ pub mod age;
 mod cells;
 pub mod config_map;
 pub mod deployment;
+mod docs;
 pub mod event;
 pub mod job;
 pub mod lease;
@@ -75,7 +76,8 @@ pub fn table(
     now: Timestamp,
     with_columns: bool,
 ) -> Value {
-    let columns = if with_columns { kind.columns.iter().map(definition).collect() } else { Value::Null };
+    let columns =
+        if with_columns { kind.columns.iter().map(|column| definition(kind, column)).collect() } else { Value::Null };
     let rows: Vec<Value> = rows.iter().map(|object| row(kind, object, include, now)).collect();
     json!({
         "kind": "Table",
@@ -95,12 +97,12 @@ pub fn partial_metadata(object: &Value) -> Value {
     })
 }
 
-fn definition(column: &Column) -> Value {
+fn definition(kind: &Kind, column: &Column) -> Value {
     json!({
         "name": column.name,
         "type": column.type_,
         "format": column.format,
-        "description": column.description,
+        "description": docs::description(kind, column),
         "priority": column.priority,
     })
 }
