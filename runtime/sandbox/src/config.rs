@@ -202,6 +202,9 @@ pub struct Mount {
     /// When given, this is bound and not `source` (an `O_PATH` descriptor that subPath was resolved to without races).
     #[serde(skip)]
     pub source_fd: Option<OwnedFd>,
+    /// `source_fd` lies in a tmpfs of the pod's ([`crate::Runtime::mount_tmpfs`]), which only the spawner can bind.
+    #[serde(default)]
+    pub in_pod: bool,
     /// Absolute path in the container; made when missing, never outside its root.
     pub destination: String,
     /// Whether it can be written.

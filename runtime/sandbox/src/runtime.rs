@@ -84,6 +84,11 @@ impl Runtime {
         let mut mount_fds = Vec::new();
         for (index, mount) in container.mounts.iter_mut().enumerate() {
             if let Some(fd) = mount.source_fd.take() {
+                if mount.in_pod {
+                    fds.push(fd);
+                    mount_fds.push(index);
+                    continue;
+                }
                 let detached = kernel::mount::clone_tree(Some(fd.as_fd()), Path::new(""), true).map_err(|error| {
                     Error::InvalidConfig { field: format!("mounts[{index}].source_fd"), message: error.to_string() }
                 })?;

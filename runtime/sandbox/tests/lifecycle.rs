@@ -12,6 +12,7 @@ fn bind(source: &std::path::Path, destination: &str, read_only: bool) -> Mount {
     Mount {
         source: source.to_owned(),
         source_fd: None,
+        in_pod: false,
         destination: destination.to_owned(),
         read_only,
         propagation: Propagation::Private,
@@ -217,6 +218,45 @@ async fn memory_volumes_and_shm_are_shared_in_the_pod_and_not_on_the_host() {
 }
 
 #[tokio::test]
+async fn a_part_of_a_memory_volume_is_mounted_by_its_descriptor() {
+    let mut live = Machine::new().start().await;
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let place = live.machine.path().join("memory");
+    let root = live.runtime.mount_tmpfs("p", &place, None).await.expect("tmpfs");
+    let inside = format!("/proc/self/fd/{}/part", root.as_raw_fd());
+    fs::create_dir(&inside).expect("directory");
+    fs::write(format!("{inside}/file"), "content").expect("file");
+    let part = fs::File::open(&inside).expect("part");
+    let mut container = live.machine.container("p", &["sh", "-c", "cat /part/file; ls /part | wc -l"]);
+    container.mounts = vec![Mount { source_fd: Some(part.into()), in_pod: true, ..bind(&place, "/part", true) }];
+    let (exit, text) = live.run(container).await;
+    assert_eq!((exit.code, text.as_str()), (0, "content1\n"));
+    live.end().await;
+}
+
+#[tokio::test]
+async fn a_mount_on_an_images_link_that_leads_nowhere_goes_where_it_leads_inside_the_root() {
+    let mut live = Machine::new().start().await;
+    for (target, link) in [("../run/systemd/stub.conf", "etc/resolv.conf"), ("/../../../../tmp/away", "volume")] {
+        std::os::unix::fs::symlink(target, live.machine.root.join(link)).expect("link");
+    }
+    let volume = live.machine.path().join("v");
+    fs::create_dir(&volume).expect("volume");
+    fs::write(volume.join("f"), "content").expect("file");
+    let (exit, text) = live
+        .script("cat /etc/resolv.conf /volume/f /run/systemd/stub.conf; readlink /volume", |_, container| {
+            container.mounts =
+                vec![bind(&volume.join("f"), "/etc/resolv.conf", false), bind(&volume, "/volume", false)];
+        })
+        .await;
+    assert_eq!(exit.code, 0, "{text}");
+    assert_eq!(text, "contentcontentcontent/../../../../tmp/away\n");
+    assert!(!std::path::Path::new("/tmp/away").exists());
+    assert!(!live.machine.root.join("run").exists(), "the image's own layers stay as they are");
+    live.end().await;
+}
+
+#[tokio::test]
 async fn user_directory_environment_and_limits_of_the_process_are_the_configured_ones() {
     let mut live = Machine::new().start().await;
     let (exit, text) = live
@@ -284,9 +324,41 @@ async fn containers_that_share_processes_see_each_other_and_are_told_apart_in_th
     live.runtime.start_container(first).await.expect("start");
     let (exit, text) = live.run(live.machine.container("p", &["sh", "-c", "ps; exit 4"])).await;
     assert_eq!(exit.code, 4);
-    assert!(text.contains("sleep 2222") && text.contains("carob-init"), "{text}");
+    assert!(text.contains("sleep 2222") && text.contains("/pause"), "{text}");
     live.runtime.signal(&id, libc::SIGKILL).await.expect("kill");
     assert_eq!(live.exit().await.code, 137);
+    live.end().await;
+}
+
+#[tokio::test]
+async fn the_first_of_shared_processes_shows_nothing_of_the_spawner_or_the_host() {
+    let mut live = Machine::new().start().await;
+    let mut pod = live.machine.pod("p");
+    pod.share_pid = true;
+    live.runtime.create_pod(pod).await.expect("pod");
+    // As much as a container can be allowed to look.
+    let script = "tr '\\0' '|' < /proc/1/cmdline; echo; cat /proc/1/comm; readlink /proc/1/exe; readlink /proc/1/cwd
+        ls /proc/1/root; echo fds $(ls /proc/1/fd | wc -l) environ $(wc -c < /proc/1/environ); cat /proc/1/maps
+        wc -l < /proc/1/mountinfo; grep -c . /proc/1/net/dev; grep -E 'Uid|CapEff|NoNewPrivs' /proc/1/status
+        (sh -c 'sleep 0.1 &'); sleep 0.3; ps | grep -c Z; kill -9 1; kill -CHLD 1; sleep 0.1; ls -d /proc/1";
+    let mut container = live.machine.container("p", &["sh", "-c", script]);
+    container.privileged = true;
+    let (exit, text) = live.run(container).await;
+    assert_eq!(exit.code, 0, "{text}");
+    assert!(text.starts_with("/pause|\npause\n/pause\n/\npause\nfds 0 environ 0\n"), "{text}");
+    let maps: Vec<&str> = text.lines().filter(|line| line.contains("-p ") || line.contains("xp ")).collect();
+    assert!(maps.iter().all(|map| map.ends_with("/pause") || map.ends_with(']')), "{text}");
+    assert!(text.contains("\n1\n3\nUid:\t65535\t65535\t65535\t65535\nCapEff:\t0000000000000000\n"), "{text}");
+    // The grep itself is the only line that may show a Z.
+    assert!(text.ends_with("/proc/1\n") && !text.contains("[sleep]"), "{text}");
+
+    // Nobody of the same user gets to look.
+    let script =
+        "for f in exe cwd root; do readlink /proc/1/$f || echo refused; done; cat /proc/1/environ || echo refused";
+    let mut container = live.machine.container("p", &["sh", "-c", script]);
+    container.user = User { uid: 65535, gid: 65535, groups: vec![] };
+    let (_, text) = live.run(container).await;
+    assert_eq!(text.matches("refused").count(), 4, "{text}");
     live.end().await;
 }
 

@@ -3,8 +3,10 @@
 mod machine;
 
 use carob_sandbox::{ContainerState, Runtime, teardown};
-use machine::{Machine, leftovers};
-use std::time::Duration;
+use machine::{Machine, leftovers, log_text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn containers_outlive_the_gateway_and_their_exits_are_told_to_the_next() {
@@ -121,5 +123,104 @@ async fn removing_a_pod_ends_all_that_is_in_it() {
     live.runtime.remove_pod("p").await.expect("remove");
     assert!(!started.cgroup.memory.exists() && !upper.exists());
     live.runtime.remove_pod("p").await.expect("again is no error");
+    live.end().await;
+}
+
+/// The spawner's log pump.
+fn pump(spawner: i32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children")).expect("children");
+    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let pid = children.split_whitespace().find(|pid| name(pid) == "carob-logs\n")?;
+    Some(Pid::from_raw(pid.parse().expect("a number")))
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_log_pump_reads_on_where_the_dead_one_stopped() {
+    let mut live = Machine::new().start().await;
+    let spawner = live.runtime.spawner_pid();
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let script = "i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); echo $i; done; echo last $i";
+    let container = live.machine.container("p", &["sh", "-c", script]);
+    let (id, log) = (container.id.clone(), container.log_path.clone());
+    let mut terminal =
+        live.machine.container("p", &["sh", "-c", "while [ ! -e /tmp/stop ]; do sleep 0.01; done; echo bye"]);
+    terminal.tty = true;
+    let (with_terminal, terminal_log) = (terminal.id.clone(), terminal.log_path.clone());
+    live.runtime.start_container(container).await.expect("start");
+    live.runtime.start_container(terminal).await.expect("start");
+    for _ in 0..3 {
+        let length = || std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let before = length();
+        until("the log grows", || length() > before + 10_000).await;
+        let old = pump(spawner).expect("a pump");
+        kill(old, Signal::SIGKILL).expect("kill");
+        until("another pump", || pump(spawner).is_some_and(|new| new != old)).await;
+    }
+    for container in [&id, &with_terminal] {
+        let exec = carob_sandbox::ExecConfig {
+            argv: ["touch", "/tmp/stop"].map(str::to_owned).to_vec(),
+            ..carob_sandbox::ExecConfig::default()
+        };
+        let process = live.runtime.exec(container, exec).await.expect("exec");
+        assert_eq!(process.exit.await.expect("exit"), 0);
+        let exit = live.exit().await;
+        assert_eq!((&exit.container, exit.code, exit.signal), (container, 0, None), "nobody got a SIGPIPE");
+    }
+    assert_eq!(log_text(&terminal_log), "bye\n");
+    let text = log_text(&log);
+    let numbers: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    let last: u64 =
+        text.lines().last().and_then(|line| line.strip_prefix("last ")?.parse().ok()).expect("the last line");
+    assert_eq!(numbers.last(), Some(&last));
+    // What a dead pump had read: a turn's bytes at most, three times.
+    let lost = last - u64::try_from(numbers.len()).expect("count");
+    assert!(lost < 3 * 64 * 1024 / 2, "{lost} of {last} lines are lost");
+    live.end().await;
+}
+
+#[tokio::test]
+async fn an_end_is_recorded_and_told_although_the_log_pump_hangs_and_the_log_is_whole_later() {
+    let mut live = Machine::new().start().await;
+    let spawner = live.runtime.spawner_pid();
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let hung = pump(spawner).expect("a pump");
+    kill(hung, Signal::SIGSTOP).expect("stop");
+    let container = live.machine.container("p", &["sh", "-c", "echo said; exit 7"]);
+    let (id, log) = (container.id.clone(), container.log_path.clone());
+    live.runtime.start_container(container).await.expect("start");
+    let record = live.machine.config.dir.join("pods/p").join(id.as_str()).join("exit.json");
+    until("the end is recorded", || record.exists()).await;
+    let exit = live.exit().await;
+    assert_eq!((exit.container, exit.code), (id.clone(), 7));
+    assert!(!log.exists());
+    kill(hung, Signal::SIGCONT).expect("continue");
+    until("the log is written", || log.exists() && log_text(&log) == "said\n").await;
+    live.runtime.remove_container(&id).await.expect("remove");
+    live.end().await;
+}
+
+#[tokio::test]
+async fn what_is_recorded_on_disk_holds_no_environment_and_exec_has_it_still() {
+    let live = Machine::new().start().await;
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let mut container = live.machine.container("p", &["sleep", "1000"]);
+    container.env.push(("PASSWORD".to_owned(), "hunter2".to_owned()));
+    let id = container.id.clone();
+    live.runtime.start_container(container).await.expect("start");
+    let record = live.machine.config.dir.join("pods/p").join(id.as_str()).join("container.json");
+    assert!(!std::fs::read_to_string(record).expect("record").contains("hunter2"));
+    let exec = carob_sandbox::ExecConfig {
+        argv: ["sh", "-c", "test \"$PASSWORD\" = hunter2"].map(str::to_owned).to_vec(),
+        ..carob_sandbox::ExecConfig::default()
+    };
+    assert_eq!(live.runtime.exec(&id, exec).await.expect("exec").exit.await.expect("exit"), 0);
     live.end().await;
 }

@@ -9,7 +9,7 @@ mod trace;
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{self, Cgroup, Membership, Nursery};
-use crate::config::{ContainerConfig, PodConfig};
+use crate::config::{ContainerConfig, Mount, PodConfig};
 use crate::kernel::{mount, process};
 use crate::program::{self, ExecFailure, Program};
 use crate::protocol::{Failure, StartedContainer};
@@ -90,14 +90,15 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     cgroup.group_oom();
     watch.lap("cgroup");
 
-    enter_workshop(mounts, workshop)?;
+    let opened = enter_workshop(mounts, workshop, &container.mounts)?;
     let rootfs = workshop.join(ROOTFS);
     rootfs::overlay(&container.rootfs, &rootfs)?;
     let cwd = if container.cwd.is_empty() { "/" } else { &container.cwd };
     rootfs::make_directory(&rootfs, Path::new(cwd))?;
     watch.lap("overlay");
 
-    let mut staged = rootfs::stage(&container.mounts, workshop)?;
+    let mut staged = rootfs::stage(&container.mounts, opened, workshop)?;
+    rootfs::make_linked_places(&rootfs, &staged)?;
     staged.push(rootfs::stage_shm(shm, workshop)?);
     let view = rootfs::cgroup_view(&cgroup.views(), &workshop.join("view"), container.privileged)?;
     let spec = spec::build(pod, container, &joined, &staged)
@@ -171,10 +172,16 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
 /// Where the root file system is below the workshop, and after [`rootfs::move_into`] below `/`.
 const ROOTFS: &str = "rootfs";
 
-/// A mount namespace of the builder's own, a copy of the pod's, and in it an empty tmpfs to build in.
-fn enter_workshop(mounts: &OwnedFd, workshop: &Path) -> Result<(), Failure> {
+/// A mount namespace of the builder's own, a copy of the pod's, and in it an empty tmpfs to build in. Gives the trees of
+/// those mounts whose source lies in the pod's: they can be taken only from within it.
+fn enter_workshop(mounts: &OwnedFd, workshop: &Path, wanted: &[Mount]) -> Result<Vec<Option<OwnedFd>>, Failure> {
     let wrap = |error: io::Error| Failure::sandbox("workshop", error);
     process::setns(mounts.as_fd(), libc::CLONE_NEWNS).map_err(wrap)?;
+    let open = |request: &Mount| match &request.source_fd {
+        Some(fd) if request.in_pod => mount::clone_tree(Some(fd.as_fd()), Path::new(""), true).map(Some),
+        _ => Ok(None),
+    };
+    let opened = wanted.iter().map(open).collect::<io::Result<_>>().map_err(wrap)?;
     process::unshare(libc::CLONE_NEWNS).map_err(wrap)?;
     let tree = mount::tmpfs(Some(16 * 1024 * 1024), "700", mount::ATTR_NOSUID).map_err(wrap)?;
     mount::attach(tree.as_fd(), workshop).map_err(wrap)?;
@@ -182,7 +189,7 @@ fn enter_workshop(mounts: &OwnedFd, workshop: &Path) -> Result<(), Failure> {
     for directory in ["state", ROOTFS, "proc", "old", "sys/fs/cgroup"] {
         fs::create_dir_all(workshop.join(directory)).map_err(wrap)?;
     }
-    Ok(())
+    Ok(opened)
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {

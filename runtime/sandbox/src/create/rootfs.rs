@@ -4,9 +4,10 @@ use super::spec::Staged;
 use crate::config::{Mount, MountKind, Propagation, Rootfs};
 use crate::kernel::mount;
 use crate::protocol::Failure;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::mount::MntFlags;
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,7 +92,7 @@ pub fn make_directory(rootfs: &Path, inside: &Path) -> Result<(), Failure> {
             continue;
         }
         match mkdirat(&parent, Path::new(name), Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(wrap(errno.into())),
         }
     }
@@ -109,34 +110,34 @@ fn open_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     Ok(openat2(root, path, how)?)
 }
 
-/// Opens every mount's source now and puts it where nobody else can exchange it.
-pub fn stage(mounts: &[Mount], directory: &Path) -> Result<Vec<Staged>, Failure> {
+/// Opens every mount's source now and puts it where nobody else can exchange it. `opened` are those that are open already.
+pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -> Result<Vec<Staged>, Failure> {
     let mut staged = Vec::with_capacity(mounts.len());
-    for (index, request) in mounts.iter().enumerate() {
+    for (index, (request, opened)) in mounts.iter().zip(opened).enumerate() {
         let name = format!("m{index}");
         let place = directory.join(&name);
         let field = || format!("mounts[{index}]");
-        let source = match &request.kind {
+        let (source, is_directory) = match &request.kind {
             MountKind::Tmpfs { size } => {
-                make_place(&place, true)?;
-                mount::tmpfs(*size, "1777", mount::ATTR_NOSUID | mount::ATTR_NODEV)
-                    .map_err(|error| Failure::sandbox("mounts", error))?
+                let tree = mount::tmpfs(*size, "1777", mount::ATTR_NOSUID | mount::ATTR_NODEV)
+                    .map_err(|error| Failure::sandbox("mounts", error))?;
+                (tree, true)
             }
             MountKind::Bind => {
                 let shown = request.source.display();
-                let source = match &request.source_fd {
+                let source = match (opened, &request.source_fd) {
+                    (Some(tree), _) => Ok(tree),
                     // The gateway has already made it a mount of its own: only who is in the mount namespace of a
                     // directory's descriptor can.
-                    Some(fd) => fd.try_clone(),
-                    None => mount::clone_tree(None, &request.source, true),
+                    (None, Some(fd)) => fd.try_clone(),
+                    (None, None) => mount::clone_tree(None, &request.source, true),
                 }
                 .map_err(|error| Failure::config(field(), format!("source {shown}: {error}")))?;
                 let kind = fstat(&source).map_err(|errno| Failure::sandbox("mounts", errno))?.st_mode;
-                let is_directory = SFlag::from_bits_truncate(kind & libc::S_IFMT) == SFlag::S_IFDIR;
-                make_place(&place, is_directory)?;
-                source
+                (source, SFlag::from_bits_truncate(kind & libc::S_IFMT) == SFlag::S_IFDIR)
             }
         };
+        make_place(&place, is_directory)?;
         let propagation = match request.propagation {
             Propagation::Private => libc::MS_PRIVATE,
             Propagation::HostToContainer => libc::MS_SLAVE,
@@ -148,9 +149,77 @@ pub fn stage(mounts: &[Mount], directory: &Path) -> Result<Vec<Staged>, Failure>
             .map_err(|error| Failure::sandbox("mounts", error))?;
         mount::attach(source.as_fd(), &place).map_err(failed("mounts", &place))?;
         let options = if request.read_only { vec!["rbind", "ro"] } else { vec!["rbind"] };
-        staged.push(Staged { source: Path::new("/").join(name), destination: request.destination.clone(), options });
+        let source = Path::new("/").join(name);
+        staged.push(Staged { source, destination: request.destination.clone(), options, directory: is_directory });
     }
     Ok(staged)
+}
+
+/// Where images have a link that leads nowhere (`/etc/resolv.conf` to what systemd would make), the place it leads to is
+/// made, as runc does: the mount goes there. Destinations without such a link are libcontainer's to make.
+pub fn make_linked_places(rootfs: &Path, mounts: &[Staged]) -> Result<(), Failure> {
+    let root = open_path(rootfs).map_err(failed("rootfs", rootfs))?;
+    for mount in mounts {
+        let destination = Path::new(&mount.destination);
+        // Below another mount the image's files are hidden.
+        let below = |other: &Staged| {
+            let other = Path::new(&other.destination);
+            other != destination && destination.starts_with(other)
+        };
+        if !mounts.iter().any(below) && open_in(root.as_fd(), destination).is_err() {
+            make_linked_place(root.as_fd(), destination, mount.directory).map_err(failed("rootfs", destination))?;
+        }
+    }
+    Ok(())
+}
+
+/// More links than this in one path are a loop (the kernel's MAXSYMLINKS).
+const LINKS_MAX: usize = 40;
+
+/// Walks down `destination` as if `root` were `/`. What is missing after a link is made: directories, and at the end what
+/// `directory` says. Nobody else is at work in this root.
+fn make_linked_place(root: BorrowedFd<'_>, destination: &Path, directory: bool) -> io::Result<()> {
+    let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
+    let mut rest = parts(destination);
+    let mut walked = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        match Path::new(&name).components().next() {
+            Some(Component::Normal(_)) => {}
+            Some(Component::RootDir) => {
+                walked = PathBuf::new();
+                continue;
+            }
+            Some(Component::ParentDir) => {
+                walked.pop();
+                continue;
+            }
+            _ => continue,
+        }
+        let parent = open_in(root, &walked)?;
+        match fstatat(&parent, Path::new(&name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) if SFlag::from_bits_truncate(found.st_mode & libc::S_IFMT) == SFlag::S_IFLNK => {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(Errno::ELOOP.into());
+                }
+                rest.extend(parts(Path::new(&readlinkat(&parent, Path::new(&name))?)));
+                continue;
+            }
+            Ok(_) => {}
+            Err(Errno::ENOENT) if links == 0 => return Ok(()),
+            Err(Errno::ENOENT) if directory || !rest.is_empty() => {
+                mkdirat(&parent, Path::new(&name), Mode::from_bits_truncate(0o755))?;
+            }
+            Err(Errno::ENOENT) => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                openat(&parent, Path::new(&name), flags, Mode::from_bits_truncate(0o644))?;
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        walked.push(&name);
+    }
+    Ok(())
 }
 
 fn make_place(place: &Path, directory: bool) -> Result<(), Failure> {
@@ -166,7 +235,7 @@ pub fn stage_shm(source: &Path, directory: &Path) -> Result<Staged, Failure> {
     mount::set_attributes(tree.as_fd(), 0, libc::MS_PRIVATE, true).map_err(failed("shm", source))?;
     mount::attach(tree.as_fd(), &place).map_err(failed("shm", &place))?;
     let options = vec!["rbind", "nosuid", "noexec", "nodev"];
-    Ok(Staged { source: "/shm".into(), destination: "/dev/shm".to_owned(), options })
+    Ok(Staged { source: "/shm".into(), destination: "/dev/shm".to_owned(), options, directory: true })
 }
 
 /// What the container will see at `/sys/fs/cgroup`: its own cgroup as the root of every hierarchy. A detached tree, put
@@ -217,4 +286,42 @@ pub fn move_into(workshop: &Path) -> Result<(), Failure> {
         Ok(())
     };
     enter().map_err(failed("workshop", workshop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn staged(destination: &str, directory: bool) -> Staged {
+        Staged { source: "/m".into(), destination: destination.to_owned(), options: vec![], directory }
+    }
+
+    #[test]
+    fn what_a_links_target_lacks_is_made_inside_the_root_and_nothing_else_is() {
+        let place = tempfile::tempdir().expect("directory");
+        let root = place.path().join("root");
+        fs::create_dir_all(root.join("etc")).expect("etc");
+        for (target, link) in [
+            ("../run/systemd/stub.conf", "etc/resolv.conf"),
+            ("/../../../outside/hosts", "etc/hosts"),
+            ("b", "etc/a"),
+            ("/data/deep", "etc/b"),
+            ("loop", "etc/loop"),
+        ] {
+            symlink(target, root.join(link)).expect("link");
+        }
+        let mounts = [
+            staged("/etc/resolv.conf", false),
+            staged("/etc/hosts", false),
+            staged("/etc/a/inner", true),
+            staged("/plain/missing", true),
+        ];
+        make_linked_places(&root, &mounts).expect("made");
+        assert!(root.join("run/systemd/stub.conf").is_file());
+        assert!(root.join("outside/hosts").is_file() && !place.path().join("outside").exists());
+        assert!(root.join("data/deep/inner").is_dir());
+        assert!(!root.join("plain").exists(), "libcontainer's to make");
+        assert!(make_linked_places(&root, &[staged("/etc/loop/x", true)]).is_err());
+    }
 }

@@ -34,6 +34,8 @@ pub struct Staged {
     pub destination: String,
     /// Options of the specification.
     pub options: Vec<&'static str>,
+    /// A directory, not a file.
+    pub directory: bool,
 }
 
 /// Paths that a container must not read (containerd's list).

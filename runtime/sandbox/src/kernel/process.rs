@@ -194,6 +194,15 @@ pub fn reset_signals() {
     }
 }
 
+/// Has the kernel reap this process's children by itself; an execve keeps that.
+pub fn ignore_children() -> io::Result<()> {
+    // SAFETY: no handler is installed.
+    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// prctl(2) with one number.
 pub fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
     // SAFETY: used with options that take numbers only.

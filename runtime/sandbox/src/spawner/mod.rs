@@ -5,6 +5,7 @@ mod client;
 mod endings;
 mod jobs;
 mod namespaces;
+mod pause;
 mod records;
 mod recovery;
 mod requests;

@@ -1,14 +1,15 @@
 //! The namespaces that a pod's containers share, made by stepping into new ones and back. The spawner has one thread, so
 //! nobody sees it away from home.
 
+use super::pause;
 use crate::cgroup::Cgroup;
 use crate::config::PodConfig;
 use crate::kernel::mount;
-use crate::kernel::process::{self, Fork};
+use crate::kernel::process;
 use crate::protocol::Failure;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// `/dev/shm` of a pod, in bytes (containerd's 64 MiB).
@@ -124,7 +125,12 @@ pub fn make(
             Ok(())
         })?;
     }
-    let pid = if pod.share_pid && !pod.host_pid { Some(start_init(cgroup)?) } else { None };
+    let pid = if pod.share_pid && !pod.host_pid {
+        let others: Vec<BorrowedFd<'_>> = [&net, &ipc, &uts].into_iter().flatten().map(AsFd::as_fd).collect();
+        Some(pause::start(cgroup, &others, shm)?)
+    } else {
+        None
+    };
     Ok(PodNamespaces { mnt, net, ipc, uts, pid })
 }
 
@@ -168,53 +174,4 @@ pub fn check_sysctls(pod: &PodConfig, own_network: bool) -> Result<(), Failure> 
 fn write_sysctl(name: &str, value: &str) -> Result<(), Failure> {
     let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
     fs::write(&path, value).map_err(|error| Failure::config(format!("sysctls[{name}]"), error.to_string()))
-}
-
-/// Starts the init of a shared PID namespace: it does nothing but reap, and dies with the spawner.
-#[expect(unsafe_code, reason = "forks")]
-fn start_init(cgroup: &Cgroup<'_>) -> Result<(OwnedFd, i32), Failure> {
-    let wrap = |error: io::Error| Failure::sandbox("pid namespace", error);
-    let own = cgroup.child("init");
-    own.create(false).map_err(|error| Failure::sandbox("cgroup", error))?;
-    let (ready, ready_writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrap(errno.into()))?;
-    let flags = u64::try_from(libc::CLONE_NEWPID).unwrap_or(0);
-    // SAFETY: the spawner has one thread.
-    match unsafe { process::clone3(flags, None) }.map_err(wrap)? {
-        Fork::Child => {
-            let entered = process::die_with_parent().is_ok() && own.enter().is_ok();
-            if entered {
-                let _ = nix::unistd::write(&ready_writer, b"1");
-            }
-            init();
-        }
-        Fork::Parent(pid) => {
-            drop(ready_writer);
-            let mut byte = [0u8; 1];
-            let length = nix::unistd::read(&ready, &mut byte).unwrap_or(0);
-            let namespace = File::open(format!("/proc/{pid}/ns/pid"));
-            match namespace {
-                Ok(namespace) if length == 1 => Ok((namespace.into(), pid)),
-                Ok(_) => Err(Failure::sandbox("pid namespace", "its init could not enter the pod's cgroup")),
-                Err(error) => Err(wrap(error)),
-            }
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "gives up inherited descriptors")]
-fn init() -> ! {
-    use nix::sys::signal::{SigSet, Signal};
-    process::set_name(c"carob-init");
-    // No container of the pod may look into it: it is a fork of the spawner.
-    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
-    // SAFETY: nothing that was inherited is used any more, and no destructor runs.
-    unsafe { process::close_from(0) };
-    process::reset_signals();
-    let mut children = SigSet::empty();
-    children.add(Signal::SIGCHLD);
-    let _ = children.thread_block();
-    loop {
-        while process::reap().is_some() {}
-        let _ = children.wait();
-    }
 }

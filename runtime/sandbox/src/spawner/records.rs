@@ -50,14 +50,18 @@ impl Records {
         write(&directory.join("pod.json"), record)
     }
 
-    /// Records a container before it is started.
-    pub fn write_container(&self, config: &ContainerConfig) -> io::Result<()> {
+    /// Records a container before it is started. Its environment and arguments stay in memory: Secrets come to containers
+    /// through them, and what is recorded is on a disk.
+    pub fn write_container(&self, config: &mut ContainerConfig) -> io::Result<()> {
         let directory = self.container(&config.pod_uid, &config.id);
         make_private(&directory)?;
-        write(&directory.join("container.json"), config)
+        let (argv, env) = (std::mem::take(&mut config.argv), std::mem::take(&mut config.env));
+        let written = write(&directory.join("container.json"), config);
+        (config.argv, config.env) = (argv, env);
+        written
     }
 
-    /// A container's config.
+    /// A container's config, without environment and arguments.
     pub fn read_container(&self, uid: &str, id: &ContainerId) -> io::Result<ContainerConfig> {
         read(&self.container(uid, id).join("container.json"))
     }
@@ -114,7 +118,7 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// A directory that only we can read: environments hold secrets.
+/// A directory that only we can read.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }

@@ -1,7 +1,7 @@
 //! The beginning and the end: what a dead spawner left behind, and leaving nothing behind.
 
 use super::requests::remove_writable_layer;
-use super::service::{Container, Pod, Service, State};
+use super::service::{Container, Log, Pod, Service, State};
 use crate::cgroup::Cgroup;
 use crate::config::ContainerId;
 use crate::kernel::process;
@@ -74,7 +74,8 @@ impl Service {
             }
             exit
         });
-        Some(Container { pod: uid.to_owned(), state: State::Exited(exit), stdin: None, log: u64::MAX })
+        let log = Log { number: u64::MAX, path: config.log_path, outputs: Vec::new() };
+        Some(Container { pod: uid.to_owned(), state: State::Exited(exit), stdin: None, log, env: Vec::new() })
     }
 
     fn forget_pod(&self, uid: &str) {

@@ -138,7 +138,7 @@ impl Service {
                     self.container_cgroup(&uid, id).kill_now();
                 }
             }
-            State::Ending { .. } | State::Exited(_) => {}
+            State::Ending { .. } | State::Draining { .. } | State::Exited(_) => {}
         }
         done()
     }
@@ -244,7 +244,7 @@ impl Service {
         }
         .map_err(|error| Failure::sandbox("fork", error))?;
         let gone: Vec<u64> =
-            self.containers.values().filter(|container| container.pod == uid).map(|container| container.log).collect();
+            self.containers.values().filter(|container| container.pod == uid).map(|c| c.log.number).collect();
         for log in gone {
             self.end_log(log);
         }
@@ -310,7 +310,7 @@ impl Service {
                 let Ok(config) = self.records.read_container(uid, id) else { continue };
                 let (running, exit) = match &container.state {
                     State::Running { pid, started_at, .. } => (Some((*pid, *started_at)), None),
-                    State::Exited(exit) => (None, Some(exit.clone())),
+                    State::Draining { exit, .. } | State::Exited(exit) => (None, Some(exit.clone())),
                     // Its end is about to be told.
                     State::Ending { death, started_at, .. } => (Some((death.pid, *started_at)), None),
                     State::Starting { .. } => continue,

@@ -43,8 +43,21 @@ pub struct Container {
     pub state: State,
     /// Write end of its standard input, or its terminal.
     pub stdin: Option<OwnedFd>,
+    /// Its output.
+    pub log: Log,
+    /// Its environment, which processes executed in it get too.
+    pub env: Vec<(String, String)>,
+}
+
+/// A container's output. The read ends stay here until the log pump has drained them: a pump may die.
+#[derive(Debug)]
+pub struct Log {
     /// Its number at the log pump.
-    pub log: u64,
+    pub number: u64,
+    /// The log file.
+    pub path: PathBuf,
+    /// Read ends of stdout and stderr, or one terminal.
+    pub outputs: Vec<OwnedFd>,
 }
 
 /// What a container does.
@@ -64,7 +77,7 @@ pub enum State {
         /// When its program was executed.
         started_at: Timestamp,
     },
-    /// Its init was reaped; what else was in it dies, or the log pump still writes.
+    /// Its init was reaped. What else is in its cgroup is being killed: what that uses until it is gone is the container's.
     Ending {
         /// How it ended.
         death: Death,
@@ -72,25 +85,20 @@ pub enum State {
         started_at: Timestamp,
         /// When it was reaped.
         finished_at: Timestamp,
-        /// What is waited for.
-        rest: Rest,
-    },
-    /// It is recorded on disk.
-    Exited(Exit),
-}
-
-/// What a container whose init was reaped still waits for.
-#[derive(Debug, Clone, Copy)]
-pub enum Rest {
-    /// Processes of its cgroup, which are killed: what they use until they are gone is the container's.
-    Processes {
         /// The first kill.
         since: Instant,
         /// The next one.
         again: Instant,
     },
-    /// The log pump's `Drained`.
-    Log,
+    /// Its end is recorded on disk, and told when its log is whole: or then, when the log pump hangs.
+    Draining {
+        /// Its end.
+        exit: Exit,
+        /// When it is told at the latest.
+        until: Instant,
+    },
+    /// Its end was told.
+    Exited(Exit),
 }
 
 impl State {
@@ -98,7 +106,7 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Starting { .. } => "starting",
-            Self::Running { .. } | Self::Ending { .. } => "running",
+            Self::Running { .. } | Self::Ending { .. } | Self::Draining { .. } => "running",
             Self::Exited(_) => "exited",
         }
     }

@@ -2,7 +2,7 @@
 
 use super::jobs::{self, Job};
 use super::requests::{Handled, REMOVAL_PATIENCE, remove_writable_layer};
-use super::service::{Container, Purpose, Rest, Service, State};
+use super::service::{Container, Log, Purpose, Service, State};
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::Cgroup;
 use crate::config::{ContainerConfig, ContainerId, ExecConfig, Seccomp};
@@ -16,6 +16,7 @@ use crate::seccomp::{self, Filters};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 use std::time::Instant;
@@ -47,13 +48,14 @@ impl Service {
             id: uid.clone(),
             state: "without namespaces: its spawner died".to_owned(),
         })?;
-        self.records.write_container(&config).map_err(|error| Failure::sandbox("record", error))?;
-        let log = self.next_log;
+        self.records.write_container(&mut config).map_err(|error| Failure::sandbox("record", error))?;
+        let mut log = Log { number: self.next_log, path: config.log_path.clone(), outputs: Vec::new() };
         let (streams, stdin) = if config.tty {
             (None, None)
         } else {
             let streams = Streams::open(config.stdin)?;
-            follow(self.pump.as_mut(), log, &config.log_path, vec![streams.stdout.0, streams.stderr.0]);
+            log.outputs = vec![streams.stdout.0, streams.stderr.0];
+            follow(self.pump.as_mut(), &log);
             (Some([streams.stdin.0, streams.stdout.1, streams.stderr.1]), streams.stdin.1)
         };
         let shm = if pod.config.host_ipc { Path::new("/dev/shm").to_owned() } else { self.dir.join("shm") };
@@ -85,7 +87,8 @@ impl Service {
         }
         .map_err(|error| Failure::sandbox("fork", error))?;
         self.next_log += 1;
-        self.containers.insert(id.clone(), Container { pod: uid, state: State::Starting { kill: false }, stdin, log });
+        let state = State::Starting { kill: false };
+        self.containers.insert(id.clone(), Container { pod: uid, state, stdin, log, env: config.env });
         self.jobs.insert(job.pid, (job, Purpose::Start { request, container: id }));
         Ok(None)
     }
@@ -127,7 +130,8 @@ impl Service {
             return Err(Failure::config("argv", "is empty"));
         }
         let uid = container.pod.clone();
-        let config = self.records.read_container(&uid, id).map_err(|error| Failure::sandbox("record", error))?;
+        let mut config = self.records.read_container(&uid, id).map_err(|error| Failure::sandbox("record", error))?;
+        config.env.clone_from(&container.env);
         let filters = self.filters_of(&config)?;
         let State::Running { pidfd, .. } = &self.container(id)?.state else {
             return Err(Failure::NoContainer(id.to_string()));
@@ -209,9 +213,9 @@ impl Service {
         };
         let kill = matches!(container.state, State::Starting { kill: true });
         if let Some(terminal) = fds.into_iter().next() {
-            let path = self.records.read_container(&container.pod, id).map(|config| config.log_path);
-            if let (Ok(path), Ok(copy)) = (path, terminal.try_clone()) {
-                follow(self.pump.as_mut(), container.log, &path, vec![copy]);
+            if let Ok(copy) = terminal.try_clone() {
+                container.log.outputs = vec![copy];
+                follow(self.pump.as_mut(), &container.log);
             }
             container.stdin = Some(terminal);
         }
@@ -225,8 +229,7 @@ impl Service {
             // Reaped already: its death waits to be claimed.
             let death = process::Death { pid, code: 128, signal: None };
             let now = Instant::now();
-            let rest = Rest::Processes { since: now, again: now };
-            container.state = State::Ending { death, started_at, finished_at: started_at, rest };
+            container.state = State::Ending { death, started_at, finished_at: started_at, since: now, again: now };
         }
         self.answer(request, Ok(Answer::Started(started)), Vec::new());
         self.adopt_init(pid, id.clone());
@@ -238,7 +241,7 @@ impl Service {
         let Some(container) = self.containers.remove(id) else {
             return self.answer(request, Err(failure), Vec::new());
         };
-        self.end_log(container.log);
+        self.end_log(container.log.number);
         let cgroup = self.container_cgroup(&container.pod, id);
         let nursery = self.pod_cgroup(&container.pod).nursery(id.as_str());
         let records = &self.records;
@@ -293,11 +296,15 @@ impl Streams {
     }
 }
 
-/// Without a pump the output is lost, but the container runs.
-fn follow(pump: Option<&mut logs::Pump>, log: u64, path: &Path, fds: Vec<OwnedFd>) {
-    let command = logs::Command::Open { log, path: path.to_owned() };
-    if !pump.is_some_and(|pump| pump.tell(&command, fds)) {
-        eprintln!("the log {} is not written: there is no log pump", path.display());
+/// Has the pump read a container's output. Without one it waits in its pipes for the next.
+pub fn follow(pump: Option<&mut logs::Pump>, log: &Log) {
+    let command = logs::Command::Open { log: log.number, path: log.path.clone() };
+    let copies: io::Result<Vec<OwnedFd>> = log.outputs.iter().map(OwnedFd::try_clone).collect();
+    let told = copies.map(|copies| pump.is_some_and(|pump| pump.tell(&command, copies)));
+    match told {
+        Ok(true) => {}
+        Ok(false) => eprintln!("the log {} is not written now: there is no log pump", log.path.display()),
+        Err(error) => eprintln!("the log {} is not written: {error}", log.path.display()),
     }
 }
 
