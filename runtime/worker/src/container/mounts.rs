@@ -6,6 +6,7 @@ use crate::volumes::{MountedVolume, sub_path};
 use carob_sandbox::{Mount, MountKind, Propagation};
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 /// A file of the pod that appears in every container unless a volume is mounted there.
@@ -48,7 +49,8 @@ fn same_path(one: &str, other: &str) -> bool {
 }
 
 fn bind(source: PathBuf, destination: String, read_only: bool) -> Mount {
-    Mount { source, source_fd: None, destination, read_only, propagation: Propagation::Private, kind: MountKind::Bind }
+    let (propagation, kind) = (Propagation::Private, MountKind::Bind);
+    Mount { source, source_fd: None, in_pod: false, destination, read_only, propagation, kind }
 }
 
 fn volume_mount(
@@ -67,13 +69,9 @@ fn volume_mount(
         _ => Propagation::Private,
     };
     if let Some(sub_path) = sub_path {
-        if volume.memory {
-            return Err(ConfigError(format!(
-                "volume \"{}\": subPath on an emptyDir of medium Memory is not supported",
-                mount.name
-            )));
-        }
-        let fd = sub_path::resolve(&volume.path, &sub_path).map_err(|error| {
+        // In memory, this process reaches the volume by its descriptor only.
+        let reachable = volume.memory.as_ref().map(|root| PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())));
+        let fd = sub_path::resolve(reachable.as_ref().unwrap_or(&volume.path), &sub_path).map_err(|error| {
             ConfigError(format!(
                 "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
                 mount.name, container.name
@@ -81,6 +79,7 @@ fn volume_mount(
         })?;
         result.source = volume.path.join(&sub_path);
         result.source_fd = Some(fd);
+        result.in_pod = volume.memory.is_some();
     }
     Ok(result)
 }
@@ -112,7 +111,7 @@ mod tests {
     use serde_json::json;
 
     fn volumes(path: &Path) -> HashMap<String, MountedVolume> {
-        [("v".to_owned(), MountedVolume { path: path.to_owned(), read_only: false, memory: false })].into()
+        [("v".to_owned(), MountedVolume { path: path.to_owned(), read_only: false, memory: None })].into()
     }
 
     fn container(mounts: &serde_json::Value) -> Container {

@@ -105,23 +105,18 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         result
     };
     let facts = facts(ctx, pod, address);
-    let fill = async {
-        let begin = Instant::now();
-        let result = volumes::set_up(ctx, &facts).await;
-        latency.stage(&ctx.metrics, "volumes", begin);
-        result
-    };
-    // A tmpfs is mounted into a sandbox that is there; all other volumes can be filled meanwhile.
-    let (created, volumes) = if has_memory_volume(spec) {
-        match create.await {
-            Ok(()) => (Ok(()), fill.await),
-            Err(error) => (Err(error), Ok(Volumes::default())),
-        }
-    } else {
-        tokio::join!(create, fill)
-    };
+    // What is in memory is mounted into a sandbox that is there; all content can be fetched meanwhile.
+    let begin = Instant::now();
+    let (created, gathered) = tokio::join!(create, volumes::gather(ctx, &facts));
     match created {
-        Ok(()) => Prepared { sandbox: Ok(Sandbox { address, hostname, files }), volumes },
+        Ok(()) => {
+            let volumes = match gathered {
+                Ok(gathered) => volumes::place(ctx, &facts, gathered).await,
+                Err(error) => Err(error),
+            };
+            latency.stage(&ctx.metrics, "volumes", begin);
+            Prepared { sandbox: Ok(Sandbox { address, hostname, files }), volumes }
+        }
         Err(error) => {
             ctx.network.release(uid);
             if let Err(error) = ctx.runtime.remove_pod(uid).await {
@@ -130,14 +125,6 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
             failed(chain(&error))
         }
     }
-}
-
-fn has_memory_volume(spec: &PodSpec) -> bool {
-    spec.volumes
-        .iter()
-        .flatten()
-        .filter_map(|volume| volume.empty_dir.as_ref())
-        .any(|source| source.medium.as_deref() == Some("Memory"))
 }
 
 /// The pod's sysctls. In a network of its own a pod may bind low ports without privileges, as CRI runtimes allow.

@@ -1,5 +1,6 @@
 //! A pod's volumes: directories under `D/pods/{uid}/volumes` that are filled before its containers start and kept up to
-//! date while they run.
+//! date while they run. What Secrets and tokens are written to is one tmpfs per pod, at `D/pods/{uid}/secrets` in the pod's
+//! own mount namespace: no disk has it, and the host's mount table doesn't show it.
 
 pub(crate) mod atomic;
 pub(crate) mod host_path;
@@ -12,21 +13,26 @@ use crate::container::env::Facts;
 use crate::container::resources;
 use crate::context::Context;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec, Volume};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use sources::Filled;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A volume that can be mounted into containers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct MountedVolume {
-    /// The directory or file on the host.
+    /// The directory or file on the host; in memory, in the pod's mount namespace.
     pub path: PathBuf,
     /// Whether no container may write it.
     pub read_only: bool,
-    /// A tmpfs that only the sandbox sees; this process sees an empty directory there.
-    pub memory: bool,
+    /// The same directory for this process, when it is on a tmpfs that only the sandbox sees at `path`.
+    pub memory: Option<Arc<OwnedFd>>,
 }
 
 /// All volumes of a pod, and when the tokens in them want renewal.
@@ -74,68 +80,148 @@ impl SourceError {
     }
 }
 
-/// Makes or refreshes all volumes of the pod. Volumes that exist stay what they are (after a restart of this process); the
-/// content that comes from the API is brought up to date.
-pub(crate) async fn set_up(ctx: &Context, facts: &Facts<'_>) -> Result<Volumes, VolumeError> {
+/// Where a pod's Secrets and tokens are.
+const SECRETS: &str = "secrets";
+
+/// What the volumes are filled with, in the order of `spec.volumes`; `None` for those that don't come from the API.
+pub(crate) type Gathered = Vec<Option<Filled>>;
+
+/// Fetches what the volumes are filled with: the part that takes time, and needs no sandbox.
+pub(crate) async fn gather(ctx: &Context, facts: &Facts<'_>) -> Result<Gathered, VolumeError> {
+    let Some(spec) = facts.pod.spec.as_ref() else { return Ok(Vec::new()) };
+    let mut gathered = Vec::new();
+    for volume in spec.volumes.iter().flatten() {
+        let filled = sources::payload(ctx, facts, spec, volume).await;
+        gathered.push(filled.map_err(|error| failed(volume, &error))?);
+    }
+    Ok(gathered)
+}
+
+/// Makes or refreshes all volumes of the pod, whose sandbox is there. Volumes that exist stay what they are (after a restart
+/// of this process); the content that comes from the API is brought up to date.
+pub(crate) async fn place(ctx: &Context, facts: &Facts<'_>, gathered: Gathered) -> Result<Volumes, VolumeError> {
     let mut volumes = Volumes::default();
     let Some(spec) = facts.pod.spec.as_ref() else { return Ok(volumes) };
-    let uid = facts.pod.metadata.uid.as_deref().unwrap_or_default();
-    let base = ctx.dirs.pod(uid).join("volumes");
-    for volume in spec.volumes.iter().flatten() {
-        let path = base.join(&volume.name);
-        let failed = |error: SourceError| VolumeError { volume: volume.name.clone(), message: error.describe() };
-        let (mounted, renew_after) = one(ctx, facts, spec, volume, path).await.map_err(failed)?;
-        volumes.mounted.insert(volume.name.clone(), mounted);
-        volumes.renew_after = [volumes.renew_after, renew_after].into_iter().flatten().min();
+    let pod = PodVolumes {
+        ctx,
+        spec,
+        uid: facts.pod.metadata.uid.as_deref().unwrap_or_default(),
+        node_memory: facts.allocatable.memory_bytes,
+        fs_group: spec.security_context.as_ref().and_then(|context| context.fs_group),
+    };
+    let mut secrets = None;
+    for (volume, filled) in spec.volumes.iter().flatten().zip(gathered) {
+        let failed = |error: SourceError| failed(volume, &error);
+        let mounted = match filled {
+            Some(filled) => {
+                volumes.renew_after = [volumes.renew_after, filled.renew_after].into_iter().flatten().min();
+                if volume.secret.is_some() || volume.projected.is_some() {
+                    let root = match &secrets {
+                        Some(root) => root,
+                        None => secrets.insert(pod.secrets().await.map_err(failed)?),
+                    };
+                    pod.fill_in_memory(root, &volume.name, &filled)
+                } else {
+                    pod.fill(&volume.name, &filled)
+                }
+            }
+            None => pod.without_content(volume).await,
+        };
+        volumes.mounted.insert(volume.name.clone(), mounted.map_err(failed)?);
     }
     Ok(volumes)
 }
 
-async fn one(
-    ctx: &Context,
-    facts: &Facts<'_>,
-    spec: &PodSpec,
-    volume: &Volume,
-    path: PathBuf,
-) -> Result<(MountedVolume, Option<Duration>), SourceError> {
-    let fs_group = spec.security_context.as_ref().and_then(|context| context.fs_group);
-    let plain = |path: PathBuf, read_only| MountedVolume { path, read_only, memory: false };
-    if let Some(source) = &volume.empty_dir {
-        let memory = source.medium.as_deref() == Some("Memory");
-        empty_dir(&path, fs_group)?;
-        if memory {
-            // The sandbox mounts it once, however often it is asked.
-            let uid = facts.pod.metadata.uid.as_deref().unwrap_or_default();
-            let size = memory_size(source, spec, facts.allocatable.memory_bytes);
-            let mounted = ctx.runtime.mount_tmpfs(uid, &path, size).await;
-            mounted.map_err(|error| SourceError::Missing(error.to_string()))?;
-        }
-        return Ok((MountedVolume { path, read_only: false, memory }, None));
-    }
-    if let Some(source) = &volume.host_path {
-        let kind = source.type_.as_deref().unwrap_or("");
-        host_path::check(Path::new(&source.path), kind).map_err(SourceError::Missing)?;
-        return Ok((plain(PathBuf::from(&source.path), false), None));
-    }
-    let Some(filled) = sources::payload(ctx, facts, spec, volume).await? else {
-        return Err(SourceError::Missing("this kind of volume is not supported".to_owned()));
-    };
-    let target = path.clone();
-    // Writing a handful of small files takes less than handing them to another thread.
-    atomic::write(&target, &filled.payload, fs_group)?;
-    Ok((plain(path, true), filled.renew_after))
+/// Fetches and places: for a pod whose sandbox is there.
+pub(crate) async fn set_up(ctx: &Context, facts: &Facts<'_>) -> Result<Volumes, VolumeError> {
+    let gathered = gather(ctx, facts).await?;
+    place(ctx, facts, gathered).await
 }
 
-fn empty_dir(path: &Path, fs_group: Option<i64>) -> Result<(), SourceError> {
-    if path.is_dir() {
-        return Ok(());
+fn failed(volume: &Volume, error: &SourceError) -> VolumeError {
+    VolumeError { volume: volume.name.clone(), message: error.describe() }
+}
+
+/// A descriptor's directory as a path: of this process, and wherever it is mounted.
+fn own_path(directory: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+/// What all volumes of one pod have in common.
+struct PodVolumes<'a> {
+    ctx: &'a Context,
+    spec: &'a PodSpec,
+    uid: &'a str,
+    node_memory: i64,
+    fs_group: Option<i64>,
+}
+
+impl PodVolumes<'_> {
+    fn path(&self, volume: &str) -> PathBuf {
+        self.ctx.dirs.pod(self.uid).join("volumes").join(volume)
     }
-    std::fs::create_dir_all(path).map_err(SourceError::io("create", path))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).map_err(SourceError::io("chmod", path))?;
-    if let Some(group) = fs_group {
-        ownership::apply(path, group, false).map_err(SourceError::io("chown", path))?;
+
+    /// A tmpfs of the pod's. The sandbox mounts it once, however often it is asked.
+    async fn tmpfs(&self, path: &Path, size: Option<u64>) -> Result<OwnedFd, SourceError> {
+        let mounted = self.ctx.runtime.mount_tmpfs(self.uid, path, size).await;
+        mounted.map_err(|error| SourceError::Missing(error.to_string()))
     }
-    Ok(())
+
+    async fn secrets(&self) -> Result<OwnedFd, SourceError> {
+        self.tmpfs(&self.ctx.dirs.pod(self.uid).join(SECRETS), None).await
+    }
+
+    fn fill_in_memory(&self, root: &OwnedFd, volume: &str, filled: &Filled) -> Result<MountedVolume, SourceError> {
+        let reachable = own_path(root).join(volume);
+        atomic::write(&reachable, &filled.payload, self.fs_group)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open(&reachable, flags, Mode::empty())
+            .map_err(|errno| SourceError::io("open", &reachable)(errno.into()))?;
+        let path = self.ctx.dirs.pod(self.uid).join(SECRETS).join(volume);
+        Ok(MountedVolume { path, read_only: true, memory: Some(Arc::new(directory)) })
+    }
+
+    fn fill(&self, volume: &str, filled: &Filled) -> Result<MountedVolume, SourceError> {
+        let path = self.path(volume);
+        // Writing a handful of small files takes less than handing them to another thread.
+        atomic::write(&path, &filled.payload, self.fs_group)?;
+        Ok(MountedVolume { path, read_only: true, memory: None })
+    }
+
+    async fn without_content(&self, volume: &Volume) -> Result<MountedVolume, SourceError> {
+        if let Some(source) = &volume.empty_dir {
+            return self.empty_dir(&volume.name, source).await;
+        }
+        if let Some(source) = &volume.host_path {
+            let kind = source.type_.as_deref().unwrap_or("");
+            host_path::check(Path::new(&source.path), kind).map_err(SourceError::Missing)?;
+            return Ok(MountedVolume { path: PathBuf::from(&source.path), read_only: false, memory: None });
+        }
+        Err(SourceError::Missing("this kind of volume is not supported".to_owned()))
+    }
+
+    async fn empty_dir(&self, volume: &str, source: &EmptyDirVolumeSource) -> Result<MountedVolume, SourceError> {
+        let path = self.path(volume);
+        let own = |group: Option<i64>, place: &Path| match group {
+            Some(group) => ownership::apply(place, group, false).map_err(SourceError::io("chown", place)),
+            None => Ok(()),
+        };
+        if source.medium.as_deref() == Some("Memory") {
+            let root = self.tmpfs(&path, memory_size(source, self.spec, self.node_memory)).await?;
+            let reachable = own_path(&root);
+            // As it was mounted: what containers have put there since is theirs.
+            let fresh = std::fs::read_dir(&reachable).map_err(SourceError::io("list", &path))?.next().is_none();
+            own(self.fs_group.filter(|_| fresh), &reachable)?;
+            return Ok(MountedVolume { path, read_only: false, memory: Some(Arc::new(root)) });
+        }
+        if !path.is_dir() {
+            std::fs::create_dir_all(&path).map_err(SourceError::io("create", &path))?;
+            let all = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(&path, all).map_err(SourceError::io("chmod", &path))?;
+            own(self.fs_group, &path)?;
+        }
+        Ok(MountedVolume { path, read_only: false, memory: None })
+    }
 }
 
 /// A tmpfs may hold as much as its limit, and never more than the pod may have or the node has.
