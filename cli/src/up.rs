@@ -104,13 +104,14 @@ pub async fn run(options: Options) -> Result<()> {
         billing.run(stop).await;
         Ok(())
     });
-    let controllers = gateway.client("system:kube-controller-manager", &["system:masters"]);
+    let clients = Arc::clone(&gateway);
+    let clients: carob_controllers::Clients = Arc::new(move |user, groups| clients.client(user, groups));
     let controller_options = carob_controllers::Options {
         root_ca: gateway.ca_certificate().to_owned(),
         ..carob_controllers::Options::default()
     };
     tasks.spawn("controllers", |stop| async move {
-        Ok(carob_controllers::run(controllers, controller_options, stop).await?)
+        Ok(carob_controllers::run(clients, controller_options, stop).await?)
     });
     let server = Arc::clone(&gateway);
     tasks.spawn("gateway", |stop| async move { Ok(server.serve(listeners, stop).await?) });

@@ -53,9 +53,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     let options = carob_controllers::Options { root_ca: gateway.ca_certificate().to_owned(), ..Default::default() };
-    let controllers = gateway.client("system:kube-controller-manager", &["system:masters"]);
-    let controllers = tokio::spawn(carob_controllers::run(controllers, options, shutdown.clone()));
-    Arc::new(gateway).serve(vec![listener], shutdown).await?;
+    let gateway = Arc::new(gateway);
+    let server = Arc::clone(&gateway);
+    let clients: carob_controllers::Clients = Arc::new(move |user, groups| server.client(user, groups));
+    let controllers = tokio::spawn(carob_controllers::run(clients, options, shutdown.clone()));
+    gateway.serve(vec![listener], shutdown).await?;
     controllers.await??;
     Ok(())
 }

@@ -15,11 +15,9 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::{self, Setup};
 use crate::events::Voice;
 use crate::informer::Key;
 use crate::ownership::{self, Selector, controller_of, is_controlled_by};
@@ -30,7 +28,7 @@ use crate::replica_set::replicas;
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAXIMUM: &str = "deployment.kubernetes.io/max-replicas";
 
-struct Controller {
+pub(crate) struct Controller {
     cluster: Cluster,
     voice: Voice,
 }
@@ -44,57 +42,47 @@ struct Rollout {
     old: Vec<Arc<ReplicaSet>>,
 }
 
-pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let queue: Queue<Key> = Queue::new();
-    let controller =
-        Arc::new(Controller { cluster: cluster.clone(), voice: cluster.events.of("deployment-controller") });
-    let deployments = queue.clone();
-    cluster.deployments.on_change(move |change| {
-        if let Some(deployment) = change.new.or(change.old) {
-            deployments.add(Key::of(&**deployment));
-        }
-    });
-    let (watching, deployments) = (cluster.deployments.clone(), queue.clone());
-    cluster.replica_sets.on_change(move |change| {
-        for set in [change.old, change.new].into_iter().flatten() {
-            let namespace = set.metadata.namespace.clone().unwrap_or_default();
-            match controller_of(&set.metadata) {
-                Some(owner) if owner.kind == "Deployment" => deployments.add(Key::new(namespace, &owner.name)),
-                Some(_) => {}
-                None => watching
-                    .list_in(&namespace, |deployment| selector(deployment).matches(&set.metadata))
-                    .iter()
-                    .for_each(|deployment| deployments.add(Key::of(&**deployment))),
+impl crate::controller::Controller for Controller {
+    type Item = Key;
+    const NAME: &'static str = "deployment-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self { cluster: setup.cluster.clone(), voice: setup.voice.clone() }
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
+        controller::each(&self.cluster.deployments, queue);
+        controller::controllers_of(&self.cluster.replica_sets, "Deployment", queue);
+        let (watching, deployments) = (self.cluster.deployments.clone(), queue.clone());
+        self.cluster.replica_sets.on_change(move |change| {
+            let Some(orphan) = change.new.filter(|set| controller_of(&set.metadata).is_none()) else { return };
+            let namespace = orphan.metadata.namespace.as_deref().unwrap_or_default();
+            let could_adopt = |deployment: &Deployment| selector(deployment).matches(&orphan.metadata);
+            for deployment in watching.list_in(namespace, could_adopt) {
+                deployments.add(Key::of(&*deployment));
             }
-        }
-    });
-    // A Recreate waits for the last old pod to be gone, which no ReplicaSet tells of.
-    let (sets, deployments) = (cluster.replica_sets.clone(), queue.clone());
-    cluster.pods.on_change(move |change| {
-        let (Some(pod), None) = (change.old, change.new) else { return };
-        let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") else { return };
-        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        if let Some(set) = sets.get(&Key::new(&namespace, &owner.name))
-            && let Some(owner) = controller_of(&set.metadata)
-        {
-            deployments.add(Key::new(namespace, &owner.name));
-        }
-    });
-    let workers = options.workers;
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        controller.cluster.synced().await;
-        let work = move |key| {
-            let controller = Arc::clone(&controller);
-            // The future is large: kept out of the worker's own.
-            async move { Box::pin(controller.reconcile(key)).await }
-        };
-        queue.run("deployment", workers, stop, work).await;
-    });
+        });
+        // A Recreate waits for the last old pod to be gone, which no ReplicaSet tells of.
+        let (sets, deployments) = (self.cluster.replica_sets.clone(), queue.clone());
+        self.cluster.pods.on_change(move |change| {
+            let (Some(pod), None) = (change.old, change.new) else { return };
+            let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") else { return };
+            let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+            if let Some(set) = sets.get(&Key::new(&namespace, &owner.name))
+                && let Some(owner) = controller_of(&set.metadata)
+            {
+                deployments.add(Key::new(namespace, &owner.name));
+            }
+        });
+    }
+
+    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+        self.step(key).await
+    }
 }
 
 impl Controller {
-    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+    async fn step(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(deployment) = self.cluster.deployments.get(&key) else { return Ok(None) };
         let sets = self.claim(&deployment, &key).await?;
         let mut rollout = Rollout::new(deployment, &sets);
@@ -229,7 +217,7 @@ impl Rollout {
 }
 
 /// A number of pods, given as such or as a share of the total.
-fn pods_of(given: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
+pub(crate) fn pods_of(given: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
     match given {
         Some(IntOrString::Int(number)) => *number,
         Some(IntOrString::String(share)) => {

@@ -14,15 +14,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
-use crate::cluster::Cluster;
 
 /// Events listed at once.
 const PAGE: u32 = 500;
 /// Between two lists passes at least this part of an event's life, so that they don't follow each event's end one by one.
 const LISTS_PER_LIFE: u32 = 12;
 
-pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let sweeper = Sweeper { client: cluster.client.clone(), ttl: options.event_ttl, workers: options.workers };
+pub(crate) fn start(client: Client, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
+    let sweeper = Sweeper { client, ttl: options.event_ttl, workers: options.workers };
     let stop = stop.clone();
     tasks.spawn(async move {
         tokio::select! {

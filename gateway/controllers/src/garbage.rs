@@ -5,29 +5,27 @@
 
 mod graph;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use self::graph::{FOREGROUND, Graph, Node, ORPHAN, Task};
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::{Controller, Setup};
 use crate::events::Voice;
 use crate::inventory::{Inventory, News, Uid};
-use crate::kinds;
 use crate::queue::{Again, Queue};
 
-struct Collector {
+pub(crate) struct Collector {
     cluster: Cluster,
     voice: Voice,
-    graph: Arc<Mutex<Graph>>,
-    queue: Queue<Task>,
+    inventory: Inventory,
+    graph: Mutex<Graph>,
+    queue: OnceLock<Queue<Task>>,
 }
 
 /// What became of an object's owners.
@@ -39,43 +37,43 @@ struct Owners {
     waiting: Vec<String>,
 }
 
-pub(crate) fn start(
-    cluster: &Cluster,
-    inventory: &Inventory,
-    options: &Options,
-    stop: &CancellationToken,
-    tasks: &mut JoinSet<()>,
-) {
-    let collector = Arc::new(Collector {
-        cluster: cluster.clone(),
-        voice: cluster.events.of("garbage-collector-controller"),
-        graph: Arc::default(),
-        queue: Queue::new(),
-    });
-    let (graph, queue) = (Arc::clone(&collector.graph), collector.queue.clone());
-    inventory.on_news(move |news| {
-        let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
-        let tasks = match news {
-            News::Here(kind, meta) => graph.put(kind, meta),
-            News::Gone(uid, _) => graph.remove(*uid),
-        };
-        drop(graph);
-        for task in tasks {
-            queue.add(task);
+impl Controller for Collector {
+    type Item = Task;
+    const NAME: &'static str = "generic-garbage-collector";
+    const VOICE: &'static str = "garbage-collector-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            inventory: setup.inventory.clone(),
+            graph: Mutex::new(Graph::new(setup.inventory.kinds().clone())),
+            queue: OnceLock::new(),
         }
-    });
-    let workers = options.workers;
-    let (stop, inventory) = (stop.clone(), inventory.clone());
-    tasks.spawn(async move {
-        collector.cluster.synced().await;
-        inventory.synced().await;
-        let queue = collector.queue.clone();
-        let work = move |task| {
-            let collector = Arc::clone(&collector);
-            async move { collector.carry_out(task).await }
-        };
-        queue.run("garbage", workers, stop, work).await;
-    });
+    }
+
+    fn listen(self: &Arc<Self>, setup: &Setup<'_>, queue: &Queue<Task>) {
+        let (collector, queue) = (Arc::clone(self), queue.clone());
+        // Set once: a controller listens once.
+        let _ = self.queue.set(queue.clone());
+        setup.inventory.on_news(move |news| {
+            let tasks = match news {
+                News::Here(kind, meta) => collector.graph().put(kind, meta),
+                News::Gone(uid, _) => collector.graph().remove(*uid),
+            };
+            for task in tasks {
+                queue.add(task);
+            }
+        });
+    }
+
+    async fn reconcile(&self, task: Task) -> Result<Again, kube::Error> {
+        self.carry_out(task).await
+    }
+
+    async fn ready(&self) {
+        self.inventory.synced().await;
+    }
 }
 
 impl Collector {
@@ -94,7 +92,7 @@ impl Collector {
 
     /// The object as the API has it now, if it still is that very object.
     async fn live(&self, node: &Node, uid: Uid) -> Result<Option<ObjectMeta>, kube::Error> {
-        let api = kinds::api(&self.cluster.client, node.kind, &node.namespace);
+        let api = node.kind.api(&self.cluster.client, &node.namespace);
         let live = api.get_metadata_opt(&node.name).await?;
         Ok(live.map(|live| live.metadata).filter(|meta| Uid::of(meta) == uid))
     }
@@ -111,7 +109,7 @@ impl Collector {
             return self.take_off(node, live, FOREGROUND).await;
         }
         for dependent in pending {
-            self.queue.add(Task::Judge(dependent));
+            self.queue.get().into_iter().for_each(|queue| queue.add(Task::Judge(dependent)));
         }
         Ok(())
     }
@@ -162,7 +160,7 @@ impl Collector {
         // Only what was judged: whoever changed its owners meanwhile is heard first.
         let preconditions = Preconditions { uid: live.uid.clone(), resource_version: version };
         let params = DeleteParams { preconditions: Some(preconditions), ..params };
-        let api = kinds::api(&self.cluster.client, node.kind, &node.namespace);
+        let api = node.kind.api(&self.cluster.client, &node.namespace);
         match api.delete(&node.name, &params).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             outcome => outcome.map(|_| ()),
@@ -199,16 +197,17 @@ impl Collector {
         live: &ObjectMeta,
         reference: &OwnerReference,
     ) -> Result<Option<bool>, kube::Error> {
-        let Some(kind) = kinds::by_group_kind(graph::group(&reference.api_version), &reference.kind) else {
+        let kind = self.inventory.kinds().get(graph::group(&reference.api_version), &reference.kind);
+        let Some(kind) = kind else {
             // Nobody can tell whether an owner of an unknown kind exists.
             return Ok(Some(false));
         };
-        if kinds::is_namespaced(kind) && node.namespace.is_empty() {
+        if kind.namespaced && node.namespace.is_empty() {
             // Which namespace would it be in?
             return Ok(Some(false));
         }
-        let namespace = if kinds::is_namespaced(kind) { node.namespace.as_str() } else { "" };
-        let owner = kinds::api(&self.cluster.client, kind, namespace).get_metadata_opt(&reference.name).await?;
+        let namespace = if kind.namespaced { node.namespace.as_str() } else { "" };
+        let owner = kind.api(&self.cluster.client, namespace).get_metadata_opt(&reference.name).await?;
         let owner = owner.filter(|owner| owner.metadata.uid.as_deref() == Some(&reference.uid));
         if owner.is_none() && self.graph().exists(Uid::parse(&reference.uid)) {
             let text = format!(
@@ -247,7 +246,7 @@ impl Collector {
     async fn set(&self, node: &Node, live: &ObjectMeta, mut metadata: serde_json::Value) -> Result<(), kube::Error> {
         metadata["uid"] = json!(live.uid);
         metadata["resourceVersion"] = json!(live.resource_version);
-        let api = kinds::api(&self.cluster.client, node.kind, &node.namespace);
+        let api = node.kind.api(&self.cluster.client, &node.namespace);
         let patch = Patch::Merge(json!({"metadata": metadata}));
         match api.patch_metadata(&node.name, &PatchParams::default(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -267,8 +266,8 @@ fn waits(meta: &ObjectMeta) -> bool {
 
 fn about(node: &Node, live: &ObjectMeta) -> ObjectReference {
     ObjectReference {
-        api_version: Some(kinds::api_version(node.kind)),
-        kind: Some(node.kind.kind.to_owned()),
+        api_version: Some(node.kind.api_version()),
+        kind: Some(node.kind.name.clone()),
         namespace: Some(node.namespace.clone()).filter(|namespace| !namespace.is_empty()),
         name: Some(node.name.clone()),
         uid: live.uid.clone(),

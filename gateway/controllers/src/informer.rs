@@ -126,7 +126,12 @@ where
                     }
                     self.shared.synced.send_replace(true);
                 }
-                Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watching again"),
+                Err(error) => {
+                    tracing::debug!(kind = %K::kind(&()), %error, "watching again");
+                    if is_not_served(&error) {
+                        self.shared.synced.send_replace(true);
+                    }
+                }
             }
             std::future::ready(())
         });
@@ -175,4 +180,13 @@ where
 /// Resource versions are numbers that grow.
 fn version<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Whether the API doesn't have what was to be watched: then there are no objects of it.
+pub(crate) fn is_not_served(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
 }

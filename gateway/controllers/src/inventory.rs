@@ -4,9 +4,8 @@
 //! for, and nothing of it is kept but uid and namespace.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use carob_api::kind::Kind;
 use futures::StreamExt;
 use kube::api::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -16,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
-use crate::informer::{Change, Informer};
-use crate::kinds;
+use crate::informer::{Change, Informer, is_not_served};
+use crate::kinds::{Kind, Kinds};
 
 /// A uid as a number: half of what its text takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +42,7 @@ impl Uid {
 /// What the inventory tells.
 pub(crate) enum News<'a> {
     /// The object is new, or has changed.
-    Here(&'static Kind, &'a ObjectMeta),
+    Here(&'a Arc<Kind>, &'a ObjectMeta),
     /// It is gone from this namespace (empty for those in none).
     Gone(Uid, &'a str),
 }
@@ -60,11 +59,19 @@ struct Shared {
     handlers: RwLock<Vec<Handler>>,
     /// How many kinds' lists are still awaited.
     awaited: watch::Sender<usize>,
+    kinds: Kinds,
 }
 
 impl Inventory {
     pub(crate) fn new() -> Self {
-        Self { shared: Arc::new(Shared { handlers: RwLock::default(), awaited: watch::Sender::new(0) }) }
+        let shared =
+            Shared { handlers: RwLock::default(), awaited: watch::Sender::new(0), kinds: Kinds::builtin() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The kinds that it tells of.
+    pub(crate) fn kinds(&self) -> &Kinds {
+        &self.shared.kinds
     }
 
     /// Calls `handler` with all news from now on.
@@ -72,22 +79,44 @@ impl Inventory {
         self.shared.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
     }
 
-    /// Begins to listen.
-    pub(crate) fn start(&self, cluster: &Cluster, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-        let followed = [
-            self.follow(&cluster.pods),
-            self.follow(&cluster.nodes),
-            self.follow(&cluster.namespaces),
-            self.follow(&cluster.replica_sets),
-            self.follow(&cluster.deployments),
-            self.follow(&cluster.jobs),
-        ];
-        let is_followed = |kind: &Kind| followed.iter().flatten().any(|known| std::ptr::eq(*known, kind));
+    /// Begins to listen. `client` may read everything.
+    pub(crate) fn start(&self, client: &Client, cluster: &Cluster, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
+        let followed = cluster.tell(self);
         // Events own nothing, nobody owns them, and they are many.
-        for kind in kinds::deletable().filter(|kind| !is_followed(kind) && kind.kind != "Event") {
+        let others = self.kinds().all().into_iter().filter(|kind| {
+            kind.name != "Event" && !followed.iter().any(|(group, name)| *group == kind.group && *name == kind.name)
+        });
+        for kind in others {
             self.shared.awaited.send_modify(|count| *count += 1);
-            tasks.spawn(self.clone().watch(cluster.client.clone(), kind, stop.clone()));
+            tasks.spawn(self.clone().watch(client.clone(), kind, stop.clone()));
         }
+        self.follow_definitions(client, cluster, stop);
+    }
+
+    /// Kinds come and go with their definitions.
+    fn follow_definitions(&self, client: &Client, cluster: &Cluster, stop: &CancellationToken) {
+        let (inventory, client, stop) = (self.clone(), client.clone(), stop.clone());
+        let watched: Mutex<HashMap<String, (Arc<Kind>, CancellationToken)>> = Mutex::default();
+        cluster.definitions.on_change(move |change| {
+            let Some(definition) = change.new.or(change.old) else { return };
+            let name = definition.metadata.name.clone().unwrap_or_default();
+            let kind = change.new.and_then(|new| Kind::of_definition(new)).map(Arc::new);
+            let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+            if watched.get(&name).map(|(known, _)| known) == kind.as_ref() {
+                return;
+            }
+            if let Some((known, watch)) = watched.remove(&name) {
+                watch.cancel();
+                inventory.kinds().remove(&known);
+            }
+            if let Some(kind) = kind {
+                inventory.kinds().add(Arc::clone(&kind));
+                let watch = stop.child_token();
+                inventory.shared.awaited.send_modify(|count| *count += 1);
+                tokio::spawn(inventory.clone().watch(client.clone(), Arc::clone(&kind), watch.clone()));
+                watched.insert(name, (kind, watch));
+            }
+        });
     }
 
     /// Waits until every object has been heard of (those of the informers: when these are complete).
@@ -96,11 +125,13 @@ impl Inventory {
         let _ = self.shared.awaited.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    fn follow<K>(&self, informer: &Informer<K>) -> Option<&'static Kind>
+    /// Hears of a kind through its informer. Gives its group and name.
+    pub(crate) fn follow<K>(&self, informer: &Informer<K>) -> Option<(String, String)>
     where
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
     {
-        let kind = kinds::by_group_kind(&K::group(&()), &K::kind(&()))?;
+        let kind = self.kinds().get(&K::group(&()), &K::kind(&()))?;
+        let told = (kind.group.clone(), kind.name.clone());
         let inventory = self.clone();
         informer.on_change(move |change: &Change<'_, K>| {
             let gone = change.old.filter(|old| change.new.is_none_or(|new| new.meta().uid != old.meta().uid));
@@ -108,42 +139,44 @@ impl Inventory {
                 inventory.tell(&News::Gone(Uid::of(old.meta()), old.meta().namespace.as_deref().unwrap_or_default()));
             }
             if let Some(new) = change.new {
-                inventory.tell(&News::Here(kind, new.meta()));
+                inventory.tell(&News::Here(&kind, new.meta()));
             }
         });
-        Some(kind)
+        Some(told)
     }
 
-    async fn watch(self, client: Client, kind: &'static Kind, stop: CancellationToken) {
-        let api = kinds::metadata_api(&client, kind);
+    async fn watch(self, client: Client, kind: Arc<Kind>, stop: CancellationToken) {
+        let api = kind.metadata_api(&client);
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
         let mut known: HashMap<Uid, Arc<str>> = HashMap::new();
         let mut before: HashMap<Uid, Arc<str>> = HashMap::new();
         let mut complete = false;
         loop {
             let event = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 event = events.next() => event,
             };
             match event {
-                None => return,
-                Some(Err(error)) => tracing::debug!(kind = kind.plural, %error, "watching again"),
+                None => break,
+                Some(Err(error)) => {
+                    tracing::debug!(kind = kind.plural, %error, "watching again");
+                    if is_not_served(&error) {
+                        self.complete(&mut complete);
+                    }
+                }
                 Some(Ok(watcher::Event::Init)) => before.extend(known.drain()),
                 Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
                     let uid = Uid::of(&object.metadata);
                     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                     let namespace = before.remove(&uid).unwrap_or_else(|| namespace.into());
                     known.entry(uid).or_insert(namespace);
-                    self.tell(&News::Here(kind, &object.metadata));
+                    self.tell(&News::Here(&kind, &object.metadata));
                 }
                 Some(Ok(watcher::Event::InitDone)) => {
                     for (uid, namespace) in before.drain() {
                         self.tell(&News::Gone(uid, &namespace));
                     }
-                    if !complete {
-                        complete = true;
-                        self.shared.awaited.send_modify(|count| *count -= 1);
-                    }
+                    self.complete(&mut complete);
                 }
                 Some(Ok(watcher::Event::Delete(object))) => {
                     let uid = Uid::of(&object.metadata);
@@ -151,6 +184,18 @@ impl Inventory {
                     self.tell(&News::Gone(uid, object.metadata.namespace.as_deref().unwrap_or_default()));
                 }
             }
+        }
+        self.complete(&mut complete);
+        // Its definition has gone, or everything ends.
+        for (uid, namespace) in known.drain().chain(before.drain()) {
+            self.tell(&News::Gone(uid, &namespace));
+        }
+    }
+
+    /// The first list of a kind is there.
+    fn complete(&self, already: &mut bool) {
+        if !std::mem::replace(already, true) {
+            self.shared.awaited.send_modify(|count| *count -= 1);
         }
     }
 

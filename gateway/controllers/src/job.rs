@@ -23,14 +23,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use self::freed::Freed;
 use self::tally::Tally;
 use self::verdict::{End, FAILURE_TARGET, SUCCESS_CRITERIA_MET};
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::Setup;
 use crate::events::Voice;
 use crate::informer::Key;
 use crate::ownership::{self, Selector, controller_of, is_controlled_by};
@@ -44,69 +42,71 @@ const COMPLETE: &str = "Complete";
 const FAILED: &str = "Failed";
 const SUSPENDED: &str = "Suspended";
 
-struct Controller {
+pub(crate) struct Controller {
     cluster: Cluster,
     voice: Voice,
     expected: Expectations,
     freed: Freed,
 }
 
-pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let queue: Queue<Key> = Queue::new();
-    let orphans: Queue<Key> = Queue::new();
-    let controller = Arc::new(Controller {
-        cluster: cluster.clone(),
-        voice: cluster.events.of("job-controller"),
-        expected: Expectations::default(),
-        freed: Freed::default(),
-    });
-    let (jobs, masterless, pods) = (queue.clone(), orphans.clone(), cluster.pods.clone());
-    cluster.jobs.on_change(move |change| {
-        if let Some(job) = change.new.or(change.old) {
-            jobs.add(Key::of(&**job));
+/// What is looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Item {
+    Job(Key),
+    /// A pod that has a Job's finalizer, and perhaps no Job.
+    Orphan(Key),
+}
+
+impl crate::controller::Controller for Controller {
+    type Item = Item;
+    const NAME: &'static str = "job-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            expected: Expectations::default(),
+            freed: Freed::default(),
         }
-        if let (Some(job), None) = (change.old, change.new) {
-            let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
-            let own = pods.list_in(namespace, |pod| is_controlled_by(&pod.metadata, &**job));
-            for pod in &own {
-                masterless.add(Key::of(&**pod));
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Item>) {
+        let (items, pods) = (queue.clone(), self.cluster.pods.clone());
+        self.cluster.jobs.on_change(move |change| {
+            if let Some(job) = change.new.or(change.old) {
+                items.add(Item::Job(Key::of(&**job)));
             }
+            if let (Some(job), None) = (change.old, change.new) {
+                let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+                let own = pods.list_in(namespace, |pod| is_controlled_by(&pod.metadata, &**job));
+                for pod in &own {
+                    items.add(Item::Orphan(Key::of(&**pod)));
+                }
+            }
+        });
+        let (watching, items) = (Arc::clone(self), queue.clone());
+        self.cluster.pods.on_change(move |change| {
+            watching.pod_changed(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod), &items);
+        });
+    }
+
+    async fn reconcile(&self, item: Item) -> Result<Again, kube::Error> {
+        match item {
+            Item::Job(key) => self.step(key).await,
+            Item::Orphan(key) => self.free_orphan(key).await,
         }
-    });
-    let (watching, jobs, masterless) = (Arc::clone(&controller), queue.clone(), orphans.clone());
-    cluster.pods.on_change(move |change| {
-        watching.pod_changed(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod), &jobs, &masterless);
-    });
-    let workers = options.workers;
-    let (worker, token) = (Arc::clone(&controller), stop.clone());
-    tasks.spawn(async move {
-        worker.cluster.synced().await;
-        let work = move |key| {
-            let controller = Arc::clone(&worker);
-            async move { controller.reconcile(key).await }
-        };
-        queue.run("job", workers, token, work).await;
-    });
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        controller.cluster.synced().await;
-        let work = move |key| {
-            let controller = Arc::clone(&controller);
-            async move { controller.free_orphan(key).await }
-        };
-        orphans.run("job-orphans", workers, stop, work).await;
-    });
+    }
 }
 
 impl Controller {
     /// Finds out whose pod it is.
-    fn pod_changed(&self, old: Option<&Pod>, new: Option<&Pod>, jobs: &Queue<Key>, orphans: &Queue<Key>) {
+    fn pod_changed(&self, old: Option<&Pod>, new: Option<&Pod>, items: &Queue<Item>) {
         self.freed.observe(old, new);
         for pod in [old, new].into_iter().flatten() {
             if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "Job") {
                 let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &owner.name);
                 self.expected.observe(&key, old, new);
-                jobs.add(key);
+                items.add(Item::Job(key));
             }
         }
         let Some(pod) = new else { return };
@@ -115,17 +115,17 @@ impl Controller {
         let has_job =
             controller.is_some_and(|owner| self.cluster.jobs.get(&Key::new(namespace, &owner.name)).is_some());
         if tally::is_tracked(pod) && !has_job {
-            orphans.add(Key::of(pod));
+            items.add(Item::Orphan(Key::of(pod)));
         }
         if controller.is_none() && is_active(pod) {
             let could_adopt = self.cluster.jobs.list_in(namespace, |job| selector(job).matches(&pod.metadata));
             for job in &could_adopt {
-                jobs.add(Key::of(&**job));
+                items.add(Item::Job(Key::of(&**job)));
             }
         }
     }
 
-    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+    async fn step(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(job) = self.cluster.jobs.get(&key) else {
             self.expected.forget(&key);
             return Ok(None);

@@ -2,9 +2,10 @@
 //!
 //! Each is an ordinary client of the API. They share one watch per kind ([`informer`]), and each has a queue of objects
 //! to look at ([`queue`]); a reconciliation compares what is with what should be and takes the next step, so that it can
-//! be stopped at any moment and begun again.
+//! be stopped at any moment and begun again. What they have in common is in [`controller`].
 
 mod cluster;
+mod controller;
 mod deployment;
 mod event_expiry;
 mod events;
@@ -20,17 +21,40 @@ mod pod_gc;
 mod queue;
 mod replica_set;
 mod requests;
+mod revisions;
+mod root_ca;
 mod scheduler;
 mod service_account;
+mod stateful_set;
+mod status;
 
 use std::time::Duration;
 
-use kube::Client;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+pub use crate::controller::Clients;
+use crate::controller::{Start, start};
 use crate::inventory::Inventory;
+use crate::replica_set::Replicas;
+
+/// All of them.
+const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
+    start::<scheduler::Scheduler>,
+    start::<Replicas<ReplicaSet>>,
+    start::<Replicas<ReplicationController>>,
+    start::<deployment::Controller>,
+    start::<stateful_set::Controller>,
+    start::<job::Controller>,
+    start::<service_account::DefaultAccounts>,
+    start::<root_ca::RootCa>,
+    start::<namespace::Controller>,
+    start::<garbage::Collector>,
+    start::<pod_gc::PodGc>,
+];
 
 /// How the controllers work.
 #[derive(Clone, Debug)]
@@ -57,22 +81,22 @@ pub enum Error {
     Panic(#[from] tokio::task::JoinError),
 }
 
-/// Runs all controllers until told to stop.
-pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let cluster = Cluster::new(client);
+/// Runs all controllers until told to stop. Each acts in its own name, through a client that `clients` makes.
+pub async fn run(clients: Clients, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+    let reader = clients("system:kube-controller-manager", &["system:masters", "system:authenticated"]);
+    let cluster = Cluster::new(reader.clone());
     let inventory = Inventory::new();
     let mut tasks = JoinSet::new();
-    scheduler::start(&cluster, &options, &shutdown, &mut tasks);
-    replica_set::start(&cluster, &options, &shutdown, &mut tasks);
-    deployment::start(&cluster, &options, &shutdown, &mut tasks);
-    job::start(&cluster, &options, &shutdown, &mut tasks);
-    service_account::start(&cluster, &options, &shutdown, &mut tasks);
-    namespace::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
-    garbage::start(&cluster, &inventory, &options, &shutdown, &mut tasks);
+    let common =
+        Start { clients: &clients, cluster: &cluster, inventory: &inventory, options: &options, stop: &shutdown };
+    for start in CONTROLLERS {
+        start(&common, &mut tasks);
+    }
+    // In Kubernetes the server itself forgets events.
+    let server = clients("system:apiserver", &["system:masters", "system:authenticated"]);
+    event_expiry::start(server, &options, &shutdown, &mut tasks);
     // Handlers are in place: nothing that the informers see from here on is missed.
-    pod_gc::start(&cluster, &shutdown, &mut tasks);
-    event_expiry::start(&cluster, &options, &shutdown, &mut tasks);
-    inventory.start(&cluster, &shutdown, &mut tasks);
+    inventory.start(&reader, &cluster, &shutdown, &mut tasks);
     cluster.start(&shutdown, &mut tasks);
     while let Some(ended) = tasks.join_next().await {
         ended?;

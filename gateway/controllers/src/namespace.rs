@@ -8,20 +8,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carob_api::kind::Kind;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::Setup;
 use crate::informer::Key;
-use crate::inventory::{Inventory, News};
-use crate::kinds;
+use crate::inventory::News;
+use crate::kinds::{Kind, Kinds};
 use crate::queue::{Again, Queue};
 
 /// The finalizer that this controller takes off.
@@ -29,8 +26,9 @@ const FINALIZER: &str = "kubernetes";
 /// Another look even if nothing was heard: a watch may have been broken.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
-struct Controller {
+pub(crate) struct Controller {
     cluster: Cluster,
+    kinds: Kinds,
 }
 
 /// What is still in a namespace.
@@ -42,38 +40,33 @@ struct Remains {
     failures: Vec<String>,
 }
 
-pub(crate) fn start(
-    cluster: &Cluster,
-    inventory: &Inventory,
-    options: &Options,
-    stop: &CancellationToken,
-    tasks: &mut JoinSet<()>,
-) {
-    let queue: Queue<String> = Queue::new();
-    let controller = Arc::new(Controller { cluster: cluster.clone() });
-    let ending = queue.clone();
-    cluster.namespaces.on_change(move |change| {
-        if let Some(namespace) = change.new.filter(|namespace| is_ending(namespace)) {
-            ending.add(namespace.metadata.name.clone().unwrap_or_default());
-        }
-    });
-    let (namespaces, ending) = (cluster.namespaces.clone(), queue.clone());
-    inventory.on_news(move |news| {
-        let News::Gone(_, namespace) = *news else { return };
-        if namespaces.get(&Key::new("", namespace)).is_some_and(|namespace| is_ending(&namespace)) {
-            ending.add(namespace.to_owned());
-        }
-    });
-    let workers = options.workers;
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        controller.cluster.namespaces.synced().await;
-        let work = move |name| {
-            let controller = Arc::clone(&controller);
-            async move { controller.reconcile(name).await }
-        };
-        queue.run("namespace", workers, stop, work).await;
-    });
+impl crate::controller::Controller for Controller {
+    type Item = String;
+    const NAME: &'static str = "namespace-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self { cluster: setup.cluster.clone(), kinds: setup.inventory.kinds().clone() }
+    }
+
+    fn listen(self: &Arc<Self>, setup: &Setup<'_>, queue: &Queue<String>) {
+        let ending = queue.clone();
+        self.cluster.namespaces.on_change(move |change| {
+            if let Some(namespace) = change.new.filter(|namespace| is_ending(namespace)) {
+                ending.add(namespace.metadata.name.clone().unwrap_or_default());
+            }
+        });
+        let (namespaces, ending) = (self.cluster.namespaces.clone(), queue.clone());
+        setup.inventory.on_news(move |news| {
+            let News::Gone(_, namespace) = *news else { return };
+            if namespaces.get(&Key::new("", namespace)).is_some_and(|namespace| is_ending(&namespace)) {
+                ending.add(namespace.to_owned());
+            }
+        });
+    }
+
+    async fn reconcile(&self, name: String) -> Result<Again, kube::Error> {
+        self.empty_and_finalize(name).await
+    }
 }
 
 fn is_ending(namespace: &Namespace) -> bool {
@@ -81,7 +74,7 @@ fn is_ending(namespace: &Namespace) -> bool {
 }
 
 impl Controller {
-    async fn reconcile(&self, name: String) -> Result<Again, kube::Error> {
+    async fn empty_and_finalize(&self, name: String) -> Result<Again, kube::Error> {
         let Some(namespace) = self.cluster.namespaces.get(&Key::new("", &name)).filter(|known| is_ending(known)) else {
             return Ok(None);
         };
@@ -102,14 +95,16 @@ impl Controller {
     /// Asks for everything to go, and counts what is left: pods before all else.
     async fn empty(&self, namespace: &str) -> Remains {
         let mut remains = Remains::default();
-        let namespaced = || kinds::deletable().filter(|kind| kinds::is_namespaced(kind));
-        let is_pod = |kind: &&Kind| kind.group.is_empty() && kind.kind == "Pod";
-        for kind in namespaced().filter(is_pod) {
-            self.empty_of(kind, namespace, &mut remains).await;
+        let is_pod = |kind: &Kind| kind.group.is_empty() && kind.name == "Pod";
+        let kinds = self.kinds.all();
+        let (pods, others): (Vec<_>, Vec<_>) =
+            kinds.into_iter().filter(|kind| kind.namespaced).partition(|kind| is_pod(kind));
+        for kind in pods {
+            self.empty_of(&kind, namespace, &mut remains).await;
         }
         if remains.objects.is_empty() {
-            for kind in namespaced().filter(|kind| !is_pod(kind)) {
-                self.empty_of(kind, namespace, &mut remains).await;
+            for kind in others {
+                self.empty_of(&kind, namespace, &mut remains).await;
             }
         }
         remains
@@ -123,7 +118,7 @@ impl Controller {
     }
 
     async fn try_empty_of(&self, kind: &Kind, namespace: &str, remains: &mut Remains) -> Result<(), kube::Error> {
-        let api = kinds::api(&self.cluster.client, kind, namespace);
+        let api = kind.api(&self.cluster.client, namespace);
         let all = ListParams::default();
         if api.list_metadata(&all.clone().limit(1)).await?.items.is_empty() {
             return Ok(());
@@ -133,7 +128,7 @@ impl Controller {
         if left.is_empty() {
             return Ok(());
         }
-        remains.objects.insert(kinds::group_resource(kind), left.len());
+        remains.objects.insert(kind.group_resource(), left.len());
         for finalizer in left.iter().flat_map(|object| object.metadata.finalizers.iter().flatten()) {
             *remains.finalizers.entry(finalizer.clone()).or_default() += 1;
         }

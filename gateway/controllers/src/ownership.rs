@@ -1,9 +1,12 @@
 //! Who owns what: controller references, adoption of objects that match a selector, release of those that no longer do.
 
+use std::sync::Arc;
+
 use carob_api::selector::LabelSelector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as Written, OwnerReference};
-use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -105,4 +108,55 @@ async fn set_metadata<K: Owned>(client: &Client, object: &K, mut metadata: Value
         Err(error) => Err(error),
         Ok(_) => Ok(true),
     }
+}
+
+/// Creates an object; that it is there already is fine, and so is a namespace that has begun to go.
+pub(crate) async fn create_if_missing<K: Owned + Serialize>(
+    client: &Client,
+    namespace: &str,
+    object: &K,
+) -> Result<(), kube::Error> {
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 || is_terminating(&status) => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}
+
+/// Whether something was refused because its namespace is being deleted.
+pub(crate) fn is_terminating(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+/// Those of the candidates that `owner` controls and selects; orphans that match are adopted where `adoptable` says so,
+/// and what no longer matches is let go.
+pub(crate) async fn claim<O: Owned, K: Owned>(
+    client: &Client,
+    owner: &O,
+    selector: &Selector,
+    candidates: Vec<Arc<K>>,
+    adoptable: impl Fn(&K) -> bool,
+) -> Result<Vec<Arc<K>>, kube::Error> {
+    let ending = owner.meta().deletion_timestamp.is_some();
+    let mut own = Vec::new();
+    for object in candidates {
+        let matches = selector.matches(object.meta());
+        if is_controlled_by(object.meta(), owner) {
+            if matches || ending {
+                own.push(object);
+            } else {
+                release(client, owner, &*object, None).await?;
+            }
+        } else if matches
+            && !ending
+            && controller_of(object.meta()).is_none()
+            && object.meta().deletion_timestamp.is_none()
+            && adoptable(&object)
+            && adopt(client, owner, &*object, None).await?
+        {
+            own.push(object);
+        }
+    }
+    Ok(own)
 }

@@ -11,8 +11,7 @@ use kube::{Client, Resource};
 
 use crate::events::Voice;
 use crate::informer::{Informer, Key};
-use crate::ownership;
-use crate::service_account::is_terminating;
+use crate::ownership::{self, is_terminating};
 
 /// After this long, a creation or deletion that the watch never told of is forgotten (it came and went during a re-list).
 pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(60);

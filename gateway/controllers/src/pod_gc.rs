@@ -7,10 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::controller::{Controller, Setup};
 use crate::informer::Key;
 use crate::pod_control::phase;
 use crate::queue::{Again, Queue};
@@ -18,31 +17,39 @@ use crate::queue::{Again, Queue};
 /// How long a node may be away before its pods are given up: it may be about to register again.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
-pub(crate) fn start(cluster: &Cluster, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let queue: Queue<String> = Queue::new();
-    let gone = queue.clone();
-    cluster.nodes.on_change(move |change| {
-        if let (Some(node), None) = (change.old, change.new) {
-            gone.add_after(node.metadata.name.clone().unwrap_or_default(), QUARANTINE);
-        }
-    });
-    let (nodes, gone) = (cluster.nodes.clone(), queue.clone());
-    cluster.pods.on_change(move |change| {
-        if let Some(node) = change.new.and_then(|pod| node_of(pod))
-            && nodes.get(&Key::new("", node)).is_none()
-        {
-            gone.add_after(node.to_owned(), QUARANTINE);
-        }
-    });
-    let (cluster, stop) = (cluster.clone(), stop.clone());
-    tasks.spawn(async move {
-        cluster.synced().await;
-        let work = move |node: String| {
-            let cluster = cluster.clone();
-            async move { give_up(&cluster, &node).await }
-        };
-        queue.run("podgc", 1, stop, work).await;
-    });
+pub(crate) struct PodGc {
+    cluster: Cluster,
+}
+
+impl Controller for PodGc {
+    /// A node.
+    type Item = String;
+    const NAME: &'static str = "pod-garbage-collector";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self { cluster: setup.cluster.clone() }
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<String>) {
+        let gone = queue.clone();
+        self.cluster.nodes.on_change(move |change| {
+            if let (Some(node), None) = (change.old, change.new) {
+                gone.add_after(node.metadata.name.clone().unwrap_or_default(), QUARANTINE);
+            }
+        });
+        let (nodes, gone) = (self.cluster.nodes.clone(), queue.clone());
+        self.cluster.pods.on_change(move |change| {
+            if let Some(node) = change.new.and_then(|pod| node_of(pod))
+                && nodes.get(&Key::new("", node)).is_none()
+            {
+                gone.add_after(node.to_owned(), QUARANTINE);
+            }
+        });
+    }
+
+    async fn reconcile(&self, node: String) -> Result<Again, kube::Error> {
+        give_up(&self.cluster, &node).await
+    }
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {

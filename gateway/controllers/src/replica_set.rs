@@ -1,4 +1,4 @@
-//! The ReplicaSet controller: as many pods as there should be.
+//! As many pods as there should be: ReplicaSets, and ReplicationControllers, which are the same by an older name.
 
 mod ranking;
 
@@ -7,66 +7,139 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::{self, Controller, Setup};
 use crate::events::Voice;
-use crate::informer::Key;
-use crate::ownership::{self, Selector, controller_of, is_controlled_by};
+use crate::informer::{Informer, Key};
+use crate::ownership::{self, Owned, Selector, controller_of, is_controlled_by};
 use crate::pod_control::{self, Expectations, is_active, message, ready_since};
+use crate::queue::{Again, Queue};
+use crate::status;
 
 pub(crate) use self::ranking::first_to_go;
-use crate::queue::{Again, Queue};
 
 /// Pods made or removed in one go; more wait for the next look.
 const BURST: usize = 500;
 
-struct Controller {
+/// A kind of set that keeps a number of equal pods.
+pub(crate) trait Set: Owned + Send + Sync + 'static {
+    const CONTROLLER: &'static str;
+    const VOICE: &'static str;
+    const KIND: &'static str;
+    fn copy(cluster: &Cluster) -> &Informer<Self>;
+    fn wanted(&self) -> i32;
+    fn selects(&self) -> Selector;
+    fn template(&self) -> Option<&PodTemplateSpec>;
+    fn min_ready_seconds(&self) -> Option<i32>;
+    fn status(&self) -> Option<ReplicaSetStatus>;
+}
+
+impl Set for ReplicaSet {
+    const CONTROLLER: &'static str = "replicaset-controller";
+    const VOICE: &'static str = "replicaset-controller";
+    const KIND: &'static str = "ReplicaSet";
+
+    fn copy(cluster: &Cluster) -> &Informer<Self> {
+        &cluster.replica_sets
+    }
+
+    fn wanted(&self) -> i32 {
+        replicas(self)
+    }
+
+    fn selects(&self) -> Selector {
+        Selector::read(self.spec.as_ref().map(|spec| &spec.selector))
+    }
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+
+    fn min_ready_seconds(&self) -> Option<i32> {
+        self.spec.as_ref()?.min_ready_seconds
+    }
+
+    fn status(&self) -> Option<ReplicaSetStatus> {
+        self.status.clone()
+    }
+}
+
+impl Set for ReplicationController {
+    const CONTROLLER: &'static str = "replication-controller";
+    const VOICE: &'static str = "replication-controller";
+    const KIND: &'static str = "ReplicationController";
+
+    fn copy(cluster: &Cluster) -> &Informer<Self> {
+        &cluster.replication_controllers
+    }
+
+    fn wanted(&self) -> i32 {
+        self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+    }
+
+    fn selects(&self) -> Selector {
+        let labels = self.spec.as_ref().and_then(|spec| spec.selector.clone());
+        Selector::read(Some(&LabelSelector { match_labels: labels, match_expressions: None }))
+    }
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+
+    fn min_ready_seconds(&self) -> Option<i32> {
+        self.spec.as_ref()?.min_ready_seconds
+    }
+
+    fn status(&self) -> Option<ReplicaSetStatus> {
+        // The fields are the same.
+        self.status.as_ref().and_then(|status| serde_json::from_value(serde_json::json!(status)).ok())
+    }
+}
+
+/// The controller of one of these kinds.
+pub(crate) struct Replicas<S> {
     cluster: Cluster,
     voice: Voice,
     expected: Expectations,
+    sets: Informer<S>,
 }
 
-pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let queue: Queue<Key> = Queue::new();
-    let controller = Arc::new(Controller {
-        cluster: cluster.clone(),
-        voice: cluster.events.of("replicaset-controller"),
-        expected: Expectations::default(),
-    });
-    let sets = queue.clone();
-    cluster.replica_sets.on_change(move |change| {
-        if let Some(set) = change.new.or(change.old) {
-            sets.add(Key::of(&**set));
+impl<S: Set> Controller for Replicas<S> {
+    type Item = Key;
+    const NAME: &'static str = S::CONTROLLER;
+    const VOICE: &'static str = S::VOICE;
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            expected: Expectations::default(),
+            sets: S::copy(&setup.cluster).clone(),
         }
-    });
-    let (watching, sets) = (Arc::clone(&controller), queue.clone());
-    cluster
-        .pods
-        .on_change(move |change| watching.pod_changed(change.old.map(|p| &**p), change.new.map(|p| &**p), &sets));
-    let workers = options.workers;
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        controller.cluster.synced().await;
-        let work = move |key| {
-            let controller = Arc::clone(&controller);
-            async move { controller.reconcile(key).await }
-        };
-        queue.run("replicaset", workers, stop, work).await;
-    });
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
+        controller::each(&self.sets, queue);
+        let (watching, sets) = (Arc::clone(self), queue.clone());
+        self.cluster.pods.on_change(move |change| {
+            watching.pod_changed(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod), &sets);
+        });
+    }
+
+    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+        self.keep(key).await
+    }
 }
 
-impl Controller {
+impl<S: Set> Replicas<S> {
     /// Finds out whose pod it is.
     fn pod_changed(&self, old: Option<&Pod>, new: Option<&Pod>, queue: &Queue<Key>) {
         for pod in [old, new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") {
+            if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == S::KIND) {
                 let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &owner.name);
                 self.expected.observe(&key, old, new);
                 queue.add(key);
@@ -74,14 +147,14 @@ impl Controller {
         }
         // A pod without a controller may be one that a set has to adopt.
         if let Some(orphan) = new.filter(|pod| controller_of(&pod.metadata).is_none() && is_active(pod)) {
-            let could_adopt = |set: &ReplicaSet| selector(set).matches(&orphan.metadata);
+            let could_adopt = |set: &S| set.selects().matches(&orphan.metadata);
             let namespace = orphan.metadata.namespace.as_deref().unwrap_or_default();
-            self.cluster.replica_sets.list_in(namespace, could_adopt).iter().for_each(|set| queue.add(Key::of(&**set)));
+            self.sets.list_in(namespace, could_adopt).iter().for_each(|set| queue.add(Key::of(&**set)));
         }
     }
 
-    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
-        let Some(set) = self.cluster.replica_sets.get(&key) else {
+    async fn keep(&self, key: Key) -> Result<Again, kube::Error> {
+        let Some(set) = self.sets.get(&key) else {
             self.expected.forget(&key);
             return Ok(None);
         };
@@ -90,7 +163,7 @@ impl Controller {
         let pods = self.claim(&set, &key).await?;
         let unseen = pod_control::still_unseen(&unseen, &pods);
         let active: Vec<Arc<Pod>> = pods.iter().filter(|pod| is_active(pod)).cloned().collect();
-        let failure = if set.metadata.deletion_timestamp.is_some() {
+        let failure = if set.meta().deletion_timestamp.is_some() {
             Ok(())
         } else {
             self.scale(&set, &key, &active, unseen).await
@@ -102,13 +175,13 @@ impl Controller {
     }
 
     /// The set's own pods, with orphans that match adopted and pods that no longer match let go.
-    async fn claim(&self, set: &ReplicaSet, key: &Key) -> Result<Vec<Arc<Pod>>, kube::Error> {
-        let selector = selector(set);
+    async fn claim(&self, set: &S, key: &Key) -> Result<Vec<Arc<Pod>>, kube::Error> {
+        let selector = set.selects();
         let mut own = Vec::new();
         for pod in self.cluster.pods.list_in(&key.namespace, |_| true) {
             let matches = selector.matches(&pod.metadata);
             if is_controlled_by(&pod.metadata, set) {
-                if matches || set.metadata.deletion_timestamp.is_some() {
+                if matches || set.meta().deletion_timestamp.is_some() {
                     if !self.expected.is_deleted(key, &pod) {
                         own.push(pod);
                     }
@@ -118,7 +191,7 @@ impl Controller {
             } else if matches
                 && controller_of(&pod.metadata).is_none()
                 && is_active(&pod)
-                && set.metadata.deletion_timestamp.is_none()
+                && set.meta().deletion_timestamp.is_none()
                 && ownership::adopt(&self.cluster.client, set, &*pod, None).await?
             {
                 own.push(pod);
@@ -127,8 +200,8 @@ impl Controller {
         Ok(own)
     }
 
-    async fn scale(&self, set: &ReplicaSet, key: &Key, active: &[Arc<Pod>], unseen: usize) -> Result<(), kube::Error> {
-        let wanted = usize::try_from(replicas(set)).unwrap_or(0);
+    async fn scale(&self, set: &S, key: &Key, active: &[Arc<Pod>], unseen: usize) -> Result<(), kube::Error> {
+        let wanted = usize::try_from(set.wanted()).unwrap_or(0);
         let there = active.len() + unseen;
         if there < wanted {
             self.create(set, key, (wanted - there).min(BURST)).await
@@ -138,8 +211,8 @@ impl Controller {
         }
     }
 
-    async fn create(&self, set: &ReplicaSet, key: &Key, missing: usize) -> Result<(), kube::Error> {
-        let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) else { return Ok(()) };
+    async fn create(&self, set: &S, key: &Key, missing: usize) -> Result<(), kube::Error> {
+        let Some(template) = set.template() else { return Ok(()) };
         let pods = vec![pod_control::from_template(set, template); missing];
         pod_control::create_all(&self.cluster.client, &self.voice, &self.expected, set, key, pods).await?;
         Ok(())
@@ -147,7 +220,7 @@ impl Controller {
 
     async fn remove(
         &self,
-        set: &ReplicaSet,
+        set: &S,
         key: &Key,
         active: &[Arc<Pod>],
         surplus: usize,
@@ -161,70 +234,36 @@ impl Controller {
     /// Brings the status up to date; asks to be called again when a pod will have been ready long enough.
     async fn report(
         &self,
-        set: &ReplicaSet,
+        set: &S,
         active: &[Arc<Pod>],
         failure: Option<&kube::Error>,
     ) -> Result<Again, kube::Error> {
-        let min_ready = Duration::from_secs(
-            set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(0),
-        );
+        let min_ready =
+            Duration::from_secs(set.min_ready_seconds().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0));
         let (ready, available, again) = count_ready(active, min_ready);
-        let template_labels = set
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
-            .unwrap_or_default();
+        let template_labels =
+            set.template().and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default();
         let labeled = active.iter().filter(|pod| {
             let labels = pod.metadata.labels.as_ref();
             template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
         });
-        let old = set.status.clone().unwrap_or_default();
+        let known = set.status();
+        let old = known.clone().unwrap_or_default();
         let new = ReplicaSetStatus {
             replicas: count(active.len()),
             fully_labeled_replicas: Some(count(labeled.count())).filter(|count| *count > 0),
             ready_replicas: Some(count(ready)).filter(|count| *count > 0),
             available_replicas: Some(count(available)).filter(|count| *count > 0),
-            observed_generation: set.metadata.generation,
+            observed_generation: set.meta().generation,
             conditions: conditions(&old, failure),
             ..ReplicaSetStatus::default()
         };
-        if new != old {
-            let api: Api<ReplicaSet> =
-                Api::namespaced(self.cluster.client.clone(), set.metadata.namespace.as_deref().unwrap_or_default());
-            let name = set.metadata.name.as_deref().unwrap_or_default();
-            // The version keeps a late look from overwriting what a newer one reported.
-            let patch = Patch::Merge(json!({
-                "metadata": {"resourceVersion": set.metadata.resource_version}, "status": explicit(&new),
-            }));
-            match api.patch_status(name, &PatchParams::default(), &patch).await {
-                Ok(set) => self.cluster.replica_sets.learn(set),
-                other => tolerate_gone(other.map(|_| ()))?,
-            }
-        }
+        status::write(&self.cluster.client, &self.sets, set, known.as_ref(), &new).await?;
         Ok(again)
     }
 }
 
-/// A status for a merge patch: what it leaves out is to go.
-fn explicit(status: &ReplicaSetStatus) -> serde_json::Value {
-    let mut value = json!({
-        "fullyLabeledReplicas": null, "readyReplicas": null, "availableReplicas": null, "conditions": null,
-    });
-    overlay(&mut value, &json!(status));
-    value
-}
-
-fn overlay(into: &mut serde_json::Value, from: &serde_json::Value) {
-    if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
-        into.extend(from.iter().map(|(key, value)| (key.clone(), value.clone())));
-    }
-}
-
-fn conditions(
-    old: &ReplicaSetStatus,
-    failure: Option<&kube::Error>,
-) -> Option<Vec<k8s_openapi::api::apps::v1::ReplicaSetCondition>> {
-    use k8s_openapi::api::apps::v1::ReplicaSetCondition;
+fn conditions(old: &ReplicaSetStatus, failure: Option<&kube::Error>) -> Option<Vec<ReplicaSetCondition>> {
     const FAILURE: &str = "ReplicaFailure";
     let mut conditions: Vec<ReplicaSetCondition> = old.conditions.clone().unwrap_or_default();
     let known = conditions.iter().position(|condition| condition.type_ == FAILURE);
@@ -237,7 +276,7 @@ fn conditions(
             status: "True".to_owned(),
             reason: Some("FailedCreate".to_owned()),
             message: Some(message(error)),
-            last_transition_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now())),
+            last_transition_time: Some(status::now()),
         }),
         _ => {}
     }
@@ -263,10 +302,6 @@ pub(crate) fn count_ready(pods: &[Arc<Pod>], min_ready: Duration) -> (usize, usi
 
 pub(crate) fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-}
-
-fn selector(set: &ReplicaSet) -> Selector {
-    Selector::read(set.spec.as_ref().map(|spec| &spec.selector))
 }
 
 fn count(number: usize) -> i32 {

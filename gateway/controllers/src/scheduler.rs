@@ -7,18 +7,16 @@
 mod fit;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use crate::Options;
 use crate::cluster::Cluster;
+use crate::controller::{Controller, Setup};
 use crate::events::Voice;
 use crate::informer::Key;
 use crate::queue::{Again, Queue};
@@ -29,10 +27,10 @@ const NAME: &str = "default-scheduler";
 /// How long a pod waits, with the reason unchanged, before an event says so again.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-struct Scheduler {
+pub(crate) struct Scheduler {
     cluster: Cluster,
     voice: Voice,
-    queue: Queue<Key>,
+    queue: OnceLock<Queue<Key>>,
     usage: Mutex<Usage>,
     unschedulable: Mutex<HashSet<Key>>,
     complaints: Mutex<Complaints>,
@@ -89,43 +87,47 @@ impl Usage {
     }
 }
 
-pub(crate) fn start(cluster: &Cluster, options: &Options, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-    let queue: Queue<Key> = Queue::new();
-    let scheduler = Arc::new(Scheduler {
-        cluster: cluster.clone(),
-        voice: cluster.events.of(NAME),
-        queue: queue.clone(),
-        usage: Mutex::default(),
-        unschedulable: Mutex::default(),
-        complaints: Mutex::default(),
-    });
-    let observer = Arc::clone(&scheduler);
-    cluster.pods.on_change(move |change| {
-        if observer.observe(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod)) {
-            observer.try_waiting();
+impl Controller for Scheduler {
+    type Item = Key;
+    const NAME: &'static str = NAME;
+    const USER: Option<&'static str> = Some("system:kube-scheduler");
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            queue: OnceLock::new(),
+            usage: Mutex::default(),
+            unschedulable: Mutex::default(),
+            complaints: Mutex::default(),
         }
-        if let Some(pod) = change.new.filter(|pod| is_mine(pod)) {
-            observer.queue.add(Key::of(&**pod));
-        }
-    });
-    let observer = Arc::clone(&scheduler);
-    cluster.nodes.on_change(move |change| {
-        let before = change.old.map(|node| fit::schedulable_part(node));
-        let after = change.new.map(|node| fit::schedulable_part(node));
-        if before != after {
-            observer.try_waiting();
-        }
-    });
-    let workers = options.workers;
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        scheduler.cluster.synced().await;
-        let work = move |key| {
-            let scheduler = Arc::clone(&scheduler);
-            async move { scheduler.schedule(key).await }
-        };
-        queue.run("scheduler", workers, stop, work).await;
-    });
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
+        // Set once: a controller listens once.
+        let _ = self.queue.set(queue.clone());
+        let (observer, items) = (Arc::clone(self), queue.clone());
+        self.cluster.pods.on_change(move |change| {
+            if observer.observe(change.old.map(|pod| &**pod), change.new.map(|pod| &**pod)) {
+                observer.try_waiting();
+            }
+            if let Some(pod) = change.new.filter(|pod| is_mine(pod)) {
+                items.add(Key::of(&**pod));
+            }
+        });
+        let observer = Arc::clone(self);
+        self.cluster.nodes.on_change(move |change| {
+            let before = change.old.map(|node| fit::schedulable_part(node));
+            let after = change.new.map(|node| fit::schedulable_part(node));
+            if before != after {
+                observer.try_waiting();
+            }
+        });
+    }
+
+    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+        self.schedule(key).await
+    }
 }
 
 fn is_mine(pod: &Pod) -> bool {
@@ -172,7 +174,7 @@ impl Scheduler {
     fn try_waiting(&self) {
         let waiting: Vec<Key> = self.unschedulable().drain().collect();
         for key in waiting {
-            self.queue.add(key);
+            self.queue.get().into_iter().for_each(|queue| queue.add(key.clone()));
         }
     }
 

@@ -13,6 +13,7 @@ use super::{Controller, DESIRED, MAXIMUM, Rollout, wanted};
 use crate::ownership::{self, is_controlled_by};
 use crate::pod_control::message;
 use crate::replica_set::{replicas, tolerate_gone};
+use crate::revisions::short_hash;
 
 /// The label that tells the pods of one template from those of another.
 const HASH_LABEL: &str = "pod-template-hash";
@@ -250,23 +251,13 @@ pub(super) fn revision(set: &ReplicaSet) -> i64 {
     annotation(set, REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// A short name for a template: FNV-1a over its JSON, in letters that make no words and are fine in names.
+/// A short name for a template.
 fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut text = comparable(Some(template)).to_string();
     if collisions > 0 {
         text.push_str(&collisions.to_string());
     }
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let mut rest = hash ^ (hash >> 32);
-    let mut name = String::new();
-    for _ in 0..10 {
-        name.push(char::from(ALPHABET[usize::try_from(rest % 27).unwrap_or(0)]));
-        rest /= 27;
-    }
-    name
+    short_hash(&text)
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
-use carob_api::kind::Kind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
 
 use crate::inventory::Uid;
-use crate::kinds;
+use crate::kinds::{Kind, Kinds};
 
 /// On an object that waits until its dependents are gone.
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
@@ -20,7 +20,7 @@ pub(super) const ORPHAN: &str = "orphan";
 
 /// What may have to be done about an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Task {
+pub(crate) enum Task {
     /// See whether it is still wanted, or whether it waits in vain.
     Judge(Uid),
     /// Let its dependents go.
@@ -30,7 +30,7 @@ pub(super) enum Task {
 /// An object that has owners, or that waits for its dependents.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) kind: &'static Kind,
+    pub(super) kind: Arc<Kind>,
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) owners: Vec<Owner>,
@@ -47,8 +47,8 @@ pub(super) struct Owner {
     blocks: bool,
 }
 
-#[derive(Default)]
 pub(super) struct Graph {
+    kinds: Kinds,
     /// A hash of where each object that exists can be found.
     known: HashMap<Uid, u64>,
     nodes: HashMap<Uid, Node>,
@@ -56,18 +56,22 @@ pub(super) struct Graph {
 }
 
 impl Graph {
+    pub(super) fn new(kinds: Kinds) -> Self {
+        Self { kinds, known: HashMap::new(), nodes: HashMap::new(), dependents: HashMap::new() }
+    }
+
     /// Takes in an object; tells what there may be to do because of it.
-    pub(super) fn put(&mut self, kind: &'static Kind, meta: &ObjectMeta) -> Vec<Task> {
+    pub(super) fn put(&mut self, kind: &Arc<Kind>, meta: &ObjectMeta) -> Vec<Task> {
         let uid = Uid::of(meta);
         let namespace = meta.namespace.clone().unwrap_or_default();
         let name = meta.name.clone().unwrap_or_default();
-        self.known.insert(uid, identity(kind.group, kind.kind, &namespace, &name));
+        self.known.insert(uid, identity(&kind.group, &kind.name, &namespace, &name));
         let owners =
-            meta.owner_references.iter().flatten().map(|reference| Owner::read(reference, &namespace)).collect();
+            meta.owner_references.iter().flatten().map(|reference| self.owner(reference, &namespace)).collect();
         let has = |finalizer: &str| meta.finalizers.iter().flatten().any(|known| known == finalizer);
         let deleting = meta.deletion_timestamp.is_some();
         let (foreground, orphan) = (deleting && has(FOREGROUND), deleting && has(ORPHAN));
-        let new = Node { kind, namespace, name, owners, deleting, foreground, orphan };
+        let new = Node { kind: Arc::clone(kind), namespace, name, owners, deleting, foreground, orphan };
         let old = self.nodes.remove(&uid);
         let mut tasks = Vec::new();
 
@@ -130,7 +134,7 @@ impl Graph {
 
     /// Whether an owner reference, on an object of this namespace, is known to be right.
     pub(super) fn is_right(&self, reference: &OwnerReference, namespace: &str) -> bool {
-        self.is_at(&Owner::read(reference, namespace))
+        self.is_at(&self.owner(reference, namespace))
     }
 
     pub(super) fn dependents_of(&self, uid: Uid) -> Vec<Uid> {
@@ -146,6 +150,18 @@ impl Graph {
         self.dependents_of(uid).into_iter().filter(blocks).collect()
     }
 
+    /// What an owner reference on an object of this namespace means.
+    fn owner(&self, reference: &OwnerReference, namespace: &str) -> Owner {
+        let group = group(&reference.api_version);
+        let namespaced = self.kinds.get(group, &reference.kind).is_none_or(|kind| kind.namespaced);
+        let namespace = if namespaced { namespace } else { "" };
+        Owner {
+            uid: Uid::parse(&reference.uid),
+            identity: identity(group, &reference.kind, namespace, &reference.name),
+            blocks: reference.block_owner_deletion == Some(true),
+        }
+    }
+
     fn is_at(&self, owner: &Owner) -> bool {
         self.known.get(&owner.uid) == Some(&owner.identity)
     }
@@ -156,19 +172,6 @@ impl Graph {
             if dependents.is_empty() {
                 self.dependents.remove(&owner);
             }
-        }
-    }
-}
-
-impl Owner {
-    fn read(reference: &OwnerReference, namespace: &str) -> Self {
-        let group = group(&reference.api_version);
-        let namespaced = kinds::by_group_kind(group, &reference.kind).is_none_or(kinds::is_namespaced);
-        let namespace = if namespaced { namespace } else { "" };
-        Self {
-            uid: Uid::parse(&reference.uid),
-            identity: identity(group, &reference.kind, namespace, &reference.name),
-            blocks: reference.block_owner_deletion == Some(true),
         }
     }
 }
@@ -189,8 +192,9 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn config_map() -> &'static Kind {
-        kinds::by_group_kind("", "ConfigMap").unwrap()
+    fn config_map() -> &'static Arc<Kind> {
+        static KIND: std::sync::OnceLock<Arc<Kind>> = std::sync::OnceLock::new();
+        KIND.get_or_init(|| Kinds::builtin().get("", "ConfigMap").unwrap())
     }
 
     // A literal object reads better as an argument by value.
@@ -215,7 +219,7 @@ mod tests {
 
     #[test]
     fn dependents_are_judged_when_their_owner_goes_and_only_then() {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(Kinds::builtin());
         assert_eq!(graph.put(config_map(), &meta("owner", json!({}))), []);
         assert_eq!(graph.put(config_map(), &owned("child", "owner", false)), []);
         assert_eq!(graph.remove(uid("owner")), [Task::Judge(uid("child"))]);
@@ -225,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_reference_to_nobody_or_to_another_name_or_namespace_is_doubtful() {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(Kinds::builtin());
         assert_eq!(graph.put(config_map(), &owned("early", "owner", false)), [Task::Judge(uid("early"))]);
         graph.put(config_map(), &meta("owner", json!({"name": "other"})));
         assert_eq!(graph.put(config_map(), &owned("wrong-name", "owner", false)), [Task::Judge(uid("wrong-name"))]);
@@ -235,7 +239,7 @@ mod tests {
 
     #[test]
     fn an_owner_that_waits_is_judged_when_a_dependent_goes_or_no_longer_blocks_it() {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(Kinds::builtin());
         let waiting = meta("owner", json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FOREGROUND]}));
         graph.put(config_map(), &owned("a", "owner", true));
         graph.put(config_map(), &owned("b", "owner", true));
@@ -249,7 +253,7 @@ mod tests {
 
     #[test]
     fn orphaning_is_asked_for_once() {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(Kinds::builtin());
         let going = meta("owner", json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [ORPHAN]}));
         assert_eq!(graph.put(config_map(), &going), [Task::Orphan(uid("owner"))]);
         assert_eq!(graph.put(config_map(), &going), []);

@@ -63,7 +63,8 @@ pub async fn start_with(options: carob_controllers::Options) -> Cluster {
     let client = gateway.client("test", &["system:masters"]);
     let stop = CancellationToken::new();
     let options = carob_controllers::Options { workers: 4, root_ca: "the authority".to_owned(), ..options };
-    tokio::spawn(carob_controllers::run(client.clone(), options, stop.clone()));
+    let clients: carob_controllers::Clients = Arc::new(move |user, groups| gateway.client(user, groups));
+    tokio::spawn(carob_controllers::run(clients, options, stop.clone()));
     let cluster = Cluster { client, namespace: "test".to_owned(), _stop: stop.drop_guard(), _dir: dir };
     cluster.make_namespace("test").await;
     cluster
