@@ -4,17 +4,24 @@
 
 pub mod config_map;
 pub mod deployment;
+pub mod endpoint_slice;
 pub mod event;
 pub mod horizontal_pod_autoscaler;
+pub mod ingress;
 pub mod job;
 pub mod lease;
 pub mod namespace;
+pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod pod_spec;
+pub mod priority_class;
+pub mod rbac;
 pub mod replica_set;
+pub mod runtime_class;
 pub mod secret;
 pub mod service_account;
+pub mod storage_class;
 
 use serde_json::{Map, Value, json};
 
@@ -88,6 +95,22 @@ fn set_generation(object: &mut Value, generation: Option<Value>) {
         Some(number) => metadata.insert("generation".to_owned(), number),
         None => metadata.shift_remove("generation"),
     };
+}
+
+/// An update of a kind with a spec, and perhaps a status behind a path of its own: each part leaves the other alone, and
+/// the generation counts the changes of the spec.
+pub fn update_spec_or_status(new: &mut Value, old: &Value, part: Part) {
+    keep_field(new, old, if part == Part::Status { "spec" } else { "status" });
+    let changed = differs(new, old, "/spec");
+    bump_generation(new, old, changed);
+}
+
+/// A new object of a kind with a status, which a client can't set: it is the first generation.
+pub fn first_without_status(object: &mut Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.shift_remove("status");
+    }
+    first_generation(object);
 }
 
 /// Puts what `old` has at a top-level field into `new`.

@@ -2,6 +2,7 @@
 //!
 //! Each module is one idea, and all work on the JSON of an object through the accessors of [`json`].
 
+pub mod addresses;
 pub mod containers;
 pub mod diff;
 pub mod env;

@@ -35,6 +35,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["pc"],
         scope: Scope::Cluster,
         schema: "io.k8s.api.scheduling.v1.PriorityClass",
+        strategy: strategy::priority_class::STRATEGY,
         ..ROW
     },
     Kind {
@@ -44,6 +45,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "runtimeclass",
         scope: Scope::Cluster,
         schema: "io.k8s.api.node.v1.RuntimeClass",
+        strategy: strategy::runtime_class::STRATEGY,
         ..ROW
     },
     Kind {
@@ -52,6 +54,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "endpointslices",
         singular: "endpointslice",
         schema: "io.k8s.api.discovery.v1.EndpointSlice",
+        strategy: strategy::endpoint_slice::STRATEGY,
         ..ROW
     },
 ];

@@ -1,7 +1,8 @@
-//! Who may do what: rbac, certificates.
+//! Who may do what: rbac, certificates, and the reviews that answer questions about it.
 
-use super::{ROW, part};
+use super::{CREATE, ROW, part};
 use crate::kind::{Kind, Scope};
+use crate::strategy;
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -11,6 +12,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "clusterrolebinding",
         scope: Scope::Cluster,
         schema: "io.k8s.api.rbac.v1.ClusterRoleBinding",
+        strategy: strategy::rbac::CLUSTER_ROLE_BINDING,
         ..ROW
     },
     Kind {
@@ -20,6 +22,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "clusterrole",
         scope: Scope::Cluster,
         schema: "io.k8s.api.rbac.v1.ClusterRole",
+        strategy: strategy::rbac::CLUSTER_ROLE,
         ..ROW
     },
     Kind {
@@ -28,6 +31,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "rolebindings",
         singular: "rolebinding",
         schema: "io.k8s.api.rbac.v1.RoleBinding",
+        strategy: strategy::rbac::ROLE_BINDING,
         ..ROW
     },
     Kind {
@@ -36,6 +40,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "roles",
         singular: "role",
         schema: "io.k8s.api.rbac.v1.Role",
+        strategy: strategy::rbac::ROLE,
         ..ROW
     },
     Kind {
@@ -50,6 +55,66 @@ pub(super) static ROWS: &[Kind] = &[
             part("status", ("certificates.k8s.io", "v1", "CertificateSigningRequest")),
         ],
         schema: "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        ..ROW
+    },
+    // Reviews are answered, never stored.
+    Kind {
+        group: "authentication.k8s.io",
+        kind: "SelfSubjectReview",
+        plural: "selfsubjectreviews",
+        singular: "selfsubjectreview",
+        scope: Scope::Cluster,
+        verbs: CREATE,
+        schema: "io.k8s.api.authentication.v1.SelfSubjectReview",
+        ..ROW
+    },
+    Kind {
+        group: "authentication.k8s.io",
+        kind: "TokenReview",
+        plural: "tokenreviews",
+        singular: "tokenreview",
+        scope: Scope::Cluster,
+        verbs: CREATE,
+        schema: "io.k8s.api.authentication.v1.TokenReview",
+        ..ROW
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        kind: "LocalSubjectAccessReview",
+        plural: "localsubjectaccessreviews",
+        singular: "localsubjectaccessreview",
+        verbs: CREATE,
+        schema: "io.k8s.api.authorization.v1.LocalSubjectAccessReview",
+        ..ROW
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        kind: "SelfSubjectAccessReview",
+        plural: "selfsubjectaccessreviews",
+        singular: "selfsubjectaccessreview",
+        scope: Scope::Cluster,
+        verbs: CREATE,
+        schema: "io.k8s.api.authorization.v1.SelfSubjectAccessReview",
+        ..ROW
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        kind: "SelfSubjectRulesReview",
+        plural: "selfsubjectrulesreviews",
+        singular: "selfsubjectrulesreview",
+        scope: Scope::Cluster,
+        verbs: CREATE,
+        schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
+        ..ROW
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        kind: "SubjectAccessReview",
+        plural: "subjectaccessreviews",
+        singular: "subjectaccessreview",
+        scope: Scope::Cluster,
+        verbs: CREATE,
+        schema: "io.k8s.api.authorization.v1.SubjectAccessReview",
         ..ROW
     },
 ];

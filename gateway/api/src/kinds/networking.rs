@@ -2,6 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
+use crate::strategy;
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -11,6 +12,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "ingressclass",
         scope: Scope::Cluster,
         schema: "io.k8s.api.networking.v1.IngressClass",
+        strategy: strategy::ingress::CLASS,
         ..ROW
     },
     Kind {
@@ -21,6 +23,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["ing"],
         subresources: &[part("status", ("networking.k8s.io", "v1", "Ingress"))],
         schema: "io.k8s.api.networking.v1.Ingress",
+        strategy: strategy::ingress::STRATEGY,
         ..ROW
     },
     Kind {
@@ -40,6 +43,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "networkpolicy",
         short_names: &["netpol"],
         schema: "io.k8s.api.networking.v1.NetworkPolicy",
+        strategy: strategy::network_policy::STRATEGY,
         ..ROW
     },
     Kind {

@@ -2,6 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
+use crate::strategy;
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -38,6 +39,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["sc"],
         scope: Scope::Cluster,
         schema: "io.k8s.api.storage.v1.StorageClass",
+        strategy: strategy::storage_class::STRATEGY,
         ..ROW
     },
     Kind {
@@ -58,6 +60,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["vac"],
         scope: Scope::Cluster,
         schema: "io.k8s.api.storage.v1.VolumeAttributesClass",
+        strategy: strategy::storage_class::ATTRIBUTES,
         ..ROW
     },
 ];

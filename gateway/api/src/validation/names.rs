@@ -120,6 +120,14 @@ pub fn label_value(value: &str) -> Vec<String> {
     errors
 }
 
+/// A segment of a path: names of roles and of what a kind of somebody else's making allows.
+pub fn path_segment(name: &str) -> Vec<String> {
+    if matches!(name, "." | "..") {
+        return vec![format!("may not be '{name}'")];
+    }
+    ["/", "%"].iter().filter(|part| name.contains(**part)).map(|part| format!("may not contain '{part}'")).collect()
+}
+
 /// A key of a ConfigMap or a Secret.
 pub fn config_key(key: &str) -> Vec<String> {
     let mut errors = Vec::new();
