@@ -20,6 +20,7 @@ pub mod rbac;
 pub mod replica_set;
 pub mod runtime_class;
 pub mod secret;
+pub mod service;
 pub mod service_account;
 pub mod storage_class;
 

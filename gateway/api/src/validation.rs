@@ -19,6 +19,7 @@ pub mod resources;
 pub mod scheduling;
 pub mod security;
 pub mod selectors;
+pub mod service;
 pub mod template;
 pub mod volumes;
 

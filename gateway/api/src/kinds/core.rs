@@ -183,6 +183,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("", "v1", "Service"))],
         columns: table::service::COLUMNS,
         schema: "io.k8s.api.core.v1.Service",
+        strategy: strategy::service::STRATEGY,
         ..ROW
     },
 ];

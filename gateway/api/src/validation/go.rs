@@ -128,6 +128,16 @@ pub const DEPLOYMENT_STRATEGY: Fields = &[
     ),
 ];
 
+/// A port of a Service.
+pub const SERVICE_PORT: Fields = &[
+    ("Name", "name", Text),
+    ("Protocol", "protocol", Text),
+    ("AppProtocol", "appProtocol", Nil),
+    ("Port", "port", Int),
+    ("TargetPort", "targetPort", Int),
+    ("NodePort", "nodePort", Int),
+];
+
 /// When a Job has succeeded.
 pub const SUCCESS_POLICY: Fields = &[(
     "Rules",
