@@ -1,35 +1,112 @@
-//! What is decided about a new object beyond its own rules: whether its namespace takes it, and what it is given.
+//! What is decided about a request beyond the rules of its kind: what an object is given, and whether it is let in.
+//!
+//! A plugin is a row of one of two tables. Those that change objects run first, in the order of their table and before
+//! the object is validated; those that only judge run last, on the object as it would be stored.
 
 mod namespace;
 mod priority;
+mod request;
 mod runtime_class;
 mod service_account;
 mod tolerations;
 
 use carob_api::status::Status;
-use serde_json::Value;
+use futures::future::BoxFuture;
 
-use crate::call::Call;
 pub(crate) use namespace::Place;
+pub(crate) use request::{Operation, Request};
 
-/// Completes a new object, or refuses it.
-pub(crate) async fn admit(call: &Call, object: &mut Value) -> Result<(), Status> {
-    if is_pod(call) {
-        service_account::admit(call, object).await?;
-        priority::admit(call, object)?;
-        tolerations::admit(object);
-        runtime_class::admit(call, object).await?;
+/// Something that has a say in requests.
+struct Plugin<F> {
+    /// As Kubernetes calls it.
+    name: &'static str,
+    /// When it is asked.
+    operations: &'static [Operation],
+    /// About what it is asked.
+    resources: Resources,
+    run: F,
+}
+
+/// What a plugin is about.
+enum Resources {
+    /// Group, plural and subresource (empty for the object itself).
+    Only(&'static [(&'static str, &'static str, &'static str)]),
+}
+
+/// Changes the request's object, or refuses it.
+type Mutate = for<'r> fn(&'r mut Request<'_>) -> BoxFuture<'r, Result<(), Status>>;
+/// Refuses the request, or doesn't.
+type Validate = for<'r> fn(&'r Request<'_>) -> BoxFuture<'r, Result<(), Status>>;
+
+const PODS: Resources = Resources::Only(&[("", "pods", "")]);
+
+/// In Kubernetes' order.
+static MUTATING: &[Plugin<Mutate>] = &[
+    Plugin {
+        name: "ServiceAccount",
+        operations: &[Operation::Create],
+        resources: PODS,
+        run: |request| Box::pin(service_account::admit(request.call, &mut request.object)),
+    },
+    Plugin {
+        name: "Priority",
+        operations: &[Operation::Create],
+        resources: PODS,
+        run: |request| Box::pin(async { priority::admit(request.call, &mut request.object) }),
+    },
+    Plugin {
+        name: "DefaultTolerationSeconds",
+        operations: &[Operation::Create, Operation::Update],
+        resources: PODS,
+        run: |request| {
+            if request.object.pointer("/metadata/deletionTimestamp").is_none() {
+                tolerations::admit(&mut request.object);
+            }
+            Box::pin(std::future::ready(Ok(())))
+        },
+    },
+    Plugin {
+        name: "RuntimeClass",
+        operations: &[Operation::Create],
+        resources: PODS,
+        run: |request| Box::pin(runtime_class::admit(request.call, &request.object)),
+    },
+];
+
+/// In Kubernetes' order.
+static VALIDATING: &[Plugin<Validate>] = &[];
+
+impl<F> Plugin<F> {
+    fn concerns(&self, request: &Request<'_>) -> bool {
+        let Resources::Only(rows) = self.resources;
+        let kind = &request.call.kind;
+        self.operations.contains(&request.operation)
+            && rows.iter().any(|row| *row == (kind.group, kind.plural, request.subresource))
+    }
+}
+
+/// Completes the request's object, or refuses the request.
+pub(crate) async fn mutate(request: &mut Request<'_>) -> Result<(), Status> {
+    for plugin in MUTATING.iter().filter(|plugin| plugin.concerns(request)).collect::<Vec<_>>() {
+        (plugin.run)(request).await.inspect_err(|status| refused(plugin.name, status))?;
     }
     Ok(())
 }
 
-/// Completes a changed object.
-pub(crate) fn admit_update(call: &Call, object: &mut Value) {
-    if is_pod(call) && object.pointer("/metadata/deletionTimestamp").is_none() {
-        tolerations::admit(object);
+/// Refuses the request, or lets it through.
+pub(crate) async fn validate(request: &Request<'_>) -> Result<(), Status> {
+    for plugin in VALIDATING.iter().filter(|plugin| plugin.concerns(request)) {
+        (plugin.run)(request).await.inspect_err(|status| refused(plugin.name, status))?;
     }
+    Ok(())
 }
 
-fn is_pod(call: &Call) -> bool {
-    (call.kind.group, call.kind.plural) == ("", "pods")
+/// Both, for requests whose object nothing else looks at: deletes, connects, bindings, …
+pub(crate) async fn review(request: &mut Request<'_>) -> Result<(), Status> {
+    mutate(request).await?;
+    validate(request).await
+}
+
+fn refused(plugin: &str, status: &Status) {
+    tracing::debug!(plugin, %status, "admission refused a request");
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::create;
 use super::update;
+use crate::admission;
 use crate::call::Call;
 use crate::objects::{self, text};
 use crate::options::{WriteOptions, WriteVerb};
@@ -28,6 +29,9 @@ pub(crate) async fn bind(call: &Call, binding_kind: &'static Kind, body: &Bytes)
     if !name.is_empty() && name != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
+    let mut request = admission::Request::create_part(call, "binding", binding, options.dry_run);
+    admission::review(&mut request).await?;
+    let binding = request.object;
     check(&binding)?;
     update::write_directly(call, options.dry_run, |pod| bound(call, pod, &binding)).await?;
     Ok(success())

@@ -113,9 +113,10 @@ enum Placed {
 async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) -> Result<Placed, Status> {
     let kind = &call.kind;
     for _ in 0..PLACE_ATTEMPTS {
-        let mut object = object.clone();
         let place = Place::of_new_object(call, &object).await?;
-        admission::admit(call, &mut object).await?;
+        let mut request = admission::Request::create(call, object.clone(), options.dry_run);
+        admission::mutate(&mut request).await?;
+        let mut object = request.object;
         kind.prepare_create(&mut object);
         kind.default(&mut object);
         decode::normalize(&call.kind, &mut object);
@@ -136,6 +137,9 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         if !text(&object, "/metadata/resourceVersion").is_empty() {
             return Err(Status::generic(500, "", "resourceVersion should not be set on objects to be created"));
         }
+        let request = admission::Request::create(call, object, options.dry_run);
+        admission::validate(&request).await?;
+        let object = request.object;
         let key = call.key(&name);
         if options.dry_run {
             if call.server.store.get(&key).await.map_err(|error| store_failure(&error))?.is_some() {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::list::{self, Listing};
 use super::namespace;
 use super::update::MODIFIED;
+use crate::admission;
 use crate::call::Call;
 use crate::negotiate::View;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
@@ -134,6 +135,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
         let Some(entry) = entry else { return Err(Status::not_found(&call.resource(), name)) };
         let old = call.shown(&entry.value)?;
         check_preconditions(call, name, &old, options)?;
+        admission::review(&mut admission::Request::delete(call, name, &old, options.dry_run)).await?;
         let plan = plan(&call.kind, old, options, Timestamp::now());
         match carry_out(call, &key, &entry, plan, options.dry_run).await? {
             Some(deleted) => return Ok(deleted),

@@ -7,6 +7,7 @@ use carob_api::status::Status;
 
 use super::binding::success;
 use super::{create, delete};
+use crate::admission;
 use crate::call::Call;
 use crate::objects::text;
 use crate::options::{DeleteOptions, WriteOptions, WriteVerb};
@@ -23,6 +24,9 @@ pub(crate) async fn evict(call: &Call, eviction_kind: &'static Kind, body: &Byte
     if !name.is_empty() && name != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    let mut request = admission::Request::create_part(call, "eviction", eviction, options.dry_run);
+    admission::review(&mut request).await?;
+    let eviction = request.object;
     let mut how = match eviction.get("deleteOptions") {
         Some(options) if !options.is_null() => DeleteOptions::of_value(options)?,
         _ => DeleteOptions::default(),

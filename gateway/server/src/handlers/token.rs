@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{create, get};
+use crate::admission;
 use crate::authn::token::{Bound, Reference};
 use crate::call::Call;
 use crate::objects::{self, store_failure, text};
@@ -29,6 +30,9 @@ pub(crate) async fn issue(call: &Call, request_kind: &'static Kind, body: &Bytes
         Call::new(call.server.clone(), request_kind, call.identity.clone(), call.headers.clone(), call.accept);
     decoding.namespace.clone_from(&call.namespace);
     let request = create::decode_body(&decoding, body, &options)?;
+    let mut review = admission::Request::create_part(call, "token", request, options.dry_run);
+    admission::review(&mut review).await?;
+    let request = review.object;
 
     let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(DEFAULT_SECONDS);
     check(seconds)?;
@@ -41,7 +45,7 @@ pub(crate) async fn issue(call: &Call, request_kind: &'static Kind, body: &Bytes
         .map(ToOwned::to_owned)
         .collect();
     if audiences.is_empty() {
-        audiences.push(call.server.tokens.issuer().to_owned());
+        audiences.push(call.server.authn.tokens.issuer().to_owned());
     }
     let reference = request.pointer("/spec/boundObjectRef").filter(|reference| !reference.is_null());
     let mut bound = Bound {
@@ -53,7 +57,7 @@ pub(crate) async fn issue(call: &Call, request_kind: &'static Kind, body: &Bytes
         bind(call, reference, &mut bound).await?;
     }
     let now = Timestamp::now();
-    let token = call.server.tokens.sign(bound, audiences.clone(), now.as_second(), seconds)?;
+    let token = call.server.authn.tokens.sign(bound, audiences.clone(), now.as_second(), seconds)?;
     let expires = now.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
     let answer = json!({
         "kind": "TokenRequest",

@@ -99,7 +99,8 @@ impl<'a> Change<'a> {
             options,
             uid_is_precondition: false,
             subresource: match part {
-                Part::Main | Part::Finalize => "",
+                Part::Main => "",
+                Part::Finalize => "finalize",
                 Part::Status => "status",
                 Part::EphemeralContainers => "ephemeralcontainers",
                 Part::Resize => "resize",
@@ -149,9 +150,9 @@ async fn step(
     settle_identity(call, how, old, &mut new)?;
     kind.default(&mut new);
     keep_system_metadata(&mut new, old);
-    if how.part == Part::Main {
-        admission::admit_update(call, &mut new);
-    }
+    let mut request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);
+    admission::mutate(&mut request).await?;
+    let mut new = request.object;
     kind.prepare_update(&mut new, old, how.part);
     kind.default(&mut new);
     decode::normalize(&call.kind, &mut new);
@@ -182,6 +183,9 @@ async fn step(
             }
         }
     }
+    let request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);
+    admission::validate(&request).await?;
+    let new = request.object;
     if new == *old {
         return Ok(Step::Done(call.present(&entry.value)?));
     }
