@@ -65,36 +65,63 @@ impl IncludeObject {
     }
 }
 
-/// Objects of one kind as a Table. `list_meta` is the list's (or for a single object that object's) `ListMeta`; `now`
-/// is the moment that ages count to; without columns they are null, as in all but the first event of a watch.
-#[allow(clippy::needless_pass_by_value, reason = "the metadata becomes part of the answer")]
-pub fn table(
-    kind: &Kind,
-    rows: &[&Value],
-    list_meta: Value,
-    include: IncludeObject,
-    now: Timestamp,
-    with_columns: bool,
-) -> Value {
-    let columns =
-        if with_columns { kind.columns.iter().map(|column| definition(kind, column)).collect() } else { Value::Null };
-    let rows: Vec<Value> = rows.iter().map(|object| row(kind, object, include, now)).collect();
-    json!({
-        "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": list_meta,
-        "columnDefinitions": columns,
-        "rows": rows,
-    })
+/// How objects become rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// What of its object a row carries.
+    pub include: IncludeObject,
+    /// Of `meta.k8s.io`: `v1`, `v1beta1`.
+    pub version: &'a str,
+    /// The moment that ages count to.
+    pub now: Timestamp,
 }
 
-/// An object reduced to its metadata (`PartialObjectMetadata`).
-pub fn partial_metadata(object: &Value) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": object.get("metadata").cloned().unwrap_or_else(|| json!({})),
-    })
+impl Rows<'_> {
+    /// Objects of one kind as a Table. `list_meta` is the list's (or for a single object that object's) `ListMeta`;
+    /// without columns they are null, as in all but the first event of a watch.
+    #[allow(clippy::needless_pass_by_value, reason = "the metadata becomes part of the answer")]
+    pub fn table(&self, kind: &Kind, objects: &[&Value], list_meta: Value, with_columns: bool) -> Value {
+        let rows: Vec<Value> = objects.iter().map(|object| self.row(kind, object)).collect();
+        json!({
+            "kind": "Table",
+            "apiVersion": format!("meta.k8s.io/{}", self.version),
+            "metadata": list_meta,
+            "columnDefinitions": if with_columns { columns(kind) } else { Value::Null },
+            "rows": rows,
+        })
+    }
+
+    /// The row of an object.
+    pub fn row(&self, kind: &Kind, object: &Value) -> Value {
+        let cells: Vec<Value> = kind.columns.iter().map(|column| (column.cell)(object, self.now)).collect();
+        let mut row = Map::new();
+        row.insert("cells".into(), cells.into());
+        let is_pod = kind.group.is_empty() && kind.kind == "Pod";
+        if let Some(conditions) = is_pod.then(|| pod::row_conditions(object)).flatten() {
+            row.insert("conditions".into(), conditions);
+        }
+        let carried = match self.include {
+            IncludeObject::None => Value::Null,
+            IncludeObject::Metadata => self.metadata(object),
+            IncludeObject::Object => whole(kind, object),
+        };
+        row.insert("object".into(), carried);
+        Value::Object(row)
+    }
+
+    /// An object reduced to its metadata (`PartialObjectMetadata`).
+    fn metadata(&self, object: &Value) -> Value {
+        json!({
+            "kind": "PartialObjectMetadata",
+            "apiVersion": format!("meta.k8s.io/{}", self.version),
+            "metadata": object.get("metadata").cloned().unwrap_or_else(|| json!({})),
+        })
+    }
+}
+
+/// The definitions of a kind's columns.
+pub fn columns(kind: &Kind) -> Value {
+    kind.columns.iter().map(|column| definition(kind, column)).collect()
 }
 
 fn definition(kind: &Kind, column: &Column) -> Value {
@@ -105,23 +132,6 @@ fn definition(kind: &Kind, column: &Column) -> Value {
         "description": docs::description(kind, column),
         "priority": column.priority,
     })
-}
-
-fn row(kind: &Kind, object: &Value, include: IncludeObject, now: Timestamp) -> Value {
-    let cells: Vec<Value> = kind.columns.iter().map(|column| (column.cell)(object, now)).collect();
-    let mut row = Map::new();
-    row.insert("cells".into(), cells.into());
-    let is_pod = kind.group.is_empty() && kind.kind == "Pod";
-    if let Some(conditions) = is_pod.then(|| pod::row_conditions(object)).flatten() {
-        row.insert("conditions".into(), conditions);
-    }
-    let carried = match include {
-        IncludeObject::None => Value::Null,
-        IncludeObject::Metadata => partial_metadata(object),
-        IncludeObject::Object => whole(kind, object),
-    };
-    row.insert("object".into(), carried);
-    Value::Object(row)
 }
 
 /// The object with its kind, which items of a list may lack.
@@ -146,7 +156,8 @@ mod tests {
         let object = json!({"metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "data": {"x": "1", "y": "2"}});
         let now: Timestamp = "2026-01-01T00:00:30Z".parse().unwrap();
-        let table = table(kind, &[&object], json!({"resourceVersion": "7"}), IncludeObject::Metadata, now, true);
+        let rows = Rows { include: IncludeObject::Metadata, version: "v1", now };
+        let table = rows.table(&kind, &[&object], json!({"resourceVersion": "7"}), true);
         assert_eq!(table["columnDefinitions"][0]["format"], "name");
         assert_eq!(table["rows"][0]["cells"], json!(["a", 2, "30s"]));
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
@@ -156,7 +167,10 @@ mod tests {
     fn a_row_may_carry_nothing_or_everything() {
         let kind = Registry::builtin().by_resource("", "v1", "configmaps").unwrap();
         let object = json!({"metadata": {"name": "a"}});
-        let of = |include| table(kind, &[&object], json!({}), include, Timestamp::UNIX_EPOCH, false);
+        let of = |include| {
+            let rows = Rows { include, version: "v1", now: Timestamp::UNIX_EPOCH };
+            rows.table(&kind, &[&object], json!({}), false)
+        };
         assert_eq!(of(IncludeObject::None)["rows"][0]["object"], Value::Null);
         assert_eq!(of(IncludeObject::None)["columnDefinitions"], Value::Null);
         assert_eq!(of(IncludeObject::Object)["rows"][0]["object"]["kind"], "ConfigMap");

@@ -1,22 +1,23 @@
 //! The object that every other one is compared with when it is created: in Go a struct is never quite empty.
 //!
-//! Structs held by value are there from the start, so nobody adds them by filling them in; and so are required fields.
-//! OpenAPI shows both: the former have `{}` as their default.
+//! What Go writes of an empty struct (structs held by value, fields without `omitempty`) is there from the start, so
+//! nobody adds it by sending it.
 
 use serde_json::{Map, Value};
 
-use crate::schema::{Schema, Type};
+use crate::schema::{Presence, Schema, Type};
 
 /// An object of this type before anything is set.
 pub(super) fn zero(schema: &Schema) -> Value {
     let mut fields = Map::new();
     for (name, field) in schema.properties() {
-        let by_value = field.default_value().is_some_and(|default| default.as_object().is_some_and(Map::is_empty));
-        if by_value && field.type_() == Type::Object {
-            fields.insert(name.to_owned(), zero(field));
-        } else if schema.required().contains(&name) {
-            fields.insert(name.to_owned(), zero_scalar(field.type_()));
-        }
+        let value = match field.presence() {
+            Presence::Struct if field.type_() == Type::Object => zero(field),
+            Presence::ScalarAlways | Presence::Number => zero_scalar(field.type_()),
+            Presence::Time | Presence::PointerAlways | Presence::CollectionAlways => Value::Null,
+            _ => continue,
+        };
+        fields.insert(name.to_owned(), value);
     }
     Value::Object(fields)
 }
@@ -37,11 +38,14 @@ mod tests {
     use crate::schema::definition;
 
     #[test]
-    fn structs_by_value_and_required_fields_are_there() {
+    fn what_go_always_writes_is_there() {
         let deployment = zero(definition("io.k8s.api.apps.v1.Deployment").expect("a built-in type"));
         assert!(deployment["spec"]["template"]["spec"]["containers"].is_null());
         assert!(deployment["spec"]["strategy"].is_object());
         assert!(deployment.pointer("/spec/strategy/rollingUpdate").is_none());
         assert!(deployment.pointer("/spec/replicas").is_none());
+        let event = zero(definition("io.k8s.api.core.v1.Event").expect("a built-in type"));
+        assert_eq!((&event["firstTimestamp"], &event["reportingComponent"]), (&Value::Null, &Value::from("")));
+        assert!(event.get("firstTimestamp").is_some() && event.get("reason").is_none());
     }
 }
