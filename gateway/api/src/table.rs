@@ -2,22 +2,30 @@
 //!
 //! Each kind has its columns in a file below; the cells are those of Kubernetes' own printers.
 
+pub mod admission;
 pub mod age;
 mod cells;
+pub mod certificate;
+pub mod class;
 pub mod config_map;
 pub mod deployment;
+pub mod device;
 mod docs;
 pub mod event;
+pub mod flow_control;
 pub mod job;
 pub mod lease;
 pub mod namespace;
+pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod rbac;
 pub mod replica_set;
 pub mod scale;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod storage;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};

@@ -34,6 +34,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "priorityclass",
         short_names: &["pc"],
         scope: Scope::Cluster,
+        columns: table::class::PRIORITY,
         schema: "io.k8s.api.scheduling.v1.PriorityClass",
         strategy: strategy::priority_class::STRATEGY,
         ..ROW
@@ -44,6 +45,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "runtimeclasses",
         singular: "runtimeclass",
         scope: Scope::Cluster,
+        columns: table::class::RUNTIME,
         schema: "io.k8s.api.node.v1.RuntimeClass",
         strategy: strategy::runtime_class::STRATEGY,
         ..ROW
@@ -53,6 +55,7 @@ pub(super) static ROWS: &[Kind] = &[
         kind: "EndpointSlice",
         plural: "endpointslices",
         singular: "endpointslice",
+        columns: table::networking::ENDPOINT_SLICE,
         schema: "io.k8s.api.discovery.v1.EndpointSlice",
         strategy: strategy::endpoint_slice::STRATEGY,
         ..ROW

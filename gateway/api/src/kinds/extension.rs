@@ -2,6 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
+use crate::table;
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -12,6 +13,7 @@ pub(super) static ROWS: &[Kind] = &[
         categories: &["api-extensions"],
         scope: Scope::Cluster,
         subresources: &[part("status", ("apiregistration.k8s.io", "v1", "APIService"))],
+        columns: table::admission::API_SERVICE,
         schema: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
         ..ROW
     },
@@ -22,6 +24,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "mutatingwebhookconfiguration",
         categories: &["api-extensions"],
         scope: Scope::Cluster,
+        columns: table::admission::WEBHOOKS,
         schema: "io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration",
         ..ROW
     },
@@ -33,6 +36,7 @@ pub(super) static ROWS: &[Kind] = &[
         categories: &["api-extensions"],
         scope: Scope::Cluster,
         subresources: &[part("status", ("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy"))],
+        columns: table::admission::POLICY,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy",
         ..ROW
     },
@@ -43,6 +47,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "validatingadmissionpolicybinding",
         categories: &["api-extensions"],
         scope: Scope::Cluster,
+        columns: table::admission::BINDING,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding",
         ..ROW
     },
@@ -53,6 +58,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "validatingwebhookconfiguration",
         categories: &["api-extensions"],
         scope: Scope::Cluster,
+        columns: table::admission::WEBHOOKS,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration",
         ..ROW
     },
@@ -63,6 +69,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "flowschema",
         scope: Scope::Cluster,
         subresources: &[part("status", ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"))],
+        columns: table::flow_control::FLOW_SCHEMA,
         schema: "io.k8s.api.flowcontrol.v1.FlowSchema",
         ..ROW
     },
@@ -73,6 +80,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "prioritylevelconfiguration",
         scope: Scope::Cluster,
         subresources: &[part("status", ("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration"))],
+        columns: table::flow_control::PRIORITY_LEVEL,
         schema: "io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration",
         ..ROW
     },

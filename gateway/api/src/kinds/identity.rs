@@ -2,7 +2,7 @@
 
 use super::{CREATE, ROW, part};
 use crate::kind::{Kind, Scope};
-use crate::strategy;
+use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -11,6 +11,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "clusterrolebindings",
         singular: "clusterrolebinding",
         scope: Scope::Cluster,
+        columns: table::rbac::BINDING,
         schema: "io.k8s.api.rbac.v1.ClusterRoleBinding",
         strategy: strategy::rbac::CLUSTER_ROLE_BINDING,
         ..ROW
@@ -30,6 +31,7 @@ pub(super) static ROWS: &[Kind] = &[
         kind: "RoleBinding",
         plural: "rolebindings",
         singular: "rolebinding",
+        columns: table::rbac::BINDING,
         schema: "io.k8s.api.rbac.v1.RoleBinding",
         strategy: strategy::rbac::ROLE_BINDING,
         ..ROW
@@ -54,6 +56,7 @@ pub(super) static ROWS: &[Kind] = &[
             part("approval", ("certificates.k8s.io", "v1", "CertificateSigningRequest")),
             part("status", ("certificates.k8s.io", "v1", "CertificateSigningRequest")),
         ],
+        columns: table::certificate::COLUMNS,
         schema: "io.k8s.api.certificates.v1.CertificateSigningRequest",
         ..ROW
     },

@@ -2,7 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
-use crate::strategy;
+use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -11,6 +11,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "ingressclasses",
         singular: "ingressclass",
         scope: Scope::Cluster,
+        columns: table::networking::INGRESS_CLASS,
         schema: "io.k8s.api.networking.v1.IngressClass",
         strategy: strategy::ingress::CLASS,
         ..ROW
@@ -22,6 +23,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "ingress",
         short_names: &["ing"],
         subresources: &[part("status", ("networking.k8s.io", "v1", "Ingress"))],
+        columns: table::networking::INGRESS,
         schema: "io.k8s.api.networking.v1.Ingress",
         strategy: strategy::ingress::STRATEGY,
         ..ROW
@@ -33,6 +35,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "ipaddress",
         short_names: &["ip"],
         scope: Scope::Cluster,
+        columns: table::networking::IP_ADDRESS,
         schema: "io.k8s.api.networking.v1.IPAddress",
         ..ROW
     },
@@ -42,6 +45,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "networkpolicies",
         singular: "networkpolicy",
         short_names: &["netpol"],
+        columns: table::networking::NETWORK_POLICY,
         schema: "io.k8s.api.networking.v1.NetworkPolicy",
         strategy: strategy::network_policy::STRATEGY,
         ..ROW
@@ -53,6 +57,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "servicecidr",
         scope: Scope::Cluster,
         subresources: &[part("status", ("networking.k8s.io", "v1", "ServiceCIDR"))],
+        columns: table::networking::SERVICE_CIDR,
         schema: "io.k8s.api.networking.v1.ServiceCIDR",
         ..ROW
     },

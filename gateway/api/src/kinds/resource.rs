@@ -2,6 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
+use crate::table;
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -10,6 +11,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "deviceclasses",
         singular: "deviceclass",
         scope: Scope::Cluster,
+        columns: table::device::NAME_AND_AGE,
         schema: "io.k8s.api.resource.v1.DeviceClass",
         ..ROW
     },
@@ -19,6 +21,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "resourceclaims",
         singular: "resourceclaim",
         subresources: &[part("status", ("resource.k8s.io", "v1", "ResourceClaim"))],
+        columns: table::device::CLAIM,
         schema: "io.k8s.api.resource.v1.ResourceClaim",
         ..ROW
     },
@@ -27,6 +30,7 @@ pub(super) static ROWS: &[Kind] = &[
         kind: "ResourceClaimTemplate",
         plural: "resourceclaimtemplates",
         singular: "resourceclaimtemplate",
+        columns: table::device::NAME_AND_AGE,
         schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
         ..ROW
     },
@@ -36,6 +40,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "resourceslices",
         singular: "resourceslice",
         scope: Scope::Cluster,
+        columns: table::device::SLICE,
         schema: "io.k8s.api.resource.v1.ResourceSlice",
         ..ROW
     },

@@ -2,7 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
-use crate::strategy;
+use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -11,6 +11,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "csidrivers",
         singular: "csidriver",
         scope: Scope::Cluster,
+        columns: table::storage::DRIVER,
         schema: "io.k8s.api.storage.v1.CSIDriver",
         ..ROW
     },
@@ -20,6 +21,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "csinodes",
         singular: "csinode",
         scope: Scope::Cluster,
+        columns: table::storage::NODE,
         schema: "io.k8s.api.storage.v1.CSINode",
         ..ROW
     },
@@ -38,6 +40,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "storageclass",
         short_names: &["sc"],
         scope: Scope::Cluster,
+        columns: table::storage::STORAGE_CLASS,
         schema: "io.k8s.api.storage.v1.StorageClass",
         strategy: strategy::storage_class::STRATEGY,
         ..ROW
@@ -49,6 +52,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "volumeattachment",
         scope: Scope::Cluster,
         subresources: &[part("status", ("storage.k8s.io", "v1", "VolumeAttachment"))],
+        columns: table::storage::ATTACHMENT,
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
         ..ROW
     },
@@ -59,6 +63,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "volumeattributesclass",
         short_names: &["vac"],
         scope: Scope::Cluster,
+        columns: table::storage::ATTRIBUTES_CLASS,
         schema: "io.k8s.api.storage.v1.VolumeAttributesClass",
         strategy: strategy::storage_class::ATTRIBUTES,
         ..ROW
