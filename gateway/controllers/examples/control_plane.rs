@@ -37,6 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         store: Arc::new(RedbStore::open(dir.join("store.redb"), Options::default())?),
         dialer: Arc::new(NoNodes),
         service_account_issuer: "https://kubernetes.default.svc".to_owned(),
+        settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),
         max_body_bytes: 3 << 20,
         api_service: None,

@@ -6,7 +6,11 @@
 
 mod cluster;
 mod controller;
+mod cron_job;
+mod daemon_set;
 mod deployment;
+mod disruption;
+mod endpoints;
 mod event_expiry;
 mod events;
 mod garbage;
@@ -16,6 +20,7 @@ mod job;
 mod kinds;
 mod namespace;
 mod ownership;
+mod placement;
 mod pod_control;
 mod pod_gc;
 mod queue;
@@ -48,7 +53,13 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<Replicas<ReplicationController>>,
     start::<deployment::Controller>,
     start::<stateful_set::Controller>,
+    start::<daemon_set::Controller>,
     start::<job::Controller>,
+    start::<cron_job::Controller>,
+    start::<disruption::Budgets>,
+    start::<endpoints::slices::Slices>,
+    start::<endpoints::legacy::Endpoints>,
+    start::<endpoints::mirror::Mirror>,
     start::<service_account::DefaultAccounts>,
     start::<root_ca::RootCa>,
     start::<namespace::Controller>,

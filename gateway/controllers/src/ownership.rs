@@ -1,5 +1,6 @@
 //! Who owns what: controller references, adoption of objects that match a selector, release of those that no longer do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use carob_api::selector::LabelSelector;
@@ -39,6 +40,16 @@ impl Selector {
     pub(crate) fn read(written: Option<&Written>) -> Self {
         let selector = written.and_then(|written| LabelSelector::from_object(&json!(written)).ok());
         Self(selector.filter(|selector| !selector.is_everything()))
+    }
+
+    /// The same where an empty selector, though not a missing one, selects everything.
+    pub(crate) fn read_or_everything(written: Option<&Written>) -> Self {
+        Self(written.and_then(|written| LabelSelector::from_object(&json!(written)).ok()))
+    }
+
+    /// All of these labels.
+    pub(crate) fn of_labels(labels: BTreeMap<String, String>) -> Self {
+        Self::read(Some(&Written { match_labels: Some(labels), match_expressions: None }))
     }
 
     pub(crate) fn matches(&self, meta: &ObjectMeta) -> bool {

@@ -42,6 +42,9 @@ impl Controller {
             status.succeeded = some(tally.completed.len());
             status.completed_indexes = Some(indexes::format(&tally.completed)).filter(|text| !text.is_empty());
         }
+        if let Some(failed) = &tally.failed_indexes {
+            status.failed_indexes = Some(indexes::format(failed));
+        }
         if let Some(end) = &end {
             let type_ = if end.success { SUCCESS_CRITERIA_MET } else { FAILURE_TARGET };
             set_condition(&mut status, type_, true, &end.reason, &end.message, now);
@@ -50,8 +53,11 @@ impl Controller {
         let room = NOTES.saturating_sub(listed(notes));
         let new_notes =
             tally.new_succeeded.iter().map(|uid| (true, uid)).chain(tally.new_failed.iter().map(|uid| (false, uid)));
-        let mut left_out: HashSet<&String> = HashSet::new();
-        for (number, (success, uid)) in new_notes.enumerate() {
+        // A pod that says how often its index has failed stays until the one that takes its place is there.
+        let awaited = if end.is_none() { tally.awaiting_successors() } else { HashSet::new() };
+        let mut left_out: HashSet<&String> = tally.new_failed.iter().filter(|uid| awaited.contains(*uid)).collect();
+        let new_notes: Vec<_> = new_notes.filter(|(_, uid)| !left_out.contains(*uid)).collect();
+        for (number, (success, uid)) in new_notes.into_iter().enumerate() {
             if number >= room {
                 left_out.insert(uid);
                 continue;
@@ -62,7 +68,9 @@ impl Controller {
         let noted_before = job.status.as_ref().and_then(|status| status.uncounted_terminated_pods.as_ref());
         let index_news =
             status.completed_indexes != job.status.as_ref().and_then(|status| status.completed_indexes.clone());
-        let must_note = index_news || noted_before.map_or(0, listed) < listed(notes);
+        let failed_news =
+            status.failed_indexes != job.status.as_ref().and_then(|status| status.failed_indexes.clone());
+        let must_note = index_news || failed_news || noted_before.map_or(0, listed) < listed(notes);
         let mut job = job.clone();
         if must_note {
             job = self.write(&job, &status).await?;
@@ -165,7 +173,7 @@ fn listed(notes: &UncountedTerminatedPods) -> usize {
 /// A status for a merge patch: what it leaves out is to go.
 pub(super) fn explicit(status: &JobStatus) -> Value {
     let mut value = json!({
-        "active": null, "succeeded": null, "failed": null, "completedIndexes": null, "startTime": null,
+        "active": null, "succeeded": null, "failed": null, "completedIndexes": null, "failedIndexes": null, "startTime": null,
         "completionTime": null, "conditions": null,
     });
     if let (Value::Object(value), Value::Object(known)) = (&mut value, json!(status)) {

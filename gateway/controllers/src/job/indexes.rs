@@ -8,6 +8,17 @@ use k8s_openapi::api::core::v1::Pod;
 /// The annotation and label of a pod's index.
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
+/// The annotation of a pod: how often its index has failed before, as far as failures count.
+pub(super) const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// The same for failures that the policy ignores.
+pub(super) const IGNORED_FAILURES: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+
+/// How often the index of a pod had failed before it, by one of these annotations.
+pub(super) fn failures(pod: &Pod, annotation: &str) -> i32 {
+    let notes = pod.metadata.annotations.as_ref();
+    notes.and_then(|notes| notes.get(annotation)?.parse().ok()).unwrap_or(0)
+}
+
 /// The index of a pod.
 pub(super) fn of(pod: &Pod) -> Option<i32> {
     pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok()

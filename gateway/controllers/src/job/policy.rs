@@ -9,6 +9,8 @@ use crate::pod_control::phase;
 pub(super) enum Action {
     /// The Job has failed, with this message.
     FailJob(String),
+    /// The index of the pod has failed: it is not tried again.
+    FailIndex,
     /// The failure doesn't count.
     Ignore,
 }
@@ -20,6 +22,7 @@ pub(super) fn action(policy: Option<&PodFailurePolicy>, pod: &Pod) -> Option<Act
         rules.into_iter().find_map(|(index, rule)| Some((reason(rule, pod)?, index, rule.action.as_str())))?;
     match action {
         "FailJob" => Some(Action::FailJob(format!("{reason} matching {action} rule at index {index}"))),
+        "FailIndex" => Some(Action::FailIndex),
         "Ignore" => Some(Action::Ignore),
         _ => None,
     }

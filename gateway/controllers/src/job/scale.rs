@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
 use super::indexes::{self, INDEX};
-use super::tally::{Tally, is_indexed, is_tracked, replaces_only_failed};
+use super::tally::{Tally, end_of, is_indexed, is_tracked, replaces_only_failed};
 use super::{Controller, TRACKING, is_suspended, passed};
 use crate::informer::Key;
 use crate::pod_control;
@@ -45,19 +45,33 @@ impl Controller {
         if missing == 0 {
             return Ok(None);
         }
-        let wait = backoff(&tally.failures, now);
-        if !wait.is_zero() {
-            return Ok(Some(wait));
-        }
-        let pods: Vec<Pod> = if is_indexed(&spec) {
-            let free = free_indexes(&spec, tally);
-            free.take(missing).map(|index| pod(job, &spec, Some(index))).collect()
+        let mut again = None;
+        let pods: Vec<Pod> = if tally.failed_indexes.is_some() {
+            // Each index waits for itself.
+            let mut pods = Vec::new();
+            for index in free_indexes(&spec, tally).take(missing) {
+                let (failures, ignored, wait) = tally.earlier(index, now);
+                if wait.is_zero() {
+                    pods.push(retry(pod(job, &spec, Some(index)), failures, ignored));
+                } else {
+                    again = again.into_iter().chain([wait]).min();
+                }
+            }
+            pods
         } else {
-            vec![pod(job, &spec, None); missing]
+            let wait = backoff(&tally.failures, now);
+            if !wait.is_zero() {
+                return Ok(Some(wait));
+            }
+            if is_indexed(&spec) {
+                free_indexes(&spec, tally).take(missing).map(|index| pod(job, &spec, Some(index))).collect()
+            } else {
+                vec![pod(job, &spec, None); missing]
+            }
         };
         let made = pod_control::create_all(&self.cluster.client, &self.voice, &self.expected, job, key, pods).await?;
         tally.active.extend(made.into_iter().map(Arc::new));
-        Ok(None)
+        Ok(again)
     }
 
     /// Stops pods. Whether they count as failed: those that a Job has too many of, or that it stops while it is suspended,
@@ -105,7 +119,10 @@ fn wanted(spec: &JobSpec, tally: &Tally) -> usize {
     let number = |number: i32| usize::try_from(number).unwrap_or(0);
     let parallelism = number(spec.parallelism.unwrap_or(1));
     match spec.completions {
-        Some(completions) => number(completions).saturating_sub(tally.succeeded).min(parallelism),
+        Some(completions) => {
+            let over = tally.succeeded + tally.failed_indexes.as_ref().map_or(0, BTreeSet::len);
+            number(completions).saturating_sub(over).min(parallelism)
+        }
         // Once one pod of a work queue has succeeded, the work is done: the others only finish.
         None if tally.succeeded > 0 => tally.active.len().min(parallelism),
         None => parallelism,
@@ -126,8 +143,29 @@ fn surplus(spec: &JobSpec, active: &[Arc<Pod>], wanted: usize) -> Vec<Arc<Pod>> 
 /// The indexes that have neither succeeded nor a pod, lowest first.
 fn free_indexes(spec: &JobSpec, tally: &Tally) -> impl Iterator<Item = i32> {
     let taken: BTreeSet<i32> = tally.active.iter().filter_map(|pod| indexes::of(pod)).collect();
-    let completed = tally.completed.clone();
-    (0..spec.completions.unwrap_or(0)).filter(move |index| !taken.contains(index) && !completed.contains(index))
+    let over: BTreeSet<i32> = tally.completed.iter().chain(tally.failed_indexes.iter().flatten()).copied().collect();
+    (0..spec.completions.unwrap_or(0)).filter(move |index| !taken.contains(index) && !over.contains(index))
+}
+
+impl Tally {
+    /// How often an index has failed, how often that was ignored, and how long it has to wait.
+    fn earlier(&self, index: i32, now: Timestamp) -> (i32, i32, Duration) {
+        let Some((last, counts)) = self.last_failures.get(&index) else { return (0, 0, Duration::ZERO) };
+        let failures = indexes::failures(last, indexes::FAILURES) + i32::from(*counts);
+        let ignored = indexes::failures(last, indexes::IGNORED_FAILURES) + i32::from(!counts);
+        let times = usize::try_from(failures + ignored).unwrap_or(1);
+        (failures, ignored, backoff(&vec![end_of(last); times], now))
+    }
+}
+
+/// A pod that is told how often its index has failed.
+fn retry(mut pod: Pod, failures: i32, ignored: i32) -> Pod {
+    let notes = pod.metadata.annotations.get_or_insert_default();
+    notes.insert(indexes::FAILURES.to_owned(), failures.to_string());
+    if ignored > 0 {
+        notes.insert(indexes::IGNORED_FAILURES.to_owned(), ignored.to_string());
+    }
+    pod
 }
 
 /// How long failed pods are not replaced yet. `failures`: the latest first.

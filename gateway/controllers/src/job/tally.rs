@@ -1,6 +1,6 @@
 //! Where a Job stands: its pods sorted by what they mean to it, and the counts that follow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -30,6 +30,10 @@ pub(super) struct Tally {
     pub(super) new_failed: Vec<String>,
     /// The indexes that succeeded, by the status and by the pods.
     pub(super) completed: BTreeSet<i32>,
+    /// The indexes that failed for good, by the status and by the pods; where failures count by index.
+    pub(super) failed_indexes: Option<BTreeSet<i32>>,
+    /// The last failure of each index that has no pod now: the pod, and whether its failure counts.
+    pub(super) last_failures: BTreeMap<i32, (Arc<Pod>, bool)>,
     /// A pod failed in a way that fails the Job; the message.
     pub(super) job_failure: Option<String>,
     /// When pods failed since the last that succeeded.
@@ -46,6 +50,10 @@ impl Tally {
         let mut tally = Self::default();
         if is_indexed(&spec) {
             tally.completed = indexes::parse(status.completed_indexes.as_deref().unwrap_or_default());
+        }
+        let per_index = spec.backoff_limit_per_index.filter(|_| is_indexed(&spec));
+        if per_index.is_some() {
+            tally.failed_indexes = Some(indexes::parse(status.failed_indexes.as_deref().unwrap_or_default()));
         }
         let mut ends: Vec<(Timestamp, bool)> = Vec::new();
         for (pod, deleted) in pods.iter().zip(deleted) {
@@ -70,8 +78,11 @@ impl Tally {
                     tally.new_succeeded.push(uid);
                 }
             } else if has_failed(&spec, pod) && !noted_failed.contains(&uid) && counts(&spec, pod) {
-                match policy::action(spec.pod_failure_policy.as_ref(), pod) {
+                let action = policy::action(spec.pod_failure_policy.as_ref(), pod);
+                tally.note_by_index(per_index, pod, action.as_ref());
+                match action {
                     Some(Action::Ignore) => {}
+                    Some(Action::FailIndex) => tally.new_failed.push(uid),
                     Some(Action::FailJob(message)) => {
                         tally.job_failure.get_or_insert(message);
                         tally.new_failed.push(uid);
@@ -89,7 +100,37 @@ impl Tally {
         tally.failed = count(status.failed) + noted_failed.len() + tally.new_failed.len();
         ends.sort();
         tally.failures = ends.iter().rev().take_while(|(_, succeeded)| !succeeded).map(|(end, _)| *end).collect();
+        if let Some(failed) = &mut tally.failed_indexes {
+            failed.retain(|index| Some(*index) < spec.completions && !tally.completed.contains(index));
+        }
         tally
+    }
+
+    /// Uids of pods that failed and whose index waits for another try.
+    pub(super) fn awaiting_successors(&self) -> HashSet<String> {
+        let taken = |index: &i32| {
+            self.failed_indexes.as_ref().is_some_and(|failed| failed.contains(index))
+                || self.completed.contains(index)
+                || self.active.iter().any(|pod| indexes::of(pod) == Some(*index))
+        };
+        let waiting = self.last_failures.iter().filter(|(index, _)| !taken(index));
+        waiting.filter_map(|(_, (pod, _))| pod.metadata.uid.clone()).collect()
+    }
+
+    /// Takes in the failure of a pod where failures count by index.
+    fn note_by_index(&mut self, limit: Option<i32>, pod: &Arc<Pod>, action: Option<&Action>) {
+        let (Some(limit), Some(index), Some(failed)) = (limit, indexes::of(pod), &mut self.failed_indexes) else {
+            return;
+        };
+        let counts = !matches!(action, Some(Action::Ignore));
+        let over = counts && indexes::failures(pod, indexes::FAILURES) >= limit;
+        if over || matches!(action, Some(Action::FailIndex)) {
+            failed.insert(index);
+        }
+        let known = self.last_failures.get(&index);
+        if known.is_none_or(|(known, _)| end_of(known) <= end_of(pod)) {
+            self.last_failures.insert(index, (Arc::clone(pod), counts));
+        }
     }
 }
 
@@ -124,7 +165,7 @@ fn counts(spec: &JobSpec, pod: &Pod) -> bool {
 }
 
 /// When a pod ended, as exactly as it says.
-fn end_of(pod: &Pod) -> Timestamp {
+pub(super) fn end_of(pod: &Pod) -> Timestamp {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.into_iter().flatten();
     let ends = containers.filter_map(|container| container.state?.terminated?.finished_at.map(|time| time.0));

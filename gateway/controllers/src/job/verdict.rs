@@ -54,6 +54,17 @@ pub(super) fn of(job: &Job, tally: &Tally, status: &JobStatus, now: Timestamp) -
     if tally.failed > limit || restarts_exceed(&spec, &tally.active, limit) {
         return Some(End::new(false, "BackoffLimitExceeded", "Job has reached the specified backoff limit"));
     }
+    if let Some(failed) = tally.failed_indexes.as_ref().filter(|failed| !failed.is_empty()) {
+        let count = i32::try_from(failed.len()).unwrap_or(i32::MAX);
+        if spec.max_failed_indexes.is_some_and(|most| count > most) {
+            let text = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(End::new(false, "MaxFailedIndexesExceeded", text));
+        }
+        let done = failed.len() + tally.completed.len();
+        if spec.completions.is_some_and(|all| done >= usize::try_from(all).unwrap_or(0)) {
+            return Some(End::new(false, "FailedIndexes", "Job has failed indexes"));
+        }
+    }
     if !is_suspended(job) && deadline(job, status, now).is_some_and(|left| left.is_zero()) {
         return Some(End::new(false, "DeadlineExceeded", "Job was active longer than specified deadline"));
     }

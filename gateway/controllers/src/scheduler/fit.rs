@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, NodeSpec, Pod, PodSpec, Taint, Toleration,
-};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::placement;
 use crate::requests::Requests;
 
 /// What of a node decides about pods.
@@ -27,13 +26,13 @@ pub(super) fn schedulable_part(node: &Node) -> Facts {
 pub(super) fn check(pod: &Pod, requests: &Requests, node: &Node, taken: &Requests) -> Result<i128, Vec<String>> {
     let spec = pod.spec.clone().unwrap_or_default();
     let node_spec = node.spec.clone().unwrap_or_default();
-    if node_spec.unschedulable == Some(true) && !tolerates(&spec, &unschedulable_taint()) {
+    if node_spec.unschedulable == Some(true) && !placement::tolerated(spec.tolerations.as_ref(), &unschedulable_taint()) {
         return Err(vec!["node(s) were unschedulable".to_owned()]);
     }
-    if !selected(&spec, node) {
+    if !placement::selected(&spec, node) {
         return Err(vec!["node(s) didn't match Pod's node affinity/selector".to_owned()]);
     }
-    let forbidding = |taint: &&Taint| taint.effect != "PreferNoSchedule" && !tolerates(&spec, taint);
+    let forbidding = |taint: &&Taint| taint.effect != "PreferNoSchedule" && !placement::tolerated(spec.tolerations.as_ref(), taint);
     if let Some(taint) = node_spec.taints.iter().flatten().find(forbidding) {
         let value = taint.value.as_deref().unwrap_or_default();
         return Err(vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)]);
@@ -64,65 +63,6 @@ fn room(requests: &Requests, node: &Node, taken: &Requests) -> Result<i128, Vec<
 
 fn unschedulable_taint() -> Taint {
     Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() }
-}
-
-fn tolerates(spec: &PodSpec, taint: &Taint) -> bool {
-    spec.tolerations.iter().flatten().any(|toleration| tolerated_by(toleration, taint))
-}
-
-fn tolerated_by(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned();
-    let (effect, key) = (given(&toleration.effect), given(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => given(&toleration.value) == given(&taint.value) && !key.is_empty(),
-        Some(_) => false,
-    }
-}
-
-fn selected(spec: &PodSpec, node: &Node) -> bool {
-    let empty = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    let by_selector = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    by_selector
-        && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches(term, node, labels)))
-}
-
-/// Requirements of a term all hold; a term without any matches nothing.
-fn matches(term: &NodeSelectorTerm, node: &Node, labels: &BTreeMap<String, String>) -> bool {
-    let name = node.metadata.name.as_deref();
-    let expressions = || term.match_expressions.iter().flatten();
-    let fields = || term.match_fields.iter().flatten();
-    (expressions().next().is_some() || fields().next().is_some())
-        && expressions().all(|requirement| holds(requirement, labels.get(&requirement.key).map(String::as_str)))
-        && fields().all(|requirement| requirement.key == "metadata.name" && holds(requirement, name))
-}
-
-fn holds(requirement: &NodeSelectorRequirement, actual: Option<&str>) -> bool {
-    let values = || requirement.values.iter().flatten();
-    let among = || actual.is_some_and(|actual| values().any(|value| value == actual));
-    let compared = |test: fn(i64, i64) -> bool| {
-        let bound = values().next().and_then(|value| value.parse().ok());
-        let actual = actual.and_then(|actual| actual.parse().ok());
-        matches!((actual, bound), (Some(actual), Some(bound)) if test(actual, bound))
-    };
-    match requirement.operator.as_str() {
-        "In" => among(),
-        "NotIn" => !among(),
-        "Exists" => actual.is_some(),
-        "DoesNotExist" => actual.is_none(),
-        "Gt" => compared(|actual, bound| actual > bound),
-        "Lt" => compared(|actual, bound| actual < bound),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,7 @@ pub async fn start_with(options: carob_controllers::Options) -> Cluster {
         dialer: Arc::new(NoNodes),
         api_service: None,
         service_account_issuer: "https://kubernetes.default.svc".to_owned(),
+        settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),
         max_body_bytes: 3 << 20,
     })
