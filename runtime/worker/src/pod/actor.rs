@@ -4,14 +4,14 @@
 //! itself never waits for anything but the next thing to happen. After each it *reconciles*: compares what is with what
 //! the spec wants and starts the work that is missing.
 
-use super::backoff::{Backoff, go_seconds};
+use super::backoff::Backoff;
 use super::plan::{Outcome, Progress, Step, plan, runs_again};
 use super::prepare::{Prepared, Sandbox, prepare};
-use super::record::{CRASH_LOOP, Record, Role, State};
+use super::record::{Record, Role, State};
 use super::start::{Start, StartFailure, StartedContainer, start};
 use super::stop::Stopping;
 use super::writer::Writer;
-use super::{ContainerView, Message, PodHandle, PodView};
+use super::{Message, PodHandle, PodView};
 use crate::container::resources::is_sidecar;
 use crate::context::Context;
 use crate::events::{About, Severity};
@@ -20,7 +20,7 @@ use crate::observer::ObservedContainer;
 use crate::volumes::{MountedVolume, VolumeError, Volumes};
 use carob_sandbox::{ContainerId, Exit, RecoveredPod};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -314,53 +314,6 @@ impl Actor {
         }
     }
 
-    /// A newer object: deletion, changed images, labels or deadlines, conditions written by others.
-    pub(super) fn object(&mut self, pod: Arc<Pod>) {
-        if !newer(&pod, &self.pod) {
-            return;
-        }
-        let gates_changed = gates(&pod) != gates(&self.pod);
-        if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations
-        {
-            self.volumes_changed = true;
-        }
-        let generation_changed = pod.metadata.generation != self.pod.metadata.generation;
-        self.pod = pod;
-        if generation_changed {
-            self.spec_changed();
-        }
-        if gates_changed || generation_changed {
-            self.writer.mark_now();
-        }
-    }
-
-    /// The only thing of a running pod's containers that can change is the image: such containers are replaced.
-    fn spec_changed(&mut self) {
-        for index in 0..self.records.len() {
-            let image = self.container(index).image.clone().unwrap_or_default();
-            if self.records[index].image == image {
-                continue;
-            }
-            self.records[index].image = image;
-            let control = &mut self.controls[index];
-            // The failures were the old image's.
-            control.crash.reset();
-            control.pull.reset();
-            (control.retry_at, control.shows_later) = (None, None);
-            self.replace(index);
-        }
-    }
-
-    /// Restarts a running container whose spec has changed, whatever the restart policy.
-    pub(super) fn replace(&mut self, index: usize) {
-        if self.stopping.is_some() || self.controls[index].live.is_none() {
-            return;
-        }
-        let text = format!("Container {} definition changed, will be restarted", self.records[index].name);
-        self.restart(index, text, None);
-        self.controls[index].restart_wanted = true;
-    }
-
     fn done(&mut self, done: Done) {
         match done {
             Done::Prepared(prepared) => self.prepared(prepared),
@@ -484,103 +437,6 @@ impl Actor {
         self.tasks.spawn(async move { Done::Started(index, start(start_inputs).await.map(Box::new)) });
     }
 
-    fn prepared(&mut self, prepared: Prepared) {
-        self.preparing = false;
-        let about = || About::pod(&self.pod);
-        let failure = match (prepared.sandbox, prepared.volumes) {
-            (Ok(sandbox), Ok(volumes)) => {
-                self.sandbox = Some(sandbox);
-                self.volumes = Some(Arc::new(volumes.mounted));
-                self.refresh_at = volumes.renew_after.map(|after| Instant::now() + after);
-                self.prepare_retry = None;
-                return;
-            }
-            (Ok(sandbox), Err(error)) => {
-                self.ctx.events.record(about(), Severity::Warning, "FailedMount", error.to_string());
-                self.sandbox = Some(sandbox);
-                error.to_string()
-            }
-            (Err(message), _) => {
-                let text = format!("Failed to create pod sandbox: {message}");
-                self.ctx.events.record(about(), Severity::Warning, "FailedCreatePodSandBox", text.clone());
-                text
-            }
-        };
-        // 500 ms doubling to two minutes, as for the kubelet's volume operations.
-        let delay = self.prepare_retry.map_or(Duration::from_millis(500), |(_, last)| last * 2);
-        let delay = delay.min(Duration::from_secs(122));
-        self.prepare_retry = Some((Instant::now() + delay, delay));
-        tracing::debug!(pod = self.name, namespace = self.namespace, failure, "the pod isn't ready for containers");
-        self.writer.mark_now();
-    }
-
-    /// Brings volumes up to date when what they come from changed, or a token in them ages.
-    fn refresh_volumes(&mut self, now: Instant) {
-        let due = self.volumes_changed || self.refresh_at.is_some_and(|at| at <= now);
-        let Some(sandbox) = self.sandbox.as_ref().filter(|_| due && !self.refreshing) else { return };
-        (self.refreshing, self.volumes_changed, self.refresh_at) = (true, false, None);
-        let (ctx, pod, address) = (self.ctx.clone(), self.pod.clone(), sandbox.address);
-        self.tasks.spawn(async move {
-            let facts = super::prepare::facts(&ctx, &pod, address);
-            Done::Refreshed(crate::volumes::set_up(&ctx, &facts).await)
-        });
-    }
-
-    fn refreshed(&mut self, result: Result<Volumes, VolumeError>) {
-        self.refreshing = false;
-        match result {
-            Ok(volumes) => self.refresh_at = volumes.renew_after.map(|after| Instant::now() + after),
-            Err(error) => {
-                let about = About::pod(&self.pod);
-                self.ctx.events.record(about, Severity::Warning, "FailedMount", error.to_string());
-                self.refresh_at = Some(Instant::now() + Duration::from_secs(60));
-            }
-        }
-    }
-
-    fn show_back_offs(&mut self, now: Instant) {
-        for (record, control) in self.records.iter_mut().zip(&mut self.controls) {
-            if let Some((at, _)) = &control.shows_later
-                && *at <= now
-                && let Some((_, state)) = control.shows_later.take()
-            {
-                if let State::Ended(ended) = std::mem::replace(&mut record.state, state) {
-                    record.last = Some(ended);
-                }
-                self.writer.mark_now();
-            }
-            if control.retry_at.is_some_and(|at| at <= now) {
-                control.retry_at = None;
-            }
-        }
-    }
-
-    /// Plans the next run of a container that has just ended, and what is shown while it waits.
-    pub(super) fn back_off(&mut self, index: usize) {
-        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always").to_owned();
-        let record = &self.records[index];
-        let Some(ended) = record.newest_end() else { return };
-        let wanted = self.controls[index].restart_wanted;
-        if !wanted && !runs_again(&policy, self.container(index), record.role, ended.code) {
-            return;
-        }
-        let now = Instant::now();
-        let delay = self.controls[index].crash.next(now);
-        if delay.is_zero() {
-            return;
-        }
-        let shown = format!("{}_{}({})", self.name, self.namespace, self.uid);
-        let name = record.name.clone();
-        let message = format!("back-off {} restarting failed container={name} pod={shown}", go_seconds(delay));
-        let state = State::Waiting { reason: CRASH_LOOP.to_owned(), message: Some(message) };
-        let control = &mut self.controls[index];
-        control.retry_at = Some(now + delay);
-        control.shows_later = Some((now + Duration::from_secs(1), state));
-        let about = About::container(&self.pod, &name);
-        let text = format!("Back-off restarting failed container {name} in pod {shown}");
-        self.ctx.events.record(about, Severity::Warning, "BackOff", text);
-    }
-
     /// Nothing runs, is being started or prepared.
     fn is_quiet(&self) -> bool {
         !self.preparing
@@ -591,57 +447,6 @@ impl Actor {
     /// Whether the pod ended by itself, and how.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         self.plan().over
-    }
-
-    fn publish_view(&self) {
-        let containers = self.records.iter().zip(&self.controls).enumerate().map(|(index, (record, control))| {
-            let container = self.container(index);
-            ContainerView {
-                name: record.name.clone(),
-                init: record.role != Role::Main,
-                running: control.live.as_ref().map(|live| live.id.clone()),
-                attempt: record.starts.checked_sub(1),
-                waiting: match &record.state {
-                    State::Waiting { reason, message } => Some(message.clone().unwrap_or_else(|| reason.clone())),
-                    _ => None,
-                },
-                tty: container.tty == Some(true),
-                stdin: container.stdin == Some(true),
-                stdin_once: container.stdin_once == Some(true),
-            }
-        });
-        let view = PodView {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-            uid: self.uid.clone(),
-            address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
-            host_network: self.spec().host_network == Some(true),
-            logs: self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid),
-            containers: containers.collect(),
-        };
-        self.view.send_if_modified(|old| {
-            let changed = *old != view;
-            if changed {
-                *old = view;
-            }
-            changed
-        });
-    }
-}
-
-/// The conditions that the pod's readiness waits for and others write.
-fn gates(pod: &Pod) -> Vec<&PodCondition> {
-    let gates = || pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.filter(|condition| gates().any(|gate| gate.condition_type == condition.type_)).collect()
-}
-
-/// Whether `new` is a later version of the object than `old` (versions of one API server are numbers that grow).
-fn newer(new: &Pod, old: &Pod) -> bool {
-    let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
-    match (version(new), version(old)) {
-        (Some(new), Some(old)) => new >= old,
-        _ => true,
     }
 }
 
@@ -654,25 +459,5 @@ pub(super) async fn remove_tree(path: &std::path::Path) {
             tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
         }
         _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn only_conditions_of_readiness_gates_are_others_news() {
-        let pod = |own: &str, gate: &str| -> Pod {
-            serde_json::from_value(json!({
-                "metadata": {},
-                "spec": {"containers": [], "readinessGates": [{"conditionType": "example.com/ok"}]},
-                "status": {"conditions": [{"type": "Ready", "status": own}, {"type": "example.com/ok", "status": gate}]},
-            }))
-            .unwrap()
-        };
-        assert_eq!(gates(&pod("False", "False")), gates(&pod("True", "False")));
-        assert_ne!(gates(&pod("False", "False")), gates(&pod("False", "True")));
     }
 }

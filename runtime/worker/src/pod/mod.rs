@@ -2,6 +2,7 @@
 
 pub(crate) mod actor;
 mod backoff;
+mod change;
 mod conditions;
 mod exits;
 mod hooks;
@@ -9,11 +10,14 @@ mod plan;
 mod prepare;
 mod probe;
 mod probes;
+mod ready;
 pub(crate) mod record;
 mod recover;
+mod retry;
 mod start;
 mod status;
 mod stop;
+mod view;
 mod writer;
 
 pub(crate) use prepare::ADDRESS;

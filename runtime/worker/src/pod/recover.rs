@@ -3,7 +3,7 @@
 use super::actor::{Actor, Live};
 use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
 use super::record::{CRASH_LOOP, CREATING, Ended, Role, State};
-use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, STOP_SIGNAL, USER, observed_requests};
+use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, SPEC_IMAGE, STOP_SIGNAL, USER, observed_requests};
 use crate::container::build::ContainerPaths;
 use crate::files::PodFiles;
 use crate::observer::ObservedContainer;
@@ -146,6 +146,10 @@ impl Actor {
                 let record = &mut self.records[index];
                 record.started |= was_ready.0;
                 record.ready |= was_ready.1;
+                if annotations.get(SPEC_IMAGE).is_some_and(|image| *image != record.image) {
+                    // It was changed while nobody looked.
+                    self.replace(index);
+                }
             }
             ContainerState::Exited(exit) => self.restore_exited(index, attempt, paths, resolved, &exit),
         }

@@ -62,6 +62,8 @@ pub(super) struct Start {
 pub(super) const CONTAINER: &str = "container";
 pub(super) const ATTEMPT: &str = "attempt";
 pub(super) const IMAGE: &str = "image";
+/// `image` as the spec named it.
+pub(super) const SPEC_IMAGE: &str = "specImage";
 pub(super) const IMAGE_ID: &str = "imageId";
 pub(crate) const STOP_SIGNAL: &str = "stopSignal";
 pub(crate) const IDENTITY: &str = "identity";
@@ -112,6 +114,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         (CONTAINER, container.name.clone()),
         (ATTEMPT, attempt.to_string()),
         (IMAGE, resolved.0.clone()),
+        (SPEC_IMAGE, container.image.clone().unwrap_or_default()),
         (IMAGE_ID, resolved.1.clone()),
         (STOP_SIGNAL, stop_signal.to_string()),
     ];
