@@ -14,6 +14,8 @@ pub struct ConfigFile {
     pub node_name: Option<String>,
     /// Mirrors, certificates and limits for pulling images.
     pub images: RegistryConfig,
+    /// Who is known, what is audited, what is asked of Pods.
+    pub cluster: carob_gateway::Settings,
     /// The price book; list prices of 0 where it isn't given.
     pub price_book: Option<PathBuf>,
 }

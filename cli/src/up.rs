@@ -66,7 +66,7 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let config = ConfigFile::read(options.config.as_deref())?;
+    let mut config = ConfigFile::read(options.config.as_deref())?;
     let dir = DataDir::create(&options.data.data_dir)?;
     let _lock = dir.lock()?;
     raise_open_files();
@@ -83,7 +83,7 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let billing = Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL })?;
     let node = LocalNode::default();
-    let gateway = Arc::new(gateway(&dir, &site, &store, &node, &billing).await.context("cannot start the gateway")?);
+    let gateway = Arc::new(gateway(&dir, &site, &store, &node, &billing, std::mem::take(&mut config.cluster)).await.context("cannot start the gateway")?);
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
@@ -110,9 +110,10 @@ pub async fn run(options: Options) -> Result<()> {
         root_ca: gateway.ca_certificate().to_owned(),
         ..carob_controllers::Options::default()
     };
-    tasks.spawn("controllers", |stop| async move {
-        Ok(carob_controllers::run(clients, controller_options, stop).await?)
-    });
+    tasks.spawn(
+        "controllers",
+        |stop| async move { Ok(carob_controllers::run(clients, controller_options, stop).await?) },
+    );
     let server = Arc::clone(&gateway);
     tasks.spawn("gateway", |stop| async move { Ok(server.serve(listeners, stop).await?) });
 
@@ -179,6 +180,7 @@ async fn gateway(
     store: &RedbStore,
     node: &LocalNode,
     billing: &Arc<Billing>,
+    settings: carob_gateway::Settings,
 ) -> Result<Gateway, carob_gateway::Error> {
     let bill =
         Extension { prefix: carob_billing::http::PREFIX, router: carob_billing::http::router(Arc::clone(billing)) };
@@ -188,8 +190,13 @@ async fn gateway(
         pki_dir: dir.pki(),
         store: Arc::new(store.clone()),
         dialer: Arc::new(node.clone()),
-        api_service: Some((site.service, site.address.port())),
+        api_service: Some(carob_gateway::ApiService {
+            service: site.service,
+            endpoint: site.api_on_bridge(),
+            range: site.instance.service_cidr,
+        }),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
+        settings,
         extensions: vec![bill],
         max_body_bytes: 3 << 20,
     })

@@ -66,6 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         dialer: Arc::new(NoNodes),
         api_service: None,
         service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+        settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),
         max_body_bytes: 3 << 20,
     })

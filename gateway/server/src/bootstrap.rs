@@ -1,67 +1,94 @@
 //! The objects that every cluster has from its first start.
 
-use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use carob_api::decode::FieldValidation;
+use carob_api::kind::Part;
 use carob_api::status::Status;
 use http::HeaderMap;
 use serde_json::{Value, json};
 
-use crate::Server;
 use crate::authn::{Identity, MASTERS};
 use crate::call::Call;
 use crate::handlers::create::{self, Tracking};
+use crate::handlers::delete;
+use crate::handlers::update::{self, Change};
 use crate::negotiate::Accept;
-use crate::options::WriteOptions;
+use crate::objects::{store_failure, text};
+use crate::options::{DeleteOptions, WriteOptions};
+use crate::{ApiService, Server, authz, services};
+
+/// Who the server itself is.
+const SERVER: &str = "system:apiserver";
+/// Whose the fields are that it sets.
+const MANAGER: &str = "carob";
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Makes what isn't there yet.
-pub(crate) async fn first_objects(server: &Arc<Server>, api: Option<(SocketAddrV4, u16)>) -> Result<(), Status> {
-    for name in NAMESPACES {
-        make(server, "namespaces", json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name } }))
-            .await?;
+pub(crate) async fn first_objects(server: &Arc<Server>, api: Option<ApiService>) -> Result<(), Status> {
+    let namespaces = NAMESPACES
+        .map(|name| json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name } }))
+        .to_vec();
+    ensure(server, ("", "v1", "namespaces"), namespaces, |_, _| Existing::Keep).await?;
+    if let Some(api) = api {
+        services::api::reconcile(server, &api).await?;
     }
-    match api {
-        Some((address, target)) => make(server, "services", kubernetes_service(address, target)).await,
-        None => Ok(()),
-    }
+    authz::bootstrap::reconcile(server).await
 }
 
-async fn make(server: &Arc<Server>, plural: &str, object: Value) -> Result<(), Status> {
-    let Some(kind) = server.kind("", "v1", plural) else {
+/// What to do with an object that is there already.
+#[derive(Debug)]
+pub(crate) enum Existing {
+    Keep,
+    /// Make it this.
+    Change(Value),
+    /// Delete it and make it anew.
+    Replace,
+}
+
+/// Sees to it that objects of one resource (group, version, plural) are there. `settle` is given the object that is found
+/// and the one that is wanted. All are written at once: the store commits them together.
+pub(crate) async fn ensure(
+    server: &Arc<Server>,
+    resource: (&str, &str, &str),
+    wanted: Vec<Value>,
+    settle: fn(&Value, &Value) -> Existing,
+) -> Result<(), Status> {
+    let (group, version, plural) = resource;
+    let Some(kind) = server.kind(group, version, plural) else {
         return Err(Status::internal(format!("{plural} are not served")));
     };
-    let identity = Identity::authenticated("system:apiserver", [MASTERS.to_owned()]);
-    let mut call = Call::new(Arc::clone(server), kind, identity, HeaderMap::new(), Accept::JSON);
-    call.namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).map(str::to_owned);
-    let options =
-        WriteOptions { dry_run: false, manager: "carob".to_owned(), validation: FieldValidation::Strict, force: false };
-    match create::create_object(&call, object, &options, Tracking::Update).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.reason() == "AlreadyExists" => Ok(()),
-        Err(status) => Err(status),
-    }
+    let identity = Identity::authenticated(SERVER, [MASTERS.to_owned()]);
+    let work = wanted.into_iter().map(|object| {
+        let mut call = Call::new(Arc::clone(server), kind.clone(), identity.clone(), HeaderMap::new(), Accept::JSON);
+        call.namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).map(str::to_owned);
+        call.name = Some(text(&object, "/metadata/name").to_owned());
+        async move { ensure_one(&call, object, settle).await }
+    });
+    futures::future::try_join_all(work).await.map(drop)
 }
 
-/// How pods reach the API server. The worker's network carries it out.
-fn kubernetes_service(address: SocketAddrV4, target: u16) -> Value {
-    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
-    json!({
-        "kind": "Service",
-        "apiVersion": "v1",
-        "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": address.ip().to_string(),
-            "clusterIPs": [address.ip().to_string()],
-            "internalTrafficPolicy": "Cluster",
-            "ipFamilies": ["IPv4"],
-            "ipFamilyPolicy": "SingleStack",
-            "ports": [{ "name": "https", "port": address.port(), "protocol": "TCP", "targetPort": target }],
-            "sessionAffinity": "None"
-        },
-        "status": { "loadBalancer": {} }
-    })
+async fn ensure_one(call: &Call, wanted: Value, settle: fn(&Value, &Value) -> Existing) -> Result<(), Status> {
+    let options =
+        WriteOptions { dry_run: false, manager: MANAGER.to_owned(), validation: FieldValidation::Strict, force: false };
+    let found = call.server.store.get(&call.key(call.name())).await.map_err(|error| store_failure(&error))?;
+    if let Some(entry) = found {
+        let found = call.shown(&entry.value)?;
+        match settle(&found, &wanted) {
+            Existing::Keep => return Ok(()),
+            Existing::Change(new) => {
+                let how = Change::new(Part::Main, &options);
+                update::change(call, &how, |_| Ok(new.clone())).await?;
+                return Ok(());
+            }
+            Existing::Replace => {
+                delete::delete_object(call, call.name(), &DeleteOptions::default()).await?;
+            }
+        }
+    }
+    match create::create_object(call, wanted, &options, Tracking::Update).await {
+        Err(status) if status.reason() == "AlreadyExists" => Ok(()),
+        made => made.map(drop),
+    }
 }

@@ -11,6 +11,7 @@ mod authz;
 mod body;
 mod bootstrap;
 mod call;
+mod compress;
 mod decoded;
 mod discovery;
 mod events;
@@ -34,9 +35,11 @@ mod reviews;
 mod routes;
 mod serve;
 mod served;
+mod services;
+mod settings;
 mod stream;
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,10 +47,12 @@ use async_trait::async_trait;
 use carob_api::kind::KindRef;
 use carob_api::kinds;
 use carob_store::Store;
+use ipnet::Ipv4Net;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use pki::Error as PkiError;
+pub use settings::{Error as SettingsError, Settings};
 
 /// What a gateway is made of.
 pub struct Config {
@@ -61,15 +66,31 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// The way to a node's worker, for logs, exec, attach and port-forward.
     pub dialer: Arc<dyn NodeDialer>,
-    /// Where pods find this server: the address and port of the `kubernetes` Service, and the port behind it.
-    pub api_service: Option<(SocketAddrV4, u16)>,
+    /// Where pods find this server.
+    pub api_service: Option<ApiService>,
     /// Issuer and default audience of service accounts' tokens, for example `https://kubernetes.default.svc`.
     pub service_account_issuer: String,
+    /// What the cluster's owner chose.
+    pub settings: Settings,
     /// What else is served, beside the Kubernetes API.
     pub extensions: Vec<Extension>,
     /// The largest body that is read, in bytes. Kubernetes' limit is 3 MiB.
     pub max_body_bytes: usize,
 }
+
+/// Where pods find the API server, and the range from which Services get their addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct ApiService {
+    /// The address and port of the `kubernetes` Service.
+    pub service: SocketAddrV4,
+    /// What it leads to.
+    pub endpoint: SocketAddrV4,
+    /// Addresses of Services.
+    pub range: Ipv4Net,
+}
+
+/// Addresses of Services where nothing is said of them.
+const SERVICE_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
 
 /// Paths served by somebody else, behind the gateway's authentication and for administrators only.
 pub struct Extension {
@@ -100,6 +121,12 @@ pub enum Error {
     /// The key of service accounts' tokens cannot be used.
     #[error("cannot use the key of service accounts' tokens")]
     TokenKey(#[source] jsonwebtoken::errors::Error),
+    /// What the cluster's owner chose cannot be used.
+    #[error("cannot use the settings")]
+    Settings(#[source] settings::Error),
+    /// What the store holds could not be read.
+    #[error("cannot read the store")]
+    Store(#[source] carob_store::Error),
     /// The objects that every cluster has could not be made.
     #[error("cannot make the first objects")]
     Bootstrap(#[source] carob_api::status::Status),
@@ -115,6 +142,8 @@ pub enum Error {
 pub struct Gateway {
     server: Arc<Server>,
     pki: pki::Pki,
+    /// Ends what runs in the background with the gateway.
+    _end: DropGuard,
 }
 
 /// What all requests share.
@@ -122,14 +151,16 @@ pub(crate) struct Server {
     pub store: Arc<dyn Store>,
     pub dialer: Arc<dyn NodeDialer>,
     pub live: served::Live,
-    pub tokens: authn::token::Tokens,
-    pub authorizer: Box<dyn authz::Authorizer>,
+    pub authn: authn::Authenticators,
+    pub authorizer: Arc<authz::Authorizer>,
     pub extensions: Vec<Extension>,
     pub max_body_bytes: usize,
     /// What requests' bodies take of memory.
     pub body_room: Arc<tokio::sync::Semaphore>,
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
+    /// What Services can have.
+    pub services: services::Pool,
     /// Ends long requests when the server stops.
     pub stopping: CancellationToken,
 }
@@ -155,22 +186,27 @@ impl Gateway {
         let mut names = config.extra_sans;
         names.extend(config.listen.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
         let pki = pki::Pki::open(&config.pki_dir, &names)?;
-        let tokens = authn::token::Tokens::new(&pki, &config.service_account_issuer).map_err(Error::TokenKey)?;
+        let authn =
+            authn::Authenticators::new(&pki, &config.service_account_issuer, &config.settings.authentication)?;
+        let stopping = CancellationToken::new();
+        let authorizer = authz::Authorizer::open(&config.store, &stopping).await.map_err(Error::Store)?;
         let server = Server {
             store: config.store,
             dialer: config.dialer,
             live: served::Live::builtin(),
-            tokens,
-            authorizer: Box::new(authz::BuiltInPolicy),
+            authn,
+            authorizer,
             extensions: config.extensions,
             max_body_bytes: config.max_body_bytes,
             body_room: body::room(),
             metrics: metrics::Metrics::new(),
             decoded: decoded::Cache::default(),
-            stopping: CancellationToken::new(),
+            services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
+            stopping: stopping.clone(),
         };
-        let gateway = Self { server: Arc::new(server), pki };
+        let gateway = Self { server: Arc::new(server), pki, _end: stopping.clone().drop_guard() };
         bootstrap::first_objects(&gateway.server, config.api_service).await.map_err(Error::Bootstrap)?;
+        authn::legacy::start(&gateway.server, &gateway.pki.ca_certificate, &stopping).await?;
         Ok(gateway)
     }
 

@@ -20,12 +20,12 @@ use crate::body::{Held, Incoming};
 use crate::call::Call;
 use crate::handlers::{binding, create, delete, eviction, get, list, patch, scale, token, update, watch};
 use crate::metrics::RequestLabels;
-use crate::negotiate::Accept;
+use crate::negotiate::{Accept, Format};
 use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
 use crate::stream::{self, Stream};
-use crate::{Server, body, discovery, health, response};
+use crate::{Server, body, compress, discovery, health, protobuf, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -40,8 +40,15 @@ pub(crate) async fn handle(server: Arc<Server>, request: Request<Body>) -> Respo
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     let mut labels = labels(&server, &info);
     let span = tracing::debug_span!("request", verb = info.verb, path = parts.uri.path());
+    let (format, gzip) = (Accept::of_statuses(&parts.headers), compress::accepts_gzip(&parts.headers));
     let answer = answer(Arc::clone(&server), parts, body, query, info).instrument(span).await;
-    let response = answer.unwrap_or_else(|status| response::failure(&status));
+    let mut response = answer.unwrap_or_else(|status| response::failure(&status));
+    if format != Format::Json {
+        response = response::in_format(response, format);
+    }
+    if gzip {
+        response = compress::gzip(response);
+    }
     labels.code = response.status().as_u16();
     server.metrics.observe(&labels, started.elapsed());
     response
@@ -70,16 +77,18 @@ async fn answer(
     info: RequestInfo,
 ) -> Result<Response, Status> {
     let sender = authn::authenticate(&server, &parts).await?;
-    let identity = match authn::impersonate(sender, &parts.headers)? {
+    let borrowed = authn::impersonate(&server.authorizer, &*server.store, sender, &parts.headers).await?;
+    let identity = match borrowed {
         Impersonation::As(identity) => identity,
         Impersonation::WithoutUser(why) => {
             let text = format!("Internal Server Error: {:?}: {why}\n", parts.uri.path());
             return Ok(response::text(StatusCode::INTERNAL_SERVER_ERROR, text));
         }
     };
-    let wanted = Attributes::of(&info);
-    if !server.authorizer.allows(&identity, &wanted).await {
-        return Err(wanted.refusal(&identity));
+    let wanted = Attributes::of(&info, &query);
+    let decision = server.authorizer.decide_for_sender(&*server.store, &identity, &wanted).await;
+    if !decision.allowed {
+        return Err(wanted.refusal(&identity, &decision.why));
     }
     match info.target {
         Target::Path(path) => other(&server, parts, body, &path, &query).await,
@@ -105,13 +114,16 @@ async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query
     let found = if let Some(answer) = health::answer(server, path, query).await {
         answer
     } else if path == "/version" || path == "/version/" {
-        response::json(StatusCode::OK, &health::version())
+        let version = response::to_json(&health::version());
+        response::finished(StatusCode::OK, Format::Json.content_type(), version)
     } else if path == "/metrics" {
         response::finished(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             server.metrics.text().into(),
         )
+    } else if let Some(answer) = authn::publication::answer(server, path, address) {
+        answer
     } else if let Some(answer) = discovery::answer(server, path, query, &parts.headers, address) {
         answer?
     } else {
@@ -145,15 +157,16 @@ async fn resource(
 ) -> Result<Response, Status> {
     let inside = parts.extensions.get::<InProcess>().is_some();
     let body = Incoming { body, room: (!inside).then(|| Arc::clone(&server.body_room)) };
-    if let Some(review) = Review::of(&path) {
+    if let Some(review) = Review::of(&server, &path) {
         if parts.method != Method::POST || path.name.is_some() {
             return Err(Status::method_not_allowed());
         }
+        let patience = patience(&query)?;
         let work = async {
             let held = body::read(body, server.max_body_bytes.min(LARGEST_REVIEW)).await?;
-            review.answer(&server, &identity, &parts.headers, &held.bytes).await
+            review.answer(&server, &identity, &parts.headers, query, &held.bytes).await
         };
-        return within(patience(&query)?, work).await;
+        return within(patience, work).await;
     }
     let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
         let known = path.group.is_empty() || server.registry().iter().any(|kind| kind.group == path.group);
@@ -163,7 +176,8 @@ async fn resource(
     let patience = patience(&query)?;
     let accept = match operation {
         Operation::Stream(_) => Accept::JSON,
-        _ => Accept::of_objects(&parts.headers)?,
+        Operation::Watch => Accept::of_watches(&parts.headers, protobuf::knows(&kind))?,
+        _ => Accept::of_objects(&parts.headers, protobuf::knows(&kind))?,
     };
     let raw_query = parts.uri.query().unwrap_or_default().to_owned();
     let mut call = Call::new(server, kind, identity, parts.headers, accept);

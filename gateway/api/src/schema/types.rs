@@ -2,7 +2,7 @@
 //! What they refer to comes along by itself.
 
 use k8s_openapi::api::{
-    admissionregistration, apps, authentication, autoscaling, batch, certificates, coordination, core, discovery,
+    admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core, discovery,
     events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta;
@@ -39,7 +39,13 @@ pub(super) const TYPES: &[(&str, SchemaType)] = &[
     ("io.k8s.api.apps.v1.Deployment", add::<apps::v1::Deployment>),
     ("io.k8s.api.apps.v1.ReplicaSet", add::<apps::v1::ReplicaSet>),
     ("io.k8s.api.apps.v1.StatefulSet", add::<apps::v1::StatefulSet>),
+    ("io.k8s.api.authentication.v1.SelfSubjectReview", add::<authentication::v1::SelfSubjectReview>),
     ("io.k8s.api.authentication.v1.TokenRequest", add::<authentication::v1::TokenRequest>),
+    ("io.k8s.api.authentication.v1.TokenReview", add::<authentication::v1::TokenReview>),
+    ("io.k8s.api.authorization.v1.LocalSubjectAccessReview", add::<authorization::v1::LocalSubjectAccessReview>),
+    ("io.k8s.api.authorization.v1.SelfSubjectAccessReview", add::<authorization::v1::SelfSubjectAccessReview>),
+    ("io.k8s.api.authorization.v1.SelfSubjectRulesReview", add::<authorization::v1::SelfSubjectRulesReview>),
+    ("io.k8s.api.authorization.v1.SubjectAccessReview", add::<authorization::v1::SubjectAccessReview>),
     ("io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler", add::<autoscaling::v1::HorizontalPodAutoscaler>),
     ("io.k8s.api.autoscaling.v1.Scale", add::<autoscaling::v1::Scale>),
     ("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler", add::<autoscaling::v2::HorizontalPodAutoscaler>),

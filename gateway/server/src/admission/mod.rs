@@ -13,6 +13,7 @@ mod tolerations;
 use carob_api::status::Status;
 use futures::future::BoxFuture;
 
+use crate::authz::escalation;
 pub(crate) use namespace::Place;
 pub(crate) use request::{Operation, Request};
 
@@ -38,6 +39,12 @@ type Mutate = for<'r> fn(&'r mut Request<'_>) -> BoxFuture<'r, Result<(), Status
 /// Refuses the request, or doesn't.
 type Validate = for<'r> fn(&'r Request<'_>) -> BoxFuture<'r, Result<(), Status>>;
 
+const ROLES: Resources = Resources::Only(&[
+    (escalation::GROUP, "clusterrolebindings", ""),
+    (escalation::GROUP, "clusterroles", ""),
+    (escalation::GROUP, "rolebindings", ""),
+    (escalation::GROUP, "roles", ""),
+]);
 const PODS: Resources = Resources::Only(&[("", "pods", "")]);
 
 /// In Kubernetes' order.
@@ -70,6 +77,13 @@ static MUTATING: &[Plugin<Mutate>] = &[
         operations: &[Operation::Create],
         resources: PODS,
         run: |request| Box::pin(runtime_class::admit(request.call, &request.object)),
+    },
+    // No plugin of Kubernetes', whose storage of roles does it at this point.
+    Plugin {
+        name: "RoleEscalation",
+        operations: &[Operation::Create, Operation::Update],
+        resources: ROLES,
+        run: |request| Box::pin(escalation::check(request.call, &request.object, request.old)),
     },
 ];
 

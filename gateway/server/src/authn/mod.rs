@@ -1,17 +1,31 @@
-//! Who is asking: a client certificate, a service account's token, a part of Carob itself, or nobody.
+//! Who is asking: a client certificate, a token (a service account's, an identity provider's, one from a file), a part of
+//! Carob itself, or nobody.
 
 mod impersonation;
+pub(crate) mod legacy;
+mod oidc;
+pub(crate) mod publication;
+mod static_tokens;
 pub(crate) mod token;
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use carob_api::status::Status;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::Server;
+use crate::pki::Pki;
+use crate::settings::AuthenticationSettings;
 pub(crate) use impersonation::{Impersonation, impersonate};
+use static_tokens::StaticTokens;
+
+/// What is said of a token of which nothing else can be said.
+const INVALID: &str = "invalid bearer token";
 
 /// The group of administrators, who may do everything.
 pub(crate) const MASTERS: &str = "system:masters";
@@ -48,6 +62,12 @@ impl Identity {
         Self { user: user.to_owned(), groups, ..Self::default() }
     }
 
+    /// A service account.
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+        Self::authenticated(&format!("system:serviceaccount:{namespace}:{name}"), groups)
+    }
+
     /// Nobody.
     pub fn anonymous() -> Self {
         Self { user: "system:anonymous".to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
@@ -68,6 +88,35 @@ impl Identity {
     }
 }
 
+/// A token's owner, and those of the wanted audiences for which it is meant.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub identity: Identity,
+    pub audiences: Vec<String>,
+}
+
+/// All ways to find out who somebody is.
+pub(crate) struct Authenticators {
+    pub tokens: token::Tokens,
+    from_file: StaticTokens,
+    providers: Vec<oidc::Provider>,
+    anonymous: bool,
+}
+
+impl Authenticators {
+    /// With the cluster's keys, and what the settings name beside.
+    pub fn new(pki: &Pki, issuer: &str, settings: &AuthenticationSettings) -> Result<Self, crate::Error> {
+        let tokens = token::Tokens::new(pki, issuer).map_err(crate::Error::TokenKey)?;
+        let from_file = match &settings.token_file {
+            Some(path) => StaticTokens::read(path).map_err(crate::Error::Settings)?,
+            None => StaticTokens::default(),
+        };
+        let providers = settings.jwt.iter().map(oidc::Provider::new).collect::<Result<_, _>>();
+        let providers = providers.map_err(crate::Error::Settings)?;
+        Ok(Self { tokens, from_file, providers, anonymous: settings.anonymous.enabled })
+    }
+}
+
 /// Finds out who sent a request. A token that doesn't hold is 401; no token at all is anonymous.
 pub(crate) async fn authenticate(server: &Server, parts: &Parts) -> Result<Identity, Status> {
     if let Some(InProcess(identity)) = parts.extensions.get() {
@@ -76,13 +125,55 @@ pub(crate) async fn authenticate(server: &Server, parts: &Parts) -> Result<Ident
     if let Some(Certified(identity)) = parts.extensions.get() {
         return Ok(identity.clone());
     }
+    let unauthorized = || Status::unauthorized("Unauthorized");
     match bearer(parts) {
-        None => Ok(Identity::anonymous()),
-        Some(token) => match server.tokens.verify(&*server.store, token).await? {
-            Some(identity) => Ok(identity),
-            None => Err(Status::unauthorized("Unauthorized")),
+        None if server.authn.anonymous => Ok(Identity::anonymous()),
+        None => Err(unauthorized()),
+        Some(token) => match of_token(server, token, &[]).await? {
+            Ok(known) => Ok(known.identity),
+            Err(why) => {
+                tracing::debug!(why, "a token is refused");
+                Err(unauthorized())
+            }
         },
     }
+}
+
+/// Whose token it is, if it is meant for one of the audiences (for this server, if none is given); or why it doesn't hold.
+pub(crate) async fn of_token(
+    server: &Server,
+    token: &str,
+    audiences: &[&str],
+) -> Result<Result<Known, String>, Status> {
+    let authn = &server.authn;
+    let own = [authn.tokens.issuer()];
+    let audiences = if audiences.is_empty() { own.as_slice() } else { audiences };
+    let own = || audiences.iter().filter(|audience| **audience == own[0]).map(ToString::to_string).collect();
+    if let Some(identity) = authn.from_file.find(token) {
+        return Ok(Ok(Known { identity, audiences: own() }));
+    }
+    // Whoever signed it, it is only asked here whom to ask; the signature is verified by who knows the key.
+    match issuer_of(token).as_deref() {
+        Some(legacy::ISSUER) => {
+            let found = legacy::verify(&authn.tokens, &*server.store, token).await?;
+            Ok(found.map(|identity| Known { identity, audiences: own() }).ok_or_else(|| INVALID.to_owned()))
+        }
+        Some(issuer) if issuer == authn.tokens.issuer() => authn.tokens.verify(&*server.store, token, audiences).await,
+        Some(issuer) => match authn.providers.iter().find(|provider| provider.issuer() == issuer) {
+            Some(provider) => Ok(provider.verify(token).await.map(|identity| Known { identity, audiences: own() })),
+            None => Ok(Err(INVALID.to_owned())),
+        },
+        None => Ok(Err(INVALID.to_owned())),
+    }
+}
+
+/// Who says that a token is theirs. Nothing is verified.
+fn issuer_of(token: &str) -> Option<String> {
+    let mut parts = token.split('.');
+    let (_, payload) = (parts.next()?, parts.next()?);
+    let payload = URL_SAFE_NO_PAD.decode(payload).ok()?;
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    claims.get("iss")?.as_str().map(str::to_owned)
 }
 
 fn bearer(parts: &Parts) -> Option<&str> {

@@ -6,9 +6,10 @@ use carob_api::status::Status;
 use carob_store::Store;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Identity;
+use super::{Identity, Known, legacy};
+use crate::authz::rules::quoted;
 use crate::objects;
 use crate::pki::Pki;
 use crate::random;
@@ -16,13 +17,21 @@ use crate::random;
 /// How long a token is still taken after its Pod was marked for deletion, in seconds.
 const DELETION_LEEWAY: i64 = 60;
 
+/// How far clocks may differ, in seconds.
+const CLOCK_LEEWAY: i64 = 10;
+const INVALID: &str = "invalid bearer token";
+const INVALIDATED: &str = "service account token has been invalidated";
+
 /// Signs and verifies tokens.
 pub(crate) struct Tokens {
     issuer: String,
     key_id: String,
+    /// The public key's coordinates, base64url.
+    point: (String, String),
     signing: EncodingKey,
     verifying: DecodingKey,
     validation: Validation,
+    legacy: Validation,
 }
 
 /// The claims of a token, as Kubernetes has them.
@@ -63,18 +72,23 @@ pub(crate) struct Reference {
 impl Tokens {
     /// With the keys of the cluster; none if they cannot be read.
     pub fn new(pki: &Pki, issuer: &str) -> Result<Self, jsonwebtoken::errors::Error> {
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_issuer(&[issuer]);
-        validation.set_audience(&[issuer]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.validate_nbf = true;
-        validation.leeway = 10;
+        // Times and audiences are compared here, so that it can be said what is wrong with them.
+        let of_issuer = |issuer: &str, claims: &[&str]| {
+            let mut validation = Validation::new(Algorithm::ES256);
+            validation.set_issuer(&[issuer]);
+            validation.set_required_spec_claims(claims);
+            validation.validate_exp = false;
+            validation.validate_aud = false;
+            validation
+        };
         Ok(Self {
             issuer: issuer.to_owned(),
             key_id: key_id(&pki.token_public_key),
+            point: point(&pki.token_public_key),
+            legacy: of_issuer(legacy::ISSUER, &["iss", "sub"]),
+            validation: of_issuer(issuer, &["exp", "iss", "aud", "sub"]),
             signing: EncodingKey::from_ec_pem(pki.token_key.as_bytes())?,
             verifying: DecodingKey::from_ec_pem(pki.token_public_key.as_bytes())?,
-            validation,
         })
     }
 
@@ -95,21 +109,42 @@ impl Tokens {
             bound,
             nbf: now,
         };
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.key_id.clone());
-        header.typ = None;
-        jsonwebtoken::encode(&header, &claims, &self.signing).map_err(|error| {
-            tracing::error!(%error, "cannot sign a token");
-            Status::internal("cannot sign a token")
-        })
+        self.sign_any(&claims)
     }
 
-    /// Whose token it is, or none if it doesn't hold.
-    pub async fn verify(&self, store: &dyn Store, token: &str) -> Result<Option<Identity>, Status> {
+    /// Whose token it is, if it is meant for one of the audiences; or why it doesn't hold.
+    pub async fn verify(
+        &self,
+        store: &dyn Store,
+        token: &str,
+        audiences: &[&str],
+    ) -> Result<Result<Known, String>, Status> {
         let Ok(data) = jsonwebtoken::decode::<Claims>(token, &self.verifying, &self.validation) else {
-            return Ok(None);
+            return Ok(Err(INVALID.to_owned()));
         };
         let claims = data.claims;
+        let now = jiff::Timestamp::now().as_second();
+        if claims.exp.saturating_add(CLOCK_LEEWAY) < now {
+            return Ok(Err("service account token has expired".to_owned()));
+        }
+        if claims.nbf.saturating_sub(CLOCK_LEEWAY) > now {
+            return Ok(Err("service account token is not valid yet".to_owned()));
+        }
+        let met: Vec<String> = claims.aud.iter().filter(|aud| audiences.contains(&aud.as_str())).cloned().collect();
+        if met.is_empty() {
+            let wanted: Vec<String> = audiences.iter().map(ToString::to_string).collect();
+            return Ok(Err(format!(
+                "token audiences {} is invalid for the target audiences {}",
+                quoted(&claims.aud),
+                quoted(&wanted)
+            )));
+        }
+        let known = self.identity(store, &claims).await?;
+        Ok(known.map(|identity| Known { identity, audiences: met }).ok_or_else(|| INVALIDATED.to_owned()))
+    }
+
+    /// Whom the claims of a verified token speak of; none if what it is bound to is gone.
+    async fn identity(&self, store: &dyn Store, claims: &Claims) -> Result<Option<Identity>, Status> {
         let namespace = &claims.bound.namespace;
         let account = &claims.bound.serviceaccount;
         if claims.sub != format!("system:serviceaccount:{namespace}:{}", account.name)
@@ -143,16 +178,48 @@ impl Tokens {
             note("node-name", node.name.clone());
             note("node-uid", node.uid.clone());
         }
-        let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
-        let mut identity = Identity::authenticated(&claims.sub, groups);
+        let mut identity = Identity::service_account(namespace, &account.name);
         identity.uid.clone_from(&account.uid);
         identity.extra = extra;
         Ok(Some(identity))
     }
+
+    /// The public key as a set of keys (RFC 7517), by which others verify tokens.
+    pub fn key_set(&self) -> Value {
+        json!({ "keys": [{
+            "use": "sig",
+            "kty": "EC",
+            "kid": self.key_id,
+            "crv": "P-256",
+            "alg": "ES256",
+            "x": self.point.0,
+            "y": self.point.1,
+        }] })
+    }
+
+    /// A token that holds as long as its Secret does, as Kubernetes once made them.
+    pub fn sign_legacy(&self, claims: &legacy::Claims) -> Result<String, Status> {
+        self.sign_any(claims)
+    }
+
+    /// The claims of such a token, if this cluster signed it.
+    pub fn legacy_claims(&self, token: &str) -> Option<legacy::Claims> {
+        jsonwebtoken::decode(token, &self.verifying, &self.legacy).ok().map(|data| data.claims)
+    }
+
+    fn sign_any(&self, claims: &impl Serialize) -> Result<String, Status> {
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.key_id.clone());
+        header.typ = None;
+        jsonwebtoken::encode(&header, claims, &self.signing).map_err(|error| {
+            tracing::error!(%error, "cannot sign a token");
+            Status::internal("cannot sign a token")
+        })
+    }
 }
 
 /// Whether the object exists, is the same one, and isn't long deleted.
-async fn holds(
+pub(super) async fn holds(
     store: &dyn Store,
     resource: &str,
     namespace: Option<&str>,
@@ -169,6 +236,18 @@ async fn holds(
     let deleted: Option<jiff::Timestamp> =
         object.pointer("/metadata/deletionTimestamp").and_then(Value::as_str).and_then(|text| text.parse().ok());
     Ok(deleted.is_none_or(|at| jiff::Timestamp::now().as_second() < at.as_second() + DELETION_LEEWAY))
+}
+
+/// The coordinates of a P-256 key: the last 64 bytes of its SubjectPublicKeyInfo.
+fn point(public: &str) -> (String, String) {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    let body: String = public.lines().filter(|line| !line.starts_with("-----")).collect();
+    let der = STANDARD.decode(body).unwrap_or_default();
+    let (x, y) = der
+        .split_at_checked(der.len().saturating_sub(64))
+        .map_or(([].as_slice(), [].as_slice()), |(_, point)| point.split_at(point.len() / 2));
+    (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y))
 }
 
 /// A short name of the public key: part of its digest.

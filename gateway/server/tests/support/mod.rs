@@ -36,6 +36,7 @@ impl Cluster {
             dialer,
             api_service: None,
             service_account_issuer: "https://kubernetes.default.svc".to_owned(),
+            settings: carob_gateway::Settings::default(),
             extensions: Vec::new(),
             max_body_bytes: 3 << 20,
         })

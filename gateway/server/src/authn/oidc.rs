@@ -1,0 +1,261 @@
+//! Tokens of identity providers (OpenID Connect): verified with the provider's keys, which are fetched when needed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::Identity;
+use crate::settings::{self, JwtSettings};
+
+/// How long a provider may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long after the keys were fetched they are not fetched again, whatever key a token names.
+const AT_MOST_EVERY: Duration = Duration::from_secs(10);
+/// The largest document that is read, in bytes.
+const LARGEST: usize = 1 << 20;
+/// How tokens may be signed: never with a shared secret.
+const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// One provider.
+pub(super) struct Provider {
+    settings: JwtSettings,
+    client: reqwest::Client,
+    keys: Mutex<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    set: Option<JwkSet>,
+    fetched: Option<Instant>,
+}
+
+impl Provider {
+    /// As the settings describe it. Nothing is fetched yet: a provider that is away keeps no cluster from starting.
+    pub fn new(settings: &JwtSettings) -> Result<Self, settings::Error> {
+        let wrong = |field: &str, why: &str| settings::Error::Invalid {
+            what: format!("authentication.jwt: {field}"),
+            why: why.to_owned(),
+        };
+        let issuer = &settings.issuer;
+        if !issuer.url.starts_with("https://") {
+            return Err(wrong("issuer.url", "must be a URL that begins with https://"));
+        }
+        if issuer.discovery_url.as_ref().is_some_and(|url| !url.starts_with("https://")) {
+            return Err(wrong("issuer.discoveryURL", "must be a URL that begins with https://"));
+        }
+        if issuer.audiences.is_empty() {
+            return Err(wrong("issuer.audiences", "at least one is required"));
+        }
+        let mappings = &settings.claim_mappings;
+        if mappings.username.claim.is_empty() || mappings.username.prefix.is_none() {
+            return Err(wrong("claimMappings.username", "claim and prefix are required (the prefix may be empty)"));
+        }
+        if mappings.groups.as_ref().is_some_and(|groups| groups.claim.is_empty() || groups.prefix.is_none()) {
+            return Err(wrong("claimMappings.groups", "claim and prefix are required (the prefix may be empty)"));
+        }
+        if let Some(key) = mappings.extra.keys().find(|key| !key.contains('/') || key.contains("kubernetes.io/")) {
+            let why = format!("{key:?} must be a domain's path, and not one of kubernetes.io");
+            return Err(wrong("claimMappings.extra", &why));
+        }
+        let mut client = reqwest::Client::builder().timeout(PATIENCE).https_only(true);
+        if let Some(authority) = &issuer.certificate_authority {
+            let authorities = reqwest::Certificate::from_pem_bundle(authority.as_bytes())
+                .map_err(|error| wrong("issuer.certificateAuthority", &error.to_string()))?;
+            client = client.tls_certs_only(authorities);
+        }
+        let client = client.build().map_err(|error| wrong("issuer", &error.to_string()))?;
+        Ok(Self { settings: settings.clone(), client, keys: Mutex::default() })
+    }
+
+    /// The claim `iss` of its tokens.
+    pub fn issuer(&self) -> &str {
+        &self.settings.issuer.url
+    }
+
+    /// Whose token it is, or why it doesn't hold.
+    pub async fn verify(&self, token: &str) -> Result<Identity, String> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| "oidc: malformed token".to_owned())?;
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err("oidc: the token's algorithm is not allowed".to_owned());
+        }
+        let key = self.key(header.kid.as_deref()).await?;
+        let key = DecodingKey::from_jwk(&key).map_err(|error| format!("oidc: unusable key: {error}"))?;
+        let mut validation = Validation::new(header.alg);
+        validation.set_issuer(&[self.issuer()]);
+        validation.set_audience(&self.settings.issuer.audiences);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        validation.validate_nbf = true;
+        validation.leeway = 10;
+        let data = jsonwebtoken::decode::<Map<String, Value>>(token, &key, &validation)
+            .map_err(|error| format!("oidc: verify token: {error}"))?;
+        user(&self.settings, &data.claims)
+    }
+
+    /// The key of this name; fetched if it isn't known, but not all the time.
+    async fn key(&self, name: Option<&str>) -> Result<Jwk, String> {
+        let mut keys = self.keys.lock().await;
+        if let Some(found) = keys.set.as_ref().and_then(|set| choose(set, name)) {
+            return Ok(found);
+        }
+        if keys.fetched.is_none_or(|at| at.elapsed() >= AT_MOST_EVERY) {
+            keys.fetched = Some(Instant::now());
+            keys.set = Some(self.fetch().await?);
+        }
+        keys.set.as_ref().and_then(|set| choose(set, name)).ok_or_else(|| "oidc: unknown signing key".to_owned())
+    }
+
+    async fn fetch(&self) -> Result<JwkSet, String> {
+        let issuer = &self.settings.issuer;
+        let document = match &issuer.discovery_url {
+            Some(url) => url.clone(),
+            None => format!("{}/.well-known/openid-configuration", issuer.url.trim_end_matches('/')),
+        };
+        let document: Value = self.read(&document).await?;
+        if document["issuer"] != issuer.url.as_str() {
+            return Err(format!("oidc: the provider calls itself {}", document["issuer"]));
+        }
+        let keys = document["jwks_uri"].as_str().ok_or("oidc: the provider names no jwks_uri")?;
+        self.read(keys).await
+    }
+
+    async fn read<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, String> {
+        let failed = |error: reqwest::Error| format!("oidc: cannot read {url}: {error}");
+        let mut answer =
+            self.client.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(failed)? {
+            body.extend_from_slice(&piece);
+            if body.len() > LARGEST {
+                return Err(format!("oidc: {url} is too large"));
+            }
+        }
+        serde_json::from_slice(&body).map_err(|error| format!("oidc: {url} cannot be understood: {error}"))
+    }
+}
+
+fn choose(set: &JwkSet, name: Option<&str>) -> Option<Jwk> {
+    match name {
+        Some(name) => set.find(name).cloned(),
+        None => set.keys.first().filter(|_| set.keys.len() == 1).cloned(),
+    }
+}
+
+/// The user that verified claims speak of.
+fn user(settings: &JwtSettings, claims: &Map<String, Value>) -> Result<Identity, String> {
+    for rule in &settings.claim_validation_rules {
+        let value = claims.get(&rule.claim).and_then(Value::as_str);
+        if value != Some(rule.required_value.as_str()) {
+            return Err(format!(
+                "oidc: required claim {} value does not match. Got = {value:?}, want = {}",
+                rule.claim, rule.required_value
+            ));
+        }
+    }
+    let mappings = &settings.claim_mappings;
+    let text = |claim: &str| {
+        let value = claims.get(claim).and_then(Value::as_str).filter(|value| !value.is_empty());
+        value.ok_or_else(|| format!("oidc: the claim {claim:?} is missing or no text"))
+    };
+    let prefix = mappings.username.prefix.as_deref().unwrap_or_default();
+    let claim = &mappings.username.claim;
+    let name = text(claim)?;
+    if claim == "email" && claims.get("email_verified").is_some_and(|verified| *verified != Value::Bool(true)) {
+        return Err("oidc: email not verified".to_owned());
+    }
+    let mut groups = Vec::new();
+    if let Some(mapping) = &mappings.groups {
+        let prefix = mapping.prefix.as_deref().unwrap_or_default();
+        groups = match claims.get(&mapping.claim) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::String(one)) => vec![format!("{prefix}{one}")],
+            Some(Value::Array(several)) => several
+                .iter()
+                .map(|group| group.as_str().map(|group| format!("{prefix}{group}")))
+                .collect::<Option<_>>()
+                .ok_or("oidc: groups must be texts")?,
+            Some(_) => return Err("oidc: groups must be a text or a list of texts".to_owned()),
+        };
+    }
+    let mut identity = Identity::authenticated(&format!("{prefix}{name}"), groups);
+    if let Some(mapping) = &mappings.uid {
+        text(&mapping.claim)?.clone_into(&mut identity.uid);
+    }
+    let mut extra = BTreeMap::new();
+    for (key, claim) in &mappings.extra {
+        match claims.get(claim) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(one)) => drop(extra.insert(key.clone(), vec![one.clone()])),
+            Some(Value::Array(several)) => {
+                let texts = several.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                extra.insert(key.clone(), texts);
+            }
+            Some(other) => drop(extra.insert(key.clone(), vec![other.to_string()])),
+        }
+    }
+    identity.extra = extra;
+    Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings() -> JwtSettings {
+        serde_json::from_value(json!({
+            "issuer": {"url": "https://id.example.com", "audiences": ["carob"]},
+            "claimValidationRules": [{"claim": "hd", "requiredValue": "example.com"}],
+            "claimMappings": {
+                "username": {"claim": "sub", "prefix": "id:"},
+                "groups": {"claim": "roles", "prefix": "id:"},
+                "extra": {"example.com/team": "team"},
+            },
+        }))
+        .expect("settings")
+    }
+
+    fn claims(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().expect("an object")
+    }
+
+    #[test]
+    fn claims_become_a_user_and_prefixes_keep_system_groups_out_of_reach() {
+        let given =
+            claims(json!({"sub": "alice", "roles": ["dev", "system:masters"], "hd": "example.com", "team": "a"}));
+        let identity = user(&settings(), &given).expect("a user");
+        assert_eq!(identity.user, "id:alice");
+        assert_eq!(identity.groups, ["id:dev", "id:system:masters", "system:authenticated"]);
+        assert_eq!(identity.extra["example.com/team"], ["a"]);
+        assert!(user(&settings(), &claims(json!({"sub": "alice"}))).is_err(), "a required claim is missing");
+        assert!(user(&settings(), &claims(json!({"hd": "example.com"}))).is_err(), "no name");
+    }
+
+    #[test]
+    fn settings_without_a_prefix_or_an_audience_are_refused() {
+        assert!(Provider::new(&settings()).is_ok());
+        let mut other = settings();
+        other.claim_mappings.username.prefix = None;
+        assert!(Provider::new(&other).is_err());
+        let mut other = settings();
+        other.issuer.audiences.clear();
+        assert!(Provider::new(&other).is_err());
+        let mut other = settings();
+        other.issuer.url = "http://id.example.com".to_owned();
+        assert!(Provider::new(&other).is_err());
+    }
+}

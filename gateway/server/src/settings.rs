@@ -1,0 +1,189 @@
+//! What a cluster's owner may choose about identity, audit and admission. Read from the file of `--config`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The settings. Unknown ones are refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Settings {
+    /// Who is known, beside service accounts and holders of certificates.
+    pub authentication: AuthenticationSettings,
+    /// What is written down of requests.
+    pub audit: Option<AuditSettings>,
+    /// What namespaces without labels ask of Pods, and who is exempt.
+    pub pod_security: PodSecuritySettings,
+    /// How much of a limited resource namespaces may use that have no quota for it: the list `limitedResources` of
+    /// Kubernetes' `ResourceQuota` admission configuration.
+    pub limited_resources: Vec<LimitedResource>,
+    /// How many requests are worked on at a time, shared out by the objects of `flowcontrol.apiserver.k8s.io`.
+    pub concurrency: Option<u32>,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that they name cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something in them is wrong.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// What.
+        what: String,
+        /// What would be right.
+        why: String,
+    },
+}
+
+/// Who is known. The names are those of `apiserver.config.k8s.io/v1` AuthenticationConfiguration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AuthenticationSettings {
+    /// Whether requests without any credential are let in, as `system:anonymous`.
+    pub anonymous: Anonymous,
+    /// A file with lines `token,user,uid,"group1,group2"`.
+    pub token_file: Option<PathBuf>,
+    /// Identity providers.
+    pub jwt: Vec<JwtSettings>,
+}
+
+/// See [`AuthenticationSettings::anonymous`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Anonymous {
+    /// They are unless this is false.
+    pub enabled: bool,
+}
+
+impl Default for Anonymous {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+/// An identity provider that speaks OpenID Connect.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct JwtSettings {
+    /// Who it is.
+    pub issuer: IssuerSettings,
+    /// Claims that must have a value.
+    pub claim_validation_rules: Vec<ClaimRule>,
+    /// How claims become a user.
+    pub claim_mappings: ClaimMappings,
+}
+
+/// Who signs tokens.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct IssuerSettings {
+    /// The claim `iss`, and where the provider is reached unless `discoveryURL` says otherwise.
+    pub url: String,
+    /// Where its discovery document is, if not under `url`.
+    #[serde(rename = "discoveryURL")]
+    pub discovery_url: Option<String>,
+    /// A token must be meant for one of these.
+    pub audiences: Vec<String>,
+    /// Authorities of the provider's certificate, PEM; the machine's own if it isn't given.
+    pub certificate_authority: Option<String>,
+}
+
+/// A claim that must have a value.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ClaimRule {
+    /// Its name.
+    pub claim: String,
+    /// Its value.
+    pub required_value: String,
+}
+
+/// How claims become a user.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ClaimMappings {
+    /// The name.
+    pub username: Mapping,
+    /// The groups: a text or a list of texts.
+    pub groups: Option<Mapping>,
+    /// The uid.
+    pub uid: Option<UidMapping>,
+    /// Further values, each by the claim that it comes from.
+    pub extra: BTreeMap<String, String>,
+}
+
+/// A claim and what is put before its value.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Mapping {
+    /// Its name.
+    pub claim: String,
+    /// Must be given, be it empty: it keeps the provider from naming system users unless one wants it to.
+    pub prefix: Option<String>,
+}
+
+/// The claim of the uid.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct UidMapping {
+    /// Its name.
+    pub claim: String,
+}
+
+/// What is written down of requests.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AuditSettings {
+    /// A Policy of `audit.k8s.io/v1`.
+    pub policy: Value,
+    /// Where events go, a line each.
+    pub log_path: PathBuf,
+    /// Size in MiB at which a new file is begun; 100 if it is 0.
+    pub max_size_mb: u64,
+    /// How many old files are kept; 10 if it is 0.
+    pub max_backups: usize,
+}
+
+/// Pod security: `pod-security.admission.config.k8s.io/v1` PodSecurityConfiguration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PodSecuritySettings {
+    /// For namespaces without labels: `enforce`, `enforce-version`, `audit`, `audit-version`, `warn`, `warn-version`.
+    pub defaults: BTreeMap<String, String>,
+    /// Who is exempt.
+    pub exemptions: Exemptions,
+}
+
+/// Who is exempt from Pod security.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Exemptions {
+    /// These users.
+    pub usernames: Vec<String>,
+    /// Pods of these runtime classes.
+    pub runtime_classes: Vec<String>,
+    /// These namespaces.
+    pub namespaces: Vec<String>,
+}
+
+/// A resource that may only be used where a quota says how much.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LimitedResource {
+    /// API group; empty for the core group.
+    pub api_group: String,
+    /// `pods`
+    pub resource: String,
+    /// Parts of names of what is used: `requests.storage`.
+    pub match_contains: Vec<String>,
+}
