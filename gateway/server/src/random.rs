@@ -26,6 +26,13 @@ pub(crate) fn uuid() -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
+/// A number below `limit`, which is not 0.
+pub(crate) fn below(limit: u32) -> u32 {
+    let mut bytes = [0u8; 8];
+    fill(&mut bytes);
+    u32::try_from(u64::from_be_bytes(bytes) % u64::from(limit)).expect("smaller than the limit")
+}
+
 fn fill(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the kernel's random numbers don't run out");
 }

@@ -18,7 +18,7 @@ use crate::call::Call;
 use crate::negotiate::{BodyFormat, body_format};
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
-use crate::{protobuf, random, response};
+use crate::{protobuf, random, response, services};
 
 /// How often another name is tried for an object with `generateName`.
 const NAME_ATTEMPTS: usize = 8;
@@ -120,6 +120,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         kind.prepare_create(&mut object);
         kind.default(&mut object);
         decode::normalize(&call.kind, &mut object);
+        let _held = services::complete(call, &mut object, None).await?;
         let name = text(&object, "/metadata/name").to_owned();
         let mut errors = metadata::validate_create(&call.kind, &object);
         errors.extend(kind.validate(&object));

@@ -21,7 +21,7 @@ use crate::admission;
 use crate::call::Call;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
-use crate::response;
+use crate::{response, services};
 
 /// How often a change that names no revision is made again on a newer state.
 const ATTEMPTS: usize = 32;
@@ -166,6 +166,10 @@ async fn step(
         };
         track_update(&call.kind, Some(old), &mut new, &manager);
     }
+    let _held = match how.part {
+        Part::Main => services::complete(call, &mut new, Some(old)).await?,
+        _ => None,
+    };
     // Kubernetes checks metadata twice, for all kinds and for each, and lists the causes of both.
     let mut errors = metadata::validate_update(&call.kind, &new, old);
     errors.extend(errors.clone());
