@@ -100,6 +100,18 @@ impl Call {
         if program.is_empty() { "unknown".to_owned() } else { program }
     }
 
+    /// Whether JSON is written for people: if the client says so, or is a browser or a tool of the command line.
+    pub fn is_pretty(&self) -> bool {
+        const FOR_PEOPLE: [&str; 3] = ["curl", "Wget", "Mozilla/5.0"];
+        match self.query.text("pretty") {
+            Some(text) => matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            None => {
+                let agent = self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                FOR_PEOPLE.iter().any(|prefix| agent.starts_with(prefix))
+            }
+        }
+    }
+
     /// An object as this kind's version shows it.
     pub fn shown(&self, bytes: &Bytes) -> Result<Value, Status> {
         let mut object = objects::decode(bytes)?;
@@ -140,6 +152,6 @@ impl Call {
                 ));
             }
         };
-        response::object(code, body, self.accept.format, self.query.is_set("pretty"))
+        response::object(code, body, self.accept.format, self.is_pretty())
     }
 }

@@ -1,47 +1,76 @@
-//! Decoded objects for selectors and tables: each revision of an object is decoded once, however many watchers look.
+//! What many watchers look at one after the other is made once: decoded objects for selectors and tables, and events in
+//! forms other than the stored bytes.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use carob_api::status::Status;
 use carob_store::{Entry, Revision};
 use serde_json::Value;
 
+use crate::negotiate::Accept;
 use crate::objects;
 
-/// How many objects are kept decoded. Watchers look at the newest ones, one after the other.
+/// How many objects are kept decoded, and how many events written. Watchers look at the newest ones.
 const CAPACITY: usize = 256;
 
-/// A few decoded objects, the oldest given up first.
+/// An event in a client's form: the object's key and revision, the event's name, the API version, the form.
+pub(crate) type EventKey = (Arc<str>, Revision, &'static str, String, Accept);
+
+/// What was made last, the oldest given up first.
 #[derive(Default)]
 pub(crate) struct Cache {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Default)]
-struct Kept {
-    objects: HashMap<(Arc<str>, Revision), Arc<Value>>,
-    order: VecDeque<(Arc<str>, Revision)>,
+    objects: Recent<(Arc<str>, Revision), Arc<Value>>,
+    events: Recent<EventKey, Bytes>,
 }
 
 impl Cache {
     /// The object of an entry.
     pub fn get(&self, entry: &Entry) -> Result<Arc<Value>, Status> {
         let key = (entry.key.clone(), entry.revision);
-        if let Some(object) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).objects.get(&key) {
-            return Ok(object.clone());
+        self.objects.get(key, || objects::decode(&entry.value).map(Arc::new))
+    }
+
+    /// An event, made at the first time.
+    pub fn event(&self, key: EventKey, make: impl FnOnce() -> Result<Bytes, Status>) -> Result<Bytes, Status> {
+        self.events.get(key, make)
+    }
+}
+
+/// A few values, the oldest given up first.
+struct Recent<K, V> {
+    kept: Mutex<Kept<K, V>>,
+}
+
+struct Kept<K, V> {
+    values: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { kept: Mutex::new(Kept { values: HashMap::new(), order: VecDeque::new() }) }
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
+    fn get<E>(&self, key: K, make: impl FnOnce() -> Result<V, E>) -> Result<V, E> {
+        if let Some(value) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).values.get(&key) {
+            return Ok(value.clone());
         }
-        let object = Arc::new(objects::decode(&entry.value)?);
+        let value = make()?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.objects.insert(key.clone(), object.clone()).is_none() {
+        if kept.values.insert(key.clone(), value.clone()).is_none() {
             kept.order.push_back(key);
             if kept.order.len() > CAPACITY
                 && let Some(oldest) = kept.order.pop_front()
             {
-                kept.objects.remove(&oldest);
+                kept.values.remove(&oldest);
             }
         }
-        Ok(object)
+        Ok(value)
     }
 }
 
@@ -63,7 +92,7 @@ mod tests {
         for revision in 2..1000 {
             cache.get(&entry(revision)).expect("decoded");
         }
-        assert_eq!(cache.kept.lock().expect("not poisoned").objects.len(), CAPACITY);
+        assert_eq!(cache.objects.kept.lock().expect("not poisoned").values.len(), CAPACITY);
         assert_eq!(*cache.get(&entry(999)).expect("kept"), serde_json::json!({"r": 999}));
     }
 }

@@ -11,12 +11,13 @@ use carob_api::{discovery, openapi};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION,
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION,
     VARY,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
+use crate::compress::accepts_gzip;
 use crate::negotiate::{Accept, Format};
 use crate::query::Query;
 use crate::served::Served;
@@ -102,16 +103,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// Whether the client takes gzip.
-pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|coding| {
-            let mut parts = coding.split(';').map(str::trim);
-            parts.next() == Some("gzip") && !parts.any(|part| matches!(part, "q=0" | "q=0.0"))
-        })
-    })
-}
-
 /// Answers a path of discovery or OpenAPI, if it is one.
 pub(crate) fn answer(
     server: &Server,
@@ -155,7 +146,7 @@ pub(crate) fn answer(
 fn value(headers: &HeaderMap, make: impl FnOnce() -> Option<Value>) -> Result<Response, Status> {
     let format = Accept::of_documents(headers)?;
     let value = make().ok_or_else(Status::generic_not_found)?;
-    let mut answer = response::object(StatusCode::OK, response::to_json(&value), format, false)?;
+    let mut answer = response::in_format(response::json(StatusCode::OK, &value), format);
     if accepts_gzip(headers) && format == Format::Json {
         answer = Document::new(response::to_json(&value)).answer(headers, format.content_type());
     }
@@ -230,6 +221,8 @@ fn paths(server: &Server) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use http::header::ACCEPT_ENCODING;
+
     use super::*;
 
     #[test]

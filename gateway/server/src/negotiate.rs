@@ -9,10 +9,11 @@ use serde_json::Value;
 use crate::protobuf;
 
 /// How an answer is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Format {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// How a body is written.
@@ -29,12 +30,21 @@ impl Format {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => protobuf::CONTENT_TYPE,
+        }
+    }
+
+    /// A watch's content type.
+    pub fn stream_content_type(self) -> &'static str {
+        match self {
+            Self::Json | Self::Yaml => "application/json",
+            Self::Protobuf => protobuf::STREAM_CONTENT_TYPE,
         }
     }
 }
 
 /// What of an object an answer shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum View {
     /// All of it.
     Object,
@@ -47,7 +57,7 @@ pub(crate) enum View {
 }
 
 /// What the client takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Accept {
     pub format: Format,
     pub view: View,
@@ -72,6 +82,7 @@ impl Clause<'_> {
         match self.media_type {
             "application/json" | "*/*" => Some(Format::Json),
             "application/yaml" => Some(Format::Yaml),
+            protobuf::CONTENT_TYPE => Some(Format::Protobuf),
             _ => None,
         }
     }
@@ -97,8 +108,8 @@ impl Accept {
     /// JSON of whole objects.
     pub const JSON: Self = Self { format: Format::Json, view: View::Object };
 
-    /// Reads the header of a request about objects.
-    pub fn of_objects(headers: &HeaderMap) -> Result<Self, Status> {
+    /// Reads the header of a request about objects. Custom resources have no protobuf form.
+    pub fn of_objects(headers: &HeaderMap, has_protobuf: bool) -> Result<Self, Status> {
         let clauses = clauses(headers)?;
         if clauses.is_empty() {
             return Ok(Self::JSON);
@@ -107,7 +118,13 @@ impl Accept {
         for clause in &clauses {
             let Some(format) = clause.format() else { continue };
             known_type = true;
-            if let Some(view) = clause.view() {
+            let Some(view) = clause.view() else { continue };
+            let written = match view {
+                View::Object => format != Format::Protobuf || has_protobuf,
+                View::Table(_) => format != Format::Protobuf,
+                View::Metadata(_) | View::MetadataList(_) => true,
+            };
+            if written {
                 return Ok(Self { format, view });
             }
         }
@@ -116,6 +133,24 @@ impl Accept {
         } else {
             unacceptable(true)
         })
+    }
+
+    /// Reads the header of a watch, which is not written in YAML.
+    pub fn of_watches(headers: &HeaderMap, has_protobuf: bool) -> Result<Self, Status> {
+        let accept = Self::of_objects(headers, has_protobuf)?;
+        if accept.format == Format::Yaml {
+            return Err(Status::not_acceptable(format!(
+                "only the following media types are accepted: {OFFERED_STREAMS}"
+            )));
+        }
+        Ok(accept)
+    }
+
+    /// How a failure or another object without views is written: in the first form that the client takes, else in JSON.
+    pub fn of_statuses(headers: &HeaderMap) -> Format {
+        let Ok(clauses) = clauses(headers) else { return Format::Json };
+        let plain = clauses.iter().filter(|clause| clause.parameter("as").is_none());
+        plain.filter_map(Clause::format).next().unwrap_or(Format::Json)
     }
 
     /// Reads the header of a request for discovery or another document.
@@ -210,7 +245,7 @@ mod tests {
     fn accept(text: &str) -> Result<Accept, Status> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, text.parse().expect("a header"));
-        Accept::of_objects(&headers)
+        Accept::of_objects(&headers, true)
     }
 
     #[test]
@@ -230,9 +265,36 @@ mod tests {
     #[test]
     fn quality_decides_and_types_that_are_not_offered_are_refused() {
         assert_eq!(accept("text/html,*/*;q=0.1"), Ok(Accept::JSON));
-        assert_eq!(accept("application/vnd.kubernetes.protobuf,application/json"), Ok(Accept::JSON));
+        let protobuf = "application/vnd.kubernetes.protobuf,application/json";
+        assert_eq!(accept(protobuf).map(|accept| accept.format), Ok(Format::Protobuf));
         assert_eq!(accept("text/html").expect_err("refused").code(), 406);
         assert_eq!(accept("application/*").expect_err("refused").code(), 406);
+    }
+
+    #[test]
+    fn protobuf_is_given_where_there_is_such_a_form() {
+        let mut headers = HeaderMap::new();
+        let set = |headers: &mut HeaderMap, text: &str| headers.insert(ACCEPT, text.parse().expect("a header"));
+        set(&mut headers, "application/vnd.kubernetes.protobuf,application/json");
+        assert_eq!(Accept::of_objects(&headers, false), Ok(Accept::JSON));
+        set(&mut headers, "application/vnd.kubernetes.protobuf");
+        assert_eq!(Accept::of_objects(&headers, false).expect_err("none").code(), 406);
+        set(&mut headers, "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+        assert_eq!(Accept::of_objects(&headers, false).map(|accept| accept.format), Ok(Format::Protobuf));
+        let table = "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json";
+        set(&mut headers, table);
+        assert_eq!(Accept::of_objects(&headers, true), Ok(Accept::JSON));
+    }
+
+    #[test]
+    fn a_watch_is_not_written_in_yaml_and_a_failure_is() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, "application/yaml".parse().expect("a header"));
+        assert_eq!(Accept::of_watches(&headers, true).expect_err("refused").code(), 406);
+        assert_eq!(Accept::of_statuses(&headers), Format::Yaml);
+        let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+        headers.insert(ACCEPT, table.parse().expect("a header"));
+        assert_eq!(Accept::of_statuses(&headers), Format::Json);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
 
 use crate::negotiate::Format;
+use crate::{compress, protobuf};
 
 /// Plain text.
 pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response {
@@ -20,9 +21,26 @@ pub(crate) fn page_not_found() -> Response {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// A value as JSON.
+/// A value as JSON, or in whatever form the client takes: see [`in_format`].
 pub(crate) fn json(code: StatusCode, value: &Value) -> Response {
-    finished(code, Format::Json.content_type(), to_json(value))
+    let bytes = to_json(value);
+    let mut response = finished(code, Format::Json.content_type(), bytes.clone());
+    response.extensions_mut().insert(Convertible(bytes));
+    response
+}
+
+/// The JSON of an answer that may be written in another form.
+#[derive(Clone)]
+struct Convertible(Bytes);
+
+/// An answer made by [`json`] in the form that the client takes; anything else as it is.
+pub(crate) fn in_format(mut response: Response, format: Format) -> Response {
+    let Some(Convertible(json)) = response.extensions_mut().remove() else { return response };
+    // What has no such form stays JSON.
+    let Ok(body) = written(json, format, false) else { return response };
+    *response.body_mut() = Body::from(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+    response
 }
 
 /// A failure.
@@ -37,25 +55,37 @@ pub(crate) fn failure(status: &Status) -> Response {
 
 /// JSON bytes in the form that the client takes.
 pub(crate) fn object(code: StatusCode, json: Bytes, format: Format, pretty: bool) -> Result<Response, Status> {
-    let body = match format {
-        Format::Json if !pretty => json,
-        Format::Json => serde_json::from_slice::<Value>(&json)
-            .and_then(|value| serde_json::to_vec_pretty(&value))
-            .map(Bytes::from)
-            .map_err(|_| Status::internal("an answer is not JSON"))?,
+    Ok(finished(code, format.content_type(), written(json, format, pretty)?))
+}
+
+fn written(json: Bytes, format: Format, pretty: bool) -> Result<Bytes, Status> {
+    let parse = || serde_json::from_slice::<Value>(&json).map_err(|_| Status::internal("an answer is not JSON"));
+    match format {
+        Format::Json if !pretty => Ok(json),
+        Format::Json => {
+            let mut text = serde_json::to_vec_pretty(&parse()?).map_err(|_| Status::internal("an answer is not JSON"))?;
+            text.push(b'\n');
+            Ok(text.into())
+        }
         Format::Yaml => {
-            let value: Value = serde_json::from_slice(&json).map_err(|_| Status::internal("an answer is not JSON"))?;
+            let mut value = parse()?;
+            // As sigs.k8s.io/yaml has it: by name.
+            value.sort_all_objects();
             let text = serde_saphyr::to_string(&value)
                 .map_err(|error| Status::internal(format!("cannot write YAML: {error}")))?;
-            text.into()
+            Ok(text.into())
         }
-    };
-    Ok(finished(code, format.content_type(), body))
+        Format::Protobuf => protobuf::from_json(&json),
+    }
 }
 
 /// A whole body.
 pub(crate) fn finished(code: StatusCode, content_type: &'static str, body: Bytes) -> Response {
+    let large = (body.len() >= compress::COMPRESS_FROM).then(|| compress::Large(body.clone()));
     let mut response = Response::new(Body::from(body));
+    if let Some(large) = large {
+        response.extensions_mut().insert(large);
+    }
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

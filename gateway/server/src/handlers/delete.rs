@@ -14,7 +14,6 @@ use super::namespace;
 use super::update::MODIFIED;
 use crate::admission;
 use crate::call::Call;
-use crate::negotiate::View;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::response;
@@ -55,7 +54,7 @@ pub(crate) async fn delete(call: &Call, body: &Bytes) -> Result<Response, Status
                 StatusCode::OK,
                 response::to_json(&status),
                 call.accept.format,
-                call.query.is_set("pretty"),
+                call.is_pretty(),
             )
         }
         Deleted::Gone(object) | Deleted::Going(object) => call.answer(StatusCode::OK, response::to_json(&object)),
@@ -93,16 +92,7 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
             Err(status) => return Err(status),
         }
     }
-    let meta = found.meta();
-    let body = match call.accept.view {
-        View::Table(version) => {
-            let objects = found.objects(call).await?;
-            let objects: Vec<&Value> = objects.iter().collect();
-            response::to_json(&super::views::table(call, version, &objects, meta, true)?)
-        }
-        _ => found.bytes(call).await?,
-    };
-    response::object(StatusCode::OK, body, call.accept.format, call.query.is_set("pretty"))
+    list::answer(call, &found).await
 }
 
 /// Jobs leave their pods behind unless told otherwise, which surprises; so Kubernetes warns.

@@ -1,7 +1,7 @@
 //! Objects as the client wants to see them: tables, metadata only.
 
 use carob_api::status::Status;
-use carob_api::table::{self, IncludeObject};
+use carob_api::table::{IncludeObject, Rows};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -15,22 +15,12 @@ pub(crate) fn table(
     meta: Value,
     with_columns: bool,
 ) -> Result<Value, Status> {
-    let include = include_object(call)?;
-    let mut table = table::table(&call.kind, objects, meta, include, Timestamp::now(), with_columns);
-    if version != "v1" {
-        let api_version = Value::from(format!("meta.k8s.io/{version}"));
-        table["apiVersion"] = api_version.clone();
-        for row in table["rows"].as_array_mut().into_iter().flatten() {
-            if row["object"]["kind"] == "PartialObjectMetadata" {
-                row["object"]["apiVersion"] = api_version.clone();
-            }
-        }
-    }
-    Ok(table)
+    let form = Rows { include: include_object(call)?, version, now: Timestamp::now() };
+    Ok(form.table(&call.kind, objects, meta, with_columns))
 }
 
 /// What rows hold, by `?includeObject=`.
-fn include_object(call: &Call) -> Result<IncludeObject, Status> {
+pub(crate) fn include_object(call: &Call) -> Result<IncludeObject, Status> {
     match call.query.text("includeObject") {
         None | Some("Metadata") => Ok(IncludeObject::Metadata),
         Some("Object") => Ok(IncludeObject::Object),

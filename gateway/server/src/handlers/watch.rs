@@ -19,9 +19,9 @@ use super::list;
 use super::selection::Selection;
 use super::views;
 use crate::call::Call;
-use crate::negotiate::{Format, View};
+use crate::negotiate::{Accept, Format, View};
 use crate::options::ListOptions;
-use crate::{events, objects, response};
+use crate::{events, objects, protobuf, response};
 
 /// How often a watcher that takes bookmarks is told how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -32,6 +32,9 @@ const SHORTEST: Duration = Duration::from_secs(30 * 60);
 /// The longest that a client may ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How many objects of the initial state are written before others get their turn.
+const INITIAL_AT_ONCE: usize = 64;
+
 /// Answers with a stream of events.
 pub(crate) async fn watch(call: Call) -> Result<Response, Status> {
     let options = ListOptions::read(&call, true)?;
@@ -39,6 +42,7 @@ pub(crate) async fn watch(call: Call) -> Result<Response, Status> {
         // A wrong ?includeObject= is refused before the stream begins.
         views::table(&call, "v1", &[], json!({}), false)?;
     }
+    let content_type = call.accept.format.stream_content_type();
     let watcher = Watcher::start(call, options).await?;
     let stream = futures::stream::unfold(Box::pin(watcher), |mut watcher| async move {
         let bytes = watcher.next().await?;
@@ -47,7 +51,7 @@ pub(crate) async fn watch(call: Call) -> Result<Response, Status> {
     let mut response = Response::new(Body::from_stream(stream));
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(Format::Json.content_type()));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -57,6 +61,10 @@ struct Watcher {
     call: Call,
     selection: Selection,
     events: Option<Watch>,
+    /// The state at the beginning, as far as it isn't written yet: a slow client costs no memory.
+    initial: std::vec::IntoIter<Entry>,
+    /// Whether the end of the initial state is still to be told.
+    tell_end: bool,
     /// Written and not yet sent.
     waiting: VecDeque<Bytes>,
     bookmarks: bool,
@@ -86,6 +94,8 @@ impl Watcher {
         let mut watcher = Self {
             selection: Selection::new(&call.kind, options.labels, options.fields),
             events: None,
+            initial: Vec::new().into_iter(),
+            tell_end: false,
             waiting: VecDeque::new(),
             bookmarks: options.bookmarks,
             revision: 0,
@@ -115,19 +125,9 @@ impl Watcher {
             if after > page.revision {
                 return Err(Status::resource_version_too_large(&after.to_string(), page.revision));
             }
-            for (index, entry) in page.entries.iter().enumerate() {
-                list::let_others(index).await;
-                if self.selection.matches_once(entry)? {
-                    let event = self.event("ADDED", entry)?;
-                    self.waiting.push_back(event);
-                }
-            }
             after = page.revision;
-            self.revision = after;
-            if initial_events == Some(true) && self.bookmarks {
-                let bookmark = self.bookmark(true);
-                self.waiting.push_back(bookmark);
-            }
+            self.initial = page.entries.into_iter();
+            self.tell_end = initial_events == Some(true) && self.bookmarks;
         } else if after == 0 {
             after = store.revision().await.map_err(|error| objects::store_failure(&error))?;
         }
@@ -135,9 +135,26 @@ impl Watcher {
         match store.watch(range, after).await {
             Ok(events) => self.events = Some(events),
             Err(error) => {
-                let last = error_event(&error);
+                let last = self.failure(&failure_of(&error));
                 self.waiting.push_back(last);
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the next few objects of the initial state.
+    async fn write_initial(&mut self) -> Result<(), Status> {
+        for _ in 0..INITIAL_AT_ONCE {
+            let Some(entry) = self.initial.next() else { break };
+            if self.selection.matches_once(&entry)? {
+                let event = self.event("ADDED", &entry)?;
+                self.waiting.push_back(event);
+            }
+        }
+        tokio::task::yield_now().await;
+        if self.initial.len() == 0 && std::mem::take(&mut self.tell_end) {
+            let bookmark = self.bookmark(true);
+            self.waiting.push_back(bookmark);
         }
         Ok(())
     }
@@ -147,6 +164,13 @@ impl Watcher {
         loop {
             if let Some(bytes) = self.take_waiting() {
                 return Some(bytes);
+            }
+            if self.initial.len() > 0 || self.tell_end {
+                if let Err(status) = self.write_initial().await {
+                    let last = self.failure(&status);
+                    self.fail(last);
+                }
+                continue;
             }
             let turn = self.wait().await;
             match turn {
@@ -159,12 +183,16 @@ impl Watcher {
                 Turn::Happened(Some(Ok(Watched::Progress(revision)))) => self.revision = self.revision.max(revision),
                 Turn::Happened(Some(Ok(Watched::Events(happened)))) => {
                     if let Err(status) = self.take(&happened) {
-                        self.fail(wrap("ERROR", &response::to_json(&status.to_value())));
+                        let last = self.failure(&status);
+                        self.fail(last);
                     }
                 }
                 Turn::Happened(Some(Err(error))) => match error {
                     Error::Closed => return None,
-                    error => self.fail(error_event(&error)),
+                    error => {
+                        let last = self.failure(&failure_of(&error));
+                        self.fail(last);
+                    }
                 },
             }
         }
@@ -174,6 +202,8 @@ impl Watcher {
     fn fail(&mut self, last: Bytes) {
         self.waiting.push_back(last);
         self.events = None;
+        self.initial = Vec::new().into_iter();
+        self.tell_end = false;
     }
 
     async fn wait(&mut self) -> Turn {
@@ -240,12 +270,28 @@ impl Watcher {
         Ok(())
     }
 
-    fn event(&mut self, name: &str, entry: &Entry) -> Result<Bytes, Status> {
-        if self.call.accept.view == View::Object && !events::is_converted(&self.call.kind) {
+    fn event(&mut self, name: &'static str, entry: &Entry) -> Result<Bytes, Status> {
+        let Accept { format, view } = self.call.accept;
+        let whole = view == View::Object;
+        if whole && format == Format::Json && !events::is_converted(&self.call.kind) {
             return Ok(wrap(name, &entry.value));
         }
-        let object = self.call.server.decoded.get(entry)?;
-        self.write(name, entry, Some(&object))
+        if matches!(view, View::Table(_)) {
+            let object = self.call.server.decoded.get(entry)?;
+            return self.write(name, entry, Some(&object));
+        }
+        // Every watcher of this form gets the same bytes.
+        let call = &self.call;
+        let key = (entry.key.clone(), entry.revision, name, call.kind.api_version(), call.accept);
+        call.server.decoded.event(key, || {
+            let json = match view {
+                View::Metadata(version) | View::MetadataList(version) => {
+                    list::metadata_of(call, &entry.value, version)?
+                }
+                _ => call.present(&entry.value)?,
+            };
+            framed(format, name, &json)
+        })
     }
 
     /// An event in the client's view.
@@ -264,7 +310,13 @@ impl Watcher {
             }
             View::Metadata(version) | View::MetadataList(version) => views::metadata_only(&object, version),
         };
-        Ok(wrap(name, &response::to_json(&shown)))
+        framed(self.call.accept.format, name, &response::to_json(&shown))
+    }
+
+    /// The last event of a watch that fails.
+    fn failure(&self, status: &Status) -> Bytes {
+        let json = response::to_json(&status.to_value());
+        framed(self.call.accept.format, "ERROR", &json).unwrap_or_else(|_| wrap("ERROR", &json))
     }
 
     /// How far the watcher is. The one after the initial events says so.
@@ -297,7 +349,16 @@ impl Watcher {
                 "metadata": metadata,
             }),
         };
-        wrap("BOOKMARK", &response::to_json(&object))
+        let json = response::to_json(&object);
+        framed(self.call.accept.format, "BOOKMARK", &json).unwrap_or_else(|_| wrap("BOOKMARK", &json))
+    }
+}
+
+/// An event in the client's form.
+fn framed(format: Format, name: &str, json: &Bytes) -> Result<Bytes, Status> {
+    match format {
+        Format::Json | Format::Yaml => Ok(wrap(name, json)),
+        Format::Protobuf => Ok(protobuf::frame(name, &protobuf::from_json(json)?)),
     }
 }
 
@@ -312,15 +373,14 @@ fn wrap(name: &str, object: &Bytes) -> Bytes {
     line.freeze()
 }
 
-fn error_event(error: &Error) -> Bytes {
-    let status = match error {
+fn failure_of(error: &Error) -> Status {
+    match error {
         Error::Compacted { requested, oldest } => {
             Status::expired(format!("too old resource version: {requested} ({oldest})"))
         }
         Error::Lagged => Status::expired("too old resource version: the watcher fell behind"),
         error => objects::store_failure(error),
-    };
-    wrap("ERROR", &response::to_json(&status.to_value()))
+    }
 }
 
 /// Spread, so that watches that began together don't end together.
