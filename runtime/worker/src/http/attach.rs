@@ -1,15 +1,13 @@
 //! `kubectl attach`: a running container's output from now on (read from its log), and its input.
 
+use super::channels::{Channel, Channels, Output, exit_status};
 use super::cri;
-use super::exec::{Options, feed, upgrade};
-use super::websocket::{Channels, Output, STDERR, STDOUT, exit_status};
-use super::{Refused, container, find, running};
+use super::exec::{Options, feed};
+use super::{Refused, container, find, running, upgrade};
 use crate::context::Context;
 use crate::pod::PodView;
 use crate::stream::FdStream;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use carob_sandbox::ContainerId;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
@@ -31,13 +29,14 @@ pub(super) async fn attach(
     State(ctx): State<Arc<Context>>,
     Path((namespace, pod, name)): Path<(String, String, String)>,
     Query(query): Query<Vec<(String, String)>>,
-    request: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
 ) -> Result<Response, Refused> {
     let options = Options::parse(&query);
     let (handle, view) = find(&ctx, &namespace, &pod)?;
     let id = running(&view, &name)?;
     let found = container(&view, &name)?;
     let attempt = found.attempt.unwrap_or(0);
+    let wanted = options.wanted();
     let attached = Attached {
         id,
         log: view.logs.join(&name).join(format!("{attempt}.log")),
@@ -46,11 +45,11 @@ pub(super) async fn attach(
         view: handle.view.clone(),
         options: Options { stdin: options.stdin && found.stdin, ..options },
     };
-    Ok(upgrade(request)?.on_upgrade(move |socket| serve(ctx, socket, attached)))
+    upgrade::command(request, wanted, move |channels| serve(ctx, channels, attached)).await
 }
 
-async fn serve(ctx: Arc<Context>, socket: WebSocket, attached: Attached) {
-    let Channels { input, output, gone, writer } = Channels::open(socket, STDOUT).await;
+async fn serve(ctx: Arc<Context>, channels: Channels, attached: Attached) {
+    let Channels { input, output, gone, writer } = channels;
     let feeder = if attached.options.stdin {
         match ctx.runtime.attach_stdin(&attached.id).await.map_err(io::Error::other).and_then(FdStream::new) {
             Ok(stream) => {
@@ -77,7 +76,7 @@ async fn serve(ctx: Arc<Context>, socket: WebSocket, attached: Attached) {
             if let Err(error) = result {
                 tracing::debug!(id = %attached.id, %error, "a container's output could not be followed");
             }
-            output.finish(&exit_status(0)).await;
+            output.finish(exit_status(0)).await;
         }
     }
     drop(output);
@@ -106,9 +105,9 @@ async fn follow(attached: &Attached, output: &Output) -> io::Result<()> {
         while reader.read_until(b'\n', &mut line)? > 0 && line.last() == Some(&b'\n') {
             if let Some(entry) = cri::parse(&line) {
                 let (channel, wanted) = if entry.stderr && !attached.tty {
-                    (STDERR, attached.options.stderr)
+                    (Channel::Stderr, attached.options.stderr)
                 } else {
-                    (STDOUT, attached.options.stdout)
+                    (Channel::Stdout, attached.options.stdout)
                 };
                 let mut text = entry.text.to_vec();
                 if !entry.partial {

@@ -1,12 +1,11 @@
-//! `kubectl exec`: a further process in a container, its streams on a WebSocket.
+//! `kubectl exec`: a further process in a container, and its streams.
 
-use super::websocket::{Channels, Input, Output, PROTOCOLS, STDERR, STDOUT, exit_status, internal_error};
+use super::channels::{Channel, Channels, Input, Output, exit_status, internal_error};
+use super::upgrade::{self, Wanted};
 use super::{Refused, find, running};
 use crate::context::Context;
 use crate::stream::FdStream;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use carob_sandbox::{ContainerId, ExecConfig, ExecProcess};
 use std::os::fd::OwnedFd;
@@ -43,17 +42,10 @@ impl Options {
         }
         options
     }
-}
 
-type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
-
-/// The upgrade, or what to say to a client that speaks SPDY (kubectl before 1.31) or plain HTTP.
-pub(super) fn upgrade(upgrade: Upgrade) -> Result<WebSocketUpgrade, Refused> {
-    match upgrade {
-        Ok(upgrade) => Ok(upgrade.protocols(PROTOCOLS).max_message_size(16 << 20)),
-        Err(_) => Err(Refused::bad_request(
-            "streams need a WebSocket upgrade with subprotocol v5.channel.k8s.io or v4.channel.k8s.io (kubectl 1.31 and later)",
-        )),
+    /// The streams.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr, tty: self.tty }
     }
 }
 
@@ -61,7 +53,7 @@ pub(super) async fn exec(
     State(ctx): State<Arc<Context>>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
     Query(query): Query<Vec<(String, String)>>,
-    request: Upgrade,
+    request: Request,
 ) -> Result<Response, Refused> {
     let options = Options::parse(&query);
     if !(options.stdin || options.stdout || options.stderr) {
@@ -72,12 +64,11 @@ pub(super) async fn exec(
     }
     let (_, view) = find(&ctx, &namespace, &pod)?;
     let id = running(&view, &container)?;
-    Ok(upgrade(request)?.on_upgrade(move |socket| serve(ctx, socket, id, options)))
+    upgrade::command(request, options.wanted(), move |channels| serve(ctx, channels, id, options)).await
 }
 
-async fn serve(ctx: Arc<Context>, socket: WebSocket, id: ContainerId, options: Options) {
-    let first = if options.stdout || !options.stderr { STDOUT } else { STDERR };
-    let Channels { input, output, gone, writer } = Channels::open(socket, first).await;
+async fn serve(ctx: Arc<Context>, channels: Channels, id: ContainerId, options: Options) {
+    let Channels { input, output, gone, writer } = channels;
     let config = ExecConfig {
         argv: options.command,
         env: if options.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
@@ -94,7 +85,7 @@ async fn serve(ctx: Arc<Context>, socket: WebSocket, id: ContainerId, options: O
             // As with containerd: the words go to the client, and the code where scripts look for it.
             let text = format!("failed to exec in container: failed to start exec: {message}");
             if exit_code == 127 || exit_code == 126 {
-                output.send(STDERR, format!("{message}\n").as_bytes()).await;
+                output.send(Channel::Stderr, format!("{message}\n").as_bytes()).await;
                 exit_status(exit_code)
             } else {
                 internal_error(&format!("error executing command in container: {text}"))
@@ -102,7 +93,7 @@ async fn serve(ctx: Arc<Context>, socket: WebSocket, id: ContainerId, options: O
         }
         Err(error) => internal_error(&format!("error executing command in container: {error}")),
     };
-    output.finish(&status).await;
+    output.finish(status).await;
     drop(output);
     // The last bytes matter more than this task's end; a client that hangs is left after a while.
     if tokio::time::timeout(Duration::from_secs(30), writer).await.is_err() {
@@ -124,7 +115,7 @@ async fn stream(
     let open = |fd: Option<OwnedFd>| fd.and_then(|fd| FdStream::new(fd).ok()).map(Arc::new);
     let sink = terminal.clone().or(stdin);
     let feeder = tokio::spawn(feed(input, sink, terminal.is_some()));
-    let outputs = [(STDOUT, terminal.or(open(stdout))), (STDERR, open(stderr))];
+    let outputs = [(Channel::Stdout, terminal.or(open(stdout))), (Channel::Stderr, open(stderr))];
     let pumps: Vec<_> = outputs
         .into_iter()
         .filter_map(|(channel, stream)| {
@@ -181,7 +172,7 @@ fn resize(terminal: &FdStream, columns: u16, rows: u16) {
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Sends what the process writes until its end.
-async fn pump(stream: Arc<FdStream>, channel: u8, output: Output, exited: CancellationToken) {
+async fn pump(stream: Arc<FdStream>, channel: Channel, output: Output, exited: CancellationToken) {
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let read = async {

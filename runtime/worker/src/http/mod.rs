@@ -1,9 +1,14 @@
 //! The kubelet's HTTP paths, which the gateway dials: logs, exec, attach, port-forward; metrics and start latencies.
 
 mod attach;
+mod channels;
 pub(crate) mod cri;
 mod exec;
 mod logs;
+mod port_forward;
+mod remote;
+mod spdy;
+mod upgrade;
 mod websocket;
 
 use crate::context::Context;
@@ -21,6 +26,7 @@ pub(crate) fn router(ctx: Arc<Context>) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::logs))
         .route("/exec/{namespace}/{pod}/{container}", get(exec::exec).post(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(attach::attach).post(attach::attach))
+        .route("/portForward/{namespace}/{pod}", get(port_forward::port_forward).post(port_forward::port_forward))
         .route("/startLatency/{namespace}/{pod}", get(start_latency))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok" }))

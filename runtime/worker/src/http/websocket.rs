@@ -3,11 +3,12 @@
 //! `v4.channel.k8s.io` and `v5.channel.k8s.io` differ in one thing: with v5 a client may close a channel (that is, send end
 //! of file on stdin) with a message on channel 255.
 
+use super::channels::{Channel, Channels, Input, Outgoing, queues, resize};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -15,96 +16,80 @@ use tokio_util::sync::CancellationToken;
 pub(super) const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 
 /// Numbers of the channels.
-pub(super) const STDIN: u8 = 0;
-pub(super) const STDOUT: u8 = 1;
-pub(super) const STDERR: u8 = 2;
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
-/// What a client sends.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Input {
-    Stdin(Bytes),
-    /// No more input (v5).
-    StdinClosed,
-    Resize {
-        columns: u16,
-        rows: u16,
-    },
-}
+/// The longest message that is read.
+pub(super) const MESSAGE_MAX: usize = 16 << 20;
+/// What of a byte stream is under way in either direction.
+const TUNNEL_BYTES: usize = 64 * 1024;
 
 /// Reads a client's message; `None` for one that means nothing here.
-pub(super) fn parse(message: &Bytes) -> Option<Input> {
+fn parse(message: &Bytes) -> Option<Input> {
     let (&channel, rest) = message.split_first()?;
     match channel {
         STDIN => Some(Input::Stdin(message.slice(1..))),
         CLOSE if rest == [STDIN] => Some(Input::StdinClosed),
-        RESIZE => {
-            let size: Value = serde_json::from_slice(rest).ok()?;
-            let number = |name: &str| size.get(name)?.as_u64().and_then(|length| u16::try_from(length).ok());
-            Some(Input::Resize { columns: number("Width")?, rows: number("Height")? })
-        }
+        RESIZE => resize(rest),
         _ => None,
     }
 }
 
-/// The sending side; clones may be used from several tasks.
-#[derive(Clone)]
-pub(super) struct Output {
-    sender: mpsc::Sender<Message>,
+fn message(channel: u8, bytes: &[u8]) -> Message {
+    let mut message = Vec::with_capacity(bytes.len() + 1);
+    message.push(channel);
+    message.extend_from_slice(bytes);
+    Message::Binary(message.into())
 }
 
-impl Output {
-    /// Sends bytes on a channel; false when the client has gone.
-    pub async fn send(&self, channel: u8, bytes: &[u8]) -> bool {
-        let mut message = Vec::with_capacity(bytes.len() + 1);
-        message.push(channel);
-        message.extend_from_slice(bytes);
-        self.sender.send(Message::Binary(Bytes::from(message))).await.is_ok()
-    }
-
-    /// Sends the final status and closes.
-    pub async fn finish(&self, status: &Value) {
-        self.send(ERROR, status.to_string().as_bytes()).await;
-        let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
-        // A client that has gone needs no goodbye.
-        let _gone = self.sender.send(Message::Close(Some(close))).await;
+fn number(channel: Channel) -> u8 {
+    match channel {
+        Channel::Stdout => STDOUT,
+        Channel::Stderr => STDERR,
     }
 }
 
-/// A socket taken apart.
-pub(super) struct Channels {
-    pub input: mpsc::Receiver<Input>,
-    pub output: Output,
-    /// Cancelled when the client has gone.
-    pub gone: CancellationToken,
-    /// Ends when everything has been sent.
-    pub writer: tokio::task::JoinHandle<()>,
+/// Starts the tasks that read and write the socket. `first` is the lowest channel that this side writes: an empty message on
+/// it tells the client that the streams are there.
+pub(super) fn open(socket: WebSocket, first: Channel) -> Channels {
+    let (sink, stream) = socket.split();
+    let ((inputs, outgoing), (input, output)) = queues();
+    let gone = CancellationToken::new();
+    let (pongs, ponged) = mpsc::channel(4);
+    let writer = tokio::spawn(write(sink, first, outgoing, ponged));
+    tokio::spawn(read(stream, inputs, pongs, gone.clone()));
+    Channels { input, output, gone, writer }
 }
 
-impl Channels {
-    /// Starts the tasks that read and write the socket. `first` is the lowest channel that this side writes: an empty
-    /// message on it tells the client that the streams are there.
-    pub async fn open(socket: WebSocket, first: u8) -> Self {
-        let (sink, stream) = socket.split();
-        let (sender, messages) = mpsc::channel(16);
-        let (inputs, input) = mpsc::channel(16);
-        let gone = CancellationToken::new();
-        let writer = tokio::spawn(write(sink, messages));
-        tokio::spawn(read(stream, inputs, sender.clone(), gone.clone()));
-        let output = Output { sender };
-        output.send(first, b"").await;
-        Self { input, output, gone, writer }
-    }
-}
-
-async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Receiver<Message>) {
-    while let Some(message) = messages.recv().await {
-        let last = matches!(message, Message::Close(_));
-        if sink.send(message).await.is_err() || last {
-            break;
-        }
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    first: Channel,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    mut pongs: mpsc::Receiver<Bytes>,
+) {
+    let mut open = sink.send(message(number(first), b"")).await.is_ok();
+    while open {
+        let next = tokio::select! {
+            Some(bytes) = pongs.recv() => {
+                open = sink.send(Message::Pong(bytes)).await.is_ok();
+                continue;
+            }
+            next = outgoing.recv() => next,
+        };
+        open = match next {
+            Some(Outgoing::Bytes(channel, bytes)) => sink.send(message(number(channel), &bytes)).await.is_ok(),
+            Some(Outgoing::Status(status)) => {
+                let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+                let _sent = sink.feed(message(ERROR, status.to_string().as_bytes())).await;
+                let _sent = sink.send(Message::Close(Some(close))).await;
+                false
+            }
+            None => false,
+        };
     }
     // The other side may have closed first.
     let _closed = sink.close().await;
@@ -113,7 +98,7 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Rece
 async fn read(
     mut stream: SplitStream<WebSocket>,
     inputs: mpsc::Sender<Input>,
-    pongs: mpsc::Sender<Message>,
+    pongs: mpsc::Sender<Bytes>,
     gone: CancellationToken,
 ) {
     while let Some(Ok(message)) = stream.next().await {
@@ -125,7 +110,7 @@ async fn read(
                 }
             }
             Message::Ping(bytes) => {
-                let _closing = pongs.send(Message::Pong(bytes)).await;
+                let _closing = pongs.send(bytes).await;
             }
             Message::Close(_) => break,
             Message::Text(_) | Message::Pong(_) => {}
@@ -134,30 +119,34 @@ async fn read(
     gone.cancel();
 }
 
-/// The status of a command that ran (`metav1.Status`): success, or a failure whose cause is the exit code.
-pub(super) fn exit_status(code: i32) -> Value {
-    if code == 0 {
-        return json!({"metadata": {}, "status": "Success"});
-    }
-    json!({
-        "metadata": {},
-        "status": "Failure",
-        "message": format!("command terminated with non-zero exit code: exit status {code}"),
-        "reason": "NonZeroExitCode",
-        "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-    })
-}
-
-/// The status of a command that could not be run.
-pub(super) fn internal_error(message: &str) -> Value {
-    json!({
-        "metadata": {},
-        "status": "Failure",
-        "message": format!("Internal error occurred: {message}"),
-        "reason": "InternalError",
-        "details": {"causes": [{"message": message}]},
-        "code": 500,
-    })
+/// The bytes that binary messages carry, without regard to where one ends.
+pub(super) fn tunnel(socket: WebSocket) -> DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(TUNNEL_BYTES);
+    let (mut sink, mut stream) = socket.split();
+    let (mut reader, mut writer) = tokio::io::split(ours);
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(bytes) if writer.write_all(&bytes).await.is_err() => break,
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        // Whoever reads has gone, or learns of the end.
+        let _gone = writer.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut buffer = vec![0; TUNNEL_BYTES / 2];
+        while let Ok(length @ 1..) = reader.read(&mut buffer).await {
+            if sink.send(Message::Binary(Bytes::copy_from_slice(&buffer[..length]))).await.is_err() {
+                return;
+            }
+        }
+        let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+        let _gone = sink.send(Message::Close(Some(close))).await;
+        let _gone = sink.close().await;
+    });
+    theirs
 }
 
 #[cfg(test)]
@@ -176,13 +165,5 @@ mod tests {
         assert_eq!(read(b"\x04{\"Width\":80,\"Height\":24}"), Some(Input::Resize { columns: 80, rows: 24 }));
         assert_eq!(read(b"\x04{}"), None);
         assert_eq!(read(b""), None);
-    }
-
-    #[test]
-    fn the_exit_code_is_a_cause() {
-        assert_eq!(exit_status(0)["status"], "Success");
-        let status = exit_status(42);
-        assert_eq!(status["reason"], "NonZeroExitCode");
-        assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "42"}));
     }
 }
