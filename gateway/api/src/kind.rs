@@ -140,6 +140,8 @@ pub enum Part {
     Resize,
     /// `/finalize` of a Namespace.
     Finalize,
+    /// `/approval` of a CertificateSigningRequest.
+    Approval,
 }
 
 /// What a kind does differently from the generic handler. All work on the JSON of the object.

@@ -2,6 +2,7 @@
 //!
 //! One file per kind exports a `STRATEGY`; [`BASE`] is what a kind without peculiarities does.
 
+pub mod certificate_signing_request;
 pub mod config_map;
 pub mod deployment;
 pub mod endpoint_slice;

@@ -1,5 +1,7 @@
 //! The objects that every cluster has from its first start.
 
+mod standard;
+
 use std::sync::Arc;
 
 use carob_api::decode::FieldValidation;
@@ -31,6 +33,7 @@ pub(crate) async fn first_objects(server: &Arc<Server>, api: Option<ApiService>)
         .map(|name| json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name } }))
         .to_vec();
     ensure(server, ("", "v1", "namespaces"), namespaces, |_, _| Existing::Keep).await?;
+    standard::reconcile(server, api.as_ref()).await?;
     if let Some(api) = api {
         services::api::reconcile(server, &api).await?;
     }
@@ -69,9 +72,23 @@ pub(crate) async fn ensure(
     futures::future::try_join_all(work).await.map(drop)
 }
 
+/// A request of the server itself about one object of a cluster's own.
+fn server_call(server: &Arc<Server>, resource: (&str, &str, &str), name: &str) -> Result<Call, Status> {
+    let (group, version, plural) = resource;
+    let kind = server.kind(group, version, plural);
+    let kind = kind.ok_or_else(|| Status::internal(format!("{plural} are not served")))?;
+    let identity = Identity::authenticated(SERVER, [MASTERS.to_owned()]);
+    let mut call = Call::new(Arc::clone(server), kind, identity, HeaderMap::new(), Accept::JSON);
+    call.name = Some(name.to_owned());
+    Ok(call)
+}
+
+fn write_options() -> WriteOptions {
+    WriteOptions { dry_run: false, manager: MANAGER.to_owned(), validation: FieldValidation::Strict, force: false }
+}
+
 async fn ensure_one(call: &Call, wanted: Value, settle: fn(&Value, &Value) -> Existing) -> Result<(), Status> {
-    let options =
-        WriteOptions { dry_run: false, manager: MANAGER.to_owned(), validation: FieldValidation::Strict, force: false };
+    let options = write_options();
     let found = call.server.store.get(&call.key(call.name())).await.map_err(|error| store_failure(&error))?;
     if let Some(entry) = found {
         let found = call.shown(&entry.value)?;

@@ -272,6 +272,7 @@ impl Operation {
             "ephemeralcontainers" => Part::EphemeralContainers,
             "resize" => Part::Resize,
             "finalize" => Part::Finalize,
+            "approval" => Part::Approval,
             "scale" => {
                 return Ok(match verb {
                     "get" => Self::GetScale(form()?),

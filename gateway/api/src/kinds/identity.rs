@@ -58,6 +58,7 @@ pub(super) static ROWS: &[Kind] = &[
         ],
         columns: table::certificate::COLUMNS,
         schema: "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        strategy: strategy::certificate_signing_request::STRATEGY,
         ..ROW
     },
     // Reviews are answered, never stored.

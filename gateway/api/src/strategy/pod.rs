@@ -156,7 +156,7 @@ fn prepare_update(new: &mut Value, old: &Value, part: Part) {
             keep_all(new, old);
             resize(new, &sent);
         }
-        Part::Finalize => keep_all(new, old),
+        Part::Finalize | Part::Approval => keep_all(new, old),
     }
     let changed = differs(new, old, "/spec");
     bump_generation(new, old, changed);

@@ -20,7 +20,7 @@ pub fn validate(new: &Value, old: &Value, part: Part) -> ErrorList {
         Part::Status => status(new, old),
         Part::EphemeralContainers => ephemeral(new, old),
         Part::Resize => resize(new, old),
-        Part::Finalize => ErrorList::new(),
+        Part::Finalize | Part::Approval => ErrorList::new(),
     }
 }
 

@@ -3,6 +3,8 @@
 //! A plugin is a row of one of two tables. Those that change objects run first, in the order of their table and before
 //! the object is validated; those that only judge run last, on the object as it would be stored.
 
+mod certificates;
+mod ingress_class;
 mod namespace;
 mod priority;
 mod request;
@@ -46,6 +48,7 @@ const ROLES: Resources = Resources::Only(&[
     (escalation::GROUP, "roles", ""),
 ]);
 const PODS: Resources = Resources::Only(&[("", "pods", "")]);
+const REQUESTS: Resources = Resources::Only(&[("certificates.k8s.io", "certificatesigningrequests", "")]);
 
 /// In Kubernetes' order.
 static MUTATING: &[Plugin<Mutate>] = &[
@@ -59,7 +62,16 @@ static MUTATING: &[Plugin<Mutate>] = &[
         name: "Priority",
         operations: &[Operation::Create],
         resources: PODS,
-        run: |request| Box::pin(async { priority::admit(request.call, &mut request.object) }),
+        run: |request| Box::pin(priority::admit(request.call, &mut request.object)),
+    },
+    Plugin {
+        name: "Priority",
+        operations: &[Operation::Update],
+        resources: PODS,
+        run: |request| {
+            priority::keep(&mut request.object, request.old);
+            Box::pin(std::future::ready(Ok(())))
+        },
     },
     Plugin {
         name: "DefaultTolerationSeconds",
@@ -76,7 +88,23 @@ static MUTATING: &[Plugin<Mutate>] = &[
         name: "RuntimeClass",
         operations: &[Operation::Create],
         resources: PODS,
-        run: |request| Box::pin(runtime_class::admit(request.call, &request.object)),
+        run: |request| Box::pin(runtime_class::admit(request.call, &mut request.object)),
+    },
+    // No plugin of Kubernetes', whose storage of requests does it.
+    Plugin {
+        name: "CertificateRequester",
+        operations: &[Operation::Create],
+        resources: REQUESTS,
+        run: |request| {
+            certificates::name_requester(&request.call.identity, &mut request.object);
+            Box::pin(std::future::ready(Ok(())))
+        },
+    },
+    Plugin {
+        name: "DefaultIngressClass",
+        operations: &[Operation::Create],
+        resources: Resources::Only(&[("networking.k8s.io", "ingresses", "")]),
+        run: |request| Box::pin(ingress_class::admit(request.call, &mut request.object)),
     },
     // No plugin of Kubernetes', whose storage of roles does it at this point.
     Plugin {
@@ -88,7 +116,32 @@ static MUTATING: &[Plugin<Mutate>] = &[
 ];
 
 /// In Kubernetes' order.
-static VALIDATING: &[Plugin<Validate>] = &[];
+static VALIDATING: &[Plugin<Validate>] = &[
+    Plugin {
+        name: "Priority",
+        operations: &[Operation::Create, Operation::Update],
+        resources: Resources::Only(&[("scheduling.k8s.io", "priorityclasses", "")]),
+        run: |request| Box::pin(priority::one_default(request)),
+    },
+    Plugin {
+        name: "CertificateApproval",
+        operations: &[Operation::Update],
+        resources: Resources::Only(&[("certificates.k8s.io", "certificatesigningrequests", "approval")]),
+        run: |request| Box::pin(std::future::ready(certificates::may_approve(request))),
+    },
+    Plugin {
+        name: "CertificateSigning",
+        operations: &[Operation::Update],
+        resources: Resources::Only(&[("certificates.k8s.io", "certificatesigningrequests", "status")]),
+        run: |request| Box::pin(std::future::ready(certificates::may_sign(request))),
+    },
+    Plugin {
+        name: "CertificateSubjectRestriction",
+        operations: &[Operation::Create],
+        resources: REQUESTS,
+        run: |request| Box::pin(std::future::ready(certificates::restrict_subject(request))),
+    },
+];
 
 impl<F> Plugin<F> {
     fn concerns(&self, request: &Request<'_>) -> bool {

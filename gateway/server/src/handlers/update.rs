@@ -101,6 +101,7 @@ impl<'a> Change<'a> {
             subresource: match part {
                 Part::Main => "",
                 Part::Finalize => "finalize",
+                Part::Approval => "approval",
                 Part::Status => "status",
                 Part::EphemeralContainers => "ephemeralcontainers",
                 Part::Resize => "resize",
@@ -273,11 +274,25 @@ fn keep_system_metadata(new: &mut Value, old: &Value) {
     }
 }
 
+/// Resources that Kubernetes keeps under another name than their own.
+const REGISTRY_NAMES: [(&str, &str, &str); 7] = [
+    ("", "nodes", "minions"),
+    ("", "services", "services/specs"),
+    ("", "endpoints", "services/endpoints"),
+    ("", "replicationcontrollers", "controllers"),
+    ("networking.k8s.io", "ingresses", "ingress"),
+    ("apiextensions.k8s.io", "customresourcedefinitions", "apiextensions.k8s.io/customresourcedefinitions"),
+    ("apiregistration.k8s.io", "apiservices", "apiregistration.k8s.io/apiservices"),
+];
+
 /// The key under which Kubernetes would keep the object; it stands in a message.
 fn registry_key(call: &Call) -> String {
-    let resource = match (call.kind.group, call.kind.plural) {
-        ("", "nodes") => "minions",
-        (_, plural) => plural,
+    let (group, plural) = (call.kind.group, call.kind.plural);
+    let known = REGISTRY_NAMES.iter().find(|(known, resource, _)| (*known, *resource) == (group, plural));
+    let resource = match known {
+        Some((_, _, name)) => (*name).to_owned(),
+        None if call.kind.custom.is_some() => format!("{group}/{plural}"),
+        None => plural.to_owned(),
     };
     match &call.namespace {
         Some(namespace) => format!("/registry/{resource}/{namespace}/{}", call.name()),
