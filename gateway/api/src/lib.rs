@@ -4,6 +4,7 @@
 //! and its schema, so that nothing is written once per kind that could be written once.
 
 pub mod apply;
+pub mod cel;
 pub mod custom;
 pub mod decode;
 pub mod discovery;
