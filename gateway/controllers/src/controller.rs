@@ -25,8 +25,7 @@ use crate::queue::{Again, Queue};
 pub type Clients = Arc<dyn Fn(&str, &[&str]) -> Client + Send + Sync>;
 
 /// Groups of every ServiceAccount of kube-system.
-const GROUPS: [&str; 4] =
-    ["system:masters", "system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+const GROUPS: [&str; 3] = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
 
 /// Keeps the cluster as its objects say it should be, one object at a time.
 pub(crate) trait Controller: Sized + Send + Sync + 'static {
@@ -76,7 +75,7 @@ pub(crate) struct Start<'a> {
 /// already there.
 pub(crate) fn start<C: Controller>(start: &Start<'_>, tasks: &mut JoinSet<()>) {
     let client = match C::USER {
-        Some(user) => (start.clients)(user, &["system:masters", "system:authenticated"]),
+        Some(user) => (start.clients)(user, &["system:authenticated"]),
         None => (start.clients)(&format!("system:serviceaccount:kube-system:{}", C::NAME), &GROUPS),
     };
     let cluster = start.cluster.with_client(client);

@@ -19,6 +19,7 @@ mod inventory;
 mod job;
 mod kinds;
 mod namespace;
+mod node_lifecycle;
 mod ownership;
 mod placement;
 mod pod_control;
@@ -32,6 +33,7 @@ mod scheduler;
 mod service_account;
 mod stateful_set;
 mod status;
+mod taint_eviction;
 
 use std::time::Duration;
 
@@ -65,6 +67,8 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<namespace::Controller>,
     start::<garbage::Collector>,
     start::<pod_gc::PodGc>,
+    start::<node_lifecycle::NodeLifecycle>,
+    start::<taint_eviction::TaintEviction>,
 ];
 
 /// How the controllers work.
@@ -94,7 +98,7 @@ pub enum Error {
 
 /// Runs all controllers until told to stop. Each acts in its own name, through a client that `clients` makes.
 pub async fn run(clients: Clients, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let reader = clients("system:kube-controller-manager", &["system:masters", "system:authenticated"]);
+    let reader = clients("system:kube-controller-manager", &["system:authenticated"]);
     let cluster = Cluster::new(reader.clone());
     let inventory = Inventory::new();
     let mut tasks = JoinSet::new();

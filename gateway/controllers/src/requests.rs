@@ -82,6 +82,9 @@ fn of_spec(spec: &PodSpec) -> Requests {
         running += &requests(container);
     }
     running.at_least(&starting);
+    // What is said of the pod as a whole counts instead of what its containers add up to.
+    let whole = Requests::read(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+    running.0.extend(whole.0);
     running += &Requests::read(spec.overhead.as_ref());
     running
 }

@@ -1,10 +1,16 @@
 //! The scheduler: finds a node with room for each pod.
 //!
 //! A node's room is its allocatable resources less the requests of the pods on it. A pod that has just been bound counts
-//! from that moment on, not from when the watch tells of it. A pod that fits nowhere waits with the reason in its
+//! from that moment on, not from when the watch tells of it ([`board`]). Whether a pod may run on a node is [`fit`]'s
+//! matter; where it may not for lack of room, less important pods may have to go ([`preempt`]). A pod that fits nowhere waits with the reason in its
 //! condition and is looked at again when something changes that may help.
 
+mod affinity;
+mod board;
 mod fit;
+mod preempt;
+mod spread;
+pub(crate) mod volumes;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
-use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -20,7 +26,11 @@ use crate::controller::{Controller, Setup};
 use crate::events::Voice;
 use crate::informer::Key;
 use crate::queue::{Again, Queue};
+use crate::replica_set::tolerate_gone;
 use crate::requests::Requests;
+use crate::status;
+
+use self::board::{Board, priority};
 
 /// The name by which pods ask for this scheduler.
 const NAME: &str = "default-scheduler";
@@ -31,9 +41,11 @@ pub(crate) struct Scheduler {
     cluster: Cluster,
     voice: Voice,
     queue: OnceLock<Queue<Key>>,
-    usage: Mutex<Usage>,
+    board: Mutex<Board>,
     unschedulable: Mutex<HashSet<Key>>,
     complaints: Mutex<Complaints>,
+    /// Pods with a place whose volumes are being made.
+    awaiting_volumes: Mutex<HashSet<Key>>,
 }
 
 /// When it was last said, of each pod that waits, why it does.
@@ -53,38 +65,10 @@ impl Complaints {
     }
 }
 
-/// Who takes how much of which node.
-#[derive(Default)]
-struct Usage {
-    pods: HashMap<Key, Placed>,
-    nodes: BTreeMap<String, Requests>,
-}
-
-struct Placed {
-    uid: String,
-    node: String,
-    requests: Requests,
-}
-
-impl Usage {
-    fn place(&mut self, key: &Key, uid: &str, node: &str, requests: Requests) {
-        self.remove(key, None);
-        *self.nodes.entry(node.to_owned()).or_default() += &requests;
-        self.pods.insert(key.clone(), Placed { uid: uid.to_owned(), node: node.to_owned(), requests });
-    }
-
-    /// Gives back what a pod took; only if it still is the pod of this uid, where one is given. Whether it had taken
-    /// anything.
-    fn remove(&mut self, key: &Key, uid: Option<&str>) -> bool {
-        if uid.is_some_and(|uid| self.pods.get(key).is_some_and(|placed| placed.uid != uid)) {
-            return false;
-        }
-        let Some(placed) = self.pods.remove(key) else { return false };
-        if let Some(node) = self.nodes.get_mut(&placed.node) {
-            *node -= &placed.requests;
-        }
-        true
-    }
+/// Why a pod has no place, and where one could be cleared.
+struct Obstacle {
+    reason: String,
+    candidate: Option<preempt::Candidate>,
 }
 
 impl Controller for Scheduler {
@@ -97,9 +81,10 @@ impl Controller for Scheduler {
             cluster: setup.cluster.clone(),
             voice: setup.voice.clone(),
             queue: OnceLock::new(),
-            usage: Mutex::default(),
+            board: Mutex::default(),
             unschedulable: Mutex::default(),
             complaints: Mutex::default(),
+            awaiting_volumes: Mutex::default(),
         }
     }
 
@@ -115,8 +100,16 @@ impl Controller for Scheduler {
                 items.add(Key::of(&**pod));
             }
         });
+        let (observer, items) = (Arc::clone(self), queue.clone());
+        self.cluster.claims.on_change(move |change| {
+            let Some(claim) = change.new.or(change.old) else { return };
+            let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+            let uses = |pod: &Pod| is_mine(pod) && volumes::uses(pod, claim.metadata.name.as_deref().unwrap_or_default());
+            observer.cluster.pods.list_in(namespace, uses).iter().for_each(|pod| items.add(Key::of(&**pod)));
+        });
         let observer = Arc::clone(self);
         self.cluster.nodes.on_change(move |change| {
+            // A node that went takes nothing with it: its pods are removed on their own.
             let before = change.old.map(|node| fit::schedulable_part(node));
             let after = change.new.map(|node| fit::schedulable_part(node));
             if before != after {
@@ -138,6 +131,19 @@ fn is_mine(pod: &Pod) -> bool {
         && !has_ended(pod)
 }
 
+fn is_placed(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty())
+}
+
+/// Whether where a pod may go depends on where others are.
+fn has_company_rules(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        let affinity = spec.affinity.as_ref();
+        affinity.is_some_and(|affinity| affinity.pod_affinity.is_some())
+            || spec.topology_spread_constraints.as_ref().is_some_and(|constraints| !constraints.is_empty())
+    })
+}
+
 fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
@@ -156,7 +162,11 @@ impl Scheduler {
         }
         match (new, node) {
             (Some(pod), Some(node)) if !has_ended(pod) => {
-                self.usage().place(&key, uid, node, Requests::of(pod));
+                self.board().place(&key, Arc::new(pod.clone()), node);
+                // A pod that came may be the one that others want to be with.
+                if old.is_none_or(|old| old.metadata.labels != pod.metadata.labels || !is_placed(old)) {
+                    self.try_waiting_for(has_company_rules);
+                }
                 false
             }
             // Not bound yet: what a binding under way has taken stays taken.
@@ -164,15 +174,34 @@ impl Scheduler {
             _ => {
                 if new.is_none() {
                     self.unschedulable().remove(&key);
+                    self.awaiting_volumes().remove(&key);
+                    self.board().forget_nomination(&key);
                 }
-                self.usage().remove(&key, Some(uid))
+                self.board().remove(&key, Some(uid))
             }
         }
     }
 
     /// Looks again at the pods that found no room.
     fn try_waiting(&self) {
-        let waiting: Vec<Key> = self.unschedulable().drain().collect();
+        self.try_waiting_for(|_| true);
+    }
+
+    /// The same for those among them that are meant.
+    fn try_waiting_for(&self, meant: impl Fn(&Pod) -> bool) {
+        let is_meant = |key: &Key| self.cluster.pods.get(key).is_none_or(|pod| meant(&pod));
+        let mut waiting: Vec<Key> = {
+            let mut all = self.unschedulable();
+            let waiting = all.iter().filter(|key| is_meant(key)).cloned().collect();
+            all.retain(|key| !is_meant(key));
+            waiting
+        };
+        // The important first, then those that have waited longest.
+        waiting.sort_by_cached_key(|key| {
+            let pod = self.cluster.pods.get(key);
+            let since = pod.as_ref().and_then(|pod| pod.metadata.creation_timestamp.clone()).map(|at| at.0);
+            (std::cmp::Reverse(pod.map_or(0, |pod| priority(&pod))), since)
+        });
         for key in waiting {
             self.queue.get().into_iter().for_each(|queue| queue.add(key.clone()));
         }
@@ -185,53 +214,131 @@ impl Scheduler {
             return self.wait(&pod, &key, "SchedulingGated", why).await.map(|_| None);
         }
         // Being bound at this moment: the watch is a little late.
-        if self.usage().pods.get(&key).is_some_and(|placed| Some(&placed.uid) == pod.metadata.uid.as_ref()) {
-            return Ok(None);
+        let place = self.board().place_of(&key, pod.metadata.uid.as_ref());
+        if let Some(node) = place {
+            let ready = volumes::Volumes::of(&self.cluster, &pod).is_ready();
+            if !ready || !self.awaiting_volumes().remove(&key) {
+                return Ok(None);
+            }
+            return self.bind(&pod, &key, &node).await;
         }
         // Waiting from before the look around: what changes meanwhile is not missed.
         self.unschedulable().insert(key.clone());
         match self.choose(&pod, &key) {
             Ok(node) => {
                 self.unschedulable().remove(&key);
-                self.bind(&pod, &key, &node).await
+                let volumes = volumes::Volumes::of(&self.cluster, &pod);
+                if volumes.waiting.is_empty() {
+                    return self.bind(&pod, &key, &node).await;
+                }
+                // They are made where the pod goes; it is bound when they are there.
+                self.awaiting_volumes().insert(key.clone());
+                for claim in &volumes.waiting {
+                    volumes::choose_node(&self.cluster, claim, &node).await?;
+                }
+                Ok(None)
             }
-            Err(reason) => {
+            Err(Obstacle { reason, candidate }) => {
                 let changed = self.wait(&pod, &key, "Unschedulable", &reason).await?;
                 if self.complaints().is_due(&key, changed, Instant::now()) {
                     self.voice.warning(&*pod, "FailedScheduling", reason);
+                }
+                if let Some(candidate) = candidate {
+                    self.clear(&pod, &key, candidate).await?;
                 }
                 Ok(None)
             }
         }
     }
 
-    /// The node with the most room among those that fit, with the pod's share already taken; or why none does.
-    fn choose(&self, pod: &Pod, key: &Key) -> Result<String, String> {
+    /// The best of the nodes that would do, with the pod's share already taken; or why none does, and where a place can be
+    /// cleared.
+    fn choose(&self, pod: &Arc<Pod>, key: &Key) -> Result<String, Obstacle> {
         let nodes = self.cluster.nodes.list(|_| true);
         if nodes.is_empty() {
-            return Err("no nodes available to schedule pods".to_owned());
+            return Err(Obstacle { reason: "no nodes available to schedule pods".to_owned(), candidate: None });
         }
-        let requests = Requests::of(pod);
-        let mut usage = self.usage();
+        let storage = volumes::Volumes::of(&self.cluster, pod);
+        let mut board = self.board();
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-        let mut best: Option<(i128, &Arc<Node>)> = None;
+        let mut refusals = BTreeMap::new();
+        let mut fitting: Vec<&Arc<Node>> = Vec::new();
+        let scene = fit::Scene::new(pod, &board, &nodes, &self.cluster.namespaces, HashSet::new());
+        let missing = storage.missing();
         for node in &nodes {
-            let name = node.metadata.name.as_deref().unwrap_or_default();
-            let taken = usage.nodes.get(name).cloned().unwrap_or_default();
-            match fit::check(pod, &requests, node, &taken) {
-                Ok(score) if best.is_none_or(|(most, _)| score > most) => best = Some((score, node)),
-                Ok(_) => {}
-                Err(why) => why.into_iter().for_each(|why| *reasons.entry(why).or_default() += 1),
+            if missing.is_some() {
+                continue;
+            }
+            match scene.check(node).and_then(|()| storage.check(node)) {
+                Ok(()) => fitting.push(node),
+                Err(refusal) => {
+                    refusal.reasons.iter().for_each(|why| *reasons.entry(why.clone()).or_default() += 1);
+                    refusals.insert(node.metadata.name.clone().unwrap_or_default(), refusal);
+                }
             }
         }
-        let Some((_, node)) = best else {
+        let scores = scene.scores(&fitting);
+        // Of equals the first.
+        let best = (0..fitting.len()).max_by_key(|index| (scores[*index], std::cmp::Reverse(*index)));
+        drop(scene);
+        if let Some(best) = best {
+            let name = fitting[best].metadata.name.clone().unwrap_or_default();
+            board.place(key, Arc::clone(pod), &name);
+            return Ok(name);
+        }
+        let why = missing.unwrap_or_else(|| {
             let mut reasons: Vec<String> = reasons.iter().map(|(why, count)| format!("{count} {why}")).collect();
             reasons.sort();
-            return Err(format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", ")));
+            reasons.join(", ")
+        });
+        let budgets = self.cluster.budgets.list(|_| true);
+        let world = preempt::World {
+            board: &board,
+            nodes: &nodes,
+            namespaces: &self.cluster.namespaces,
+            budgets: &budgets,
         };
-        let name = node.metadata.name.clone().unwrap_or_default();
-        usage.place(key, pod.metadata.uid.as_deref().unwrap_or_default(), &name, requests);
-        Ok(name)
+        let reason = format!("0/{} nodes are available: {why}.", nodes.len());
+        match world.preempt(pod, &refusals) {
+            Ok(candidate) => {
+                board.nominate(key, &candidate.node, Requests::of(pod), priority(pod));
+                Err(Obstacle { reason, candidate: Some(candidate) })
+            }
+            Err(why) => {
+                let reason = format!("{reason} no new claims to deallocate, preemption: {why}");
+                Err(Obstacle { reason, candidate: None })
+            }
+        }
+    }
+
+    /// Clears a place: says where it will be, and has the pods there go.
+    async fn clear(&self, pod: &Pod, key: &Key, candidate: preempt::Candidate) -> Result<(), kube::Error> {
+        let patch = Patch::Merge(json!({"status": {"nominatedNodeName": candidate.node}}));
+        let api: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &key.namespace);
+        match api.patch_status(&key.name, &PatchParams::default(), &patch).await {
+            Ok(pod) => self.cluster.pods.learn(pod),
+            other => tolerate_gone(other.map(|_| ()))?,
+        }
+        for victim in &candidate.victims {
+            if victim.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            let place = Key::of(&**victim);
+            let api: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &place.namespace);
+            let condition = json!({"metadata": {"uid": victim.metadata.uid}, "status": {"conditions": [{
+                "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+                "message": format!("{NAME}: preempting to accommodate a higher priority pod"),
+                "lastTransitionTime": status::now(), "observedGeneration": victim.metadata.generation,
+            }]}});
+            let params = PatchParams::default();
+            tolerate_gone(api.patch_status(&place.name, &params, &Patch::Strategic(condition)).await.map(|_| ()))?;
+            let preconditions = Preconditions { uid: victim.metadata.uid.clone(), resource_version: None };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            tolerate_gone(api.delete(&place.name, &params).await.map(|_| ()))?;
+            let by = pod.metadata.uid.as_deref().unwrap_or_default();
+            self.voice.normal(&**victim, "Preempted", format!("Preempted by pod {by} on node {}", candidate.node));
+        }
+        Ok(())
     }
 
     async fn bind(&self, pod: &Pod, key: &Key, node: &str) -> Result<Again, kube::Error> {
@@ -253,7 +360,7 @@ impl Scheduler {
         let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json").body(body);
         let request = request.map_err(kube::Error::HttpError)?;
         if let Err(error) = self.cluster.client.request::<serde_json::Value>(request).await {
-            if self.usage().remove(key, pod.metadata.uid.as_deref()) {
+            if self.board().remove(key, pod.metadata.uid.as_deref()) {
                 self.try_waiting();
             }
             return match &error {
@@ -297,12 +404,16 @@ impl Scheduler {
         }
     }
 
-    fn usage(&self) -> MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unschedulable(&self) -> MutexGuard<'_, HashSet<Key>> {
         self.unschedulable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn awaiting_volumes(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.awaiting_volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn complaints(&self) -> MutexGuard<'_, Complaints> {
@@ -313,16 +424,6 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn room_is_given_back_once() {
-        let (mut usage, key) = (Usage::default(), Key::new("n", "p"));
-        usage.place(&key, "uid", "node", Requests::of(&Pod::default()));
-        assert!(!usage.remove(&key, Some("another")));
-        assert!(usage.remove(&key, Some("uid")));
-        assert_eq!(usage.nodes["node"].amount("pods"), 0);
-        assert!(!usage.remove(&key, Some("uid")));
-    }
 
     #[test]
     fn an_unchanged_reason_is_said_again_only_after_a_while() {

@@ -33,7 +33,8 @@ async fn a_pod_waits_with_the_reason_and_is_placed_when_room_appears() {
     nodes.patch_status("n", &PatchParams::default(), &kube::api::Patch::Merge(ready)).await.unwrap();
     until_one(&cluster.api(), "first", is_placed).await;
     pod(&cluster, "second", "1").await;
-    let waiting = "0/1 nodes are available: 1 Insufficient cpu.";
+    let waiting = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: \
+         1 No preemption victims found for incoming pod.";
     until_one(&cluster.api(), "second", |pod| why(pod).as_deref() == Some(waiting)).await;
     cluster.api::<Pod>().delete("first", &DeleteParams::default().grace_period(0)).await.unwrap();
     until_one(&cluster.api(), "second", is_placed).await;
