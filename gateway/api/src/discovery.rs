@@ -8,6 +8,34 @@ use sha2::{Digest as _, Sha256};
 use crate::kind::{Kind, Scope, Subresource};
 use crate::kinds::Registry;
 
+/// Groups by their priority.
+const ORDER: [&str; 21] = [
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
+/// Kinds that Kubernetes stores in an older version, which clients see in the hash of that version.
+const STORED_IN: [(&str, &str, &str); 1] = [("storage.k8s.io", "VolumeAttributesClass", "v1beta1")];
+
 /// `/api`: the versions of the core group. `server_address` is `host:port`.
 pub fn api_versions(server_address: &str) -> Value {
     json!({
@@ -76,9 +104,12 @@ pub fn aggregated(registry: &Registry, core: bool) -> Value {
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
 }
 
-/// The groups in the order of the registry, each once.
+/// The groups, each once: the built-in ones in Kubernetes' order, then others by name.
 fn groups(registry: &Registry) -> Vec<&'static str> {
-    distinct(registry.iter().map(|kind| kind.group))
+    let mut groups = distinct(registry.iter().map(|kind| kind.group));
+    let rank = |group: &str| ORDER.iter().position(|known| *known == group).unwrap_or(ORDER.len());
+    groups.sort_by_key(|group| (rank(group), *group));
+    groups
 }
 
 /// The versions of a group, the preferred one first.
@@ -120,7 +151,10 @@ fn resource(kind: &Kind) -> Value {
     resource.insert("kind".into(), kind.kind.into());
     resource.insert("verbs".into(), kind.verbs.into());
     insert_names(&mut resource, kind);
-    resource.insert("storageVersionHash".into(), storage_version_hash(kind).into());
+    // What cannot be read is not stored.
+    if kind.verbs.contains(&"get") && kind.verbs.contains(&"create") {
+        resource.insert("storageVersionHash".into(), storage_version_hash(kind).into());
+    }
     Value::Object(resource)
 }
 
@@ -181,6 +215,8 @@ fn insert_names(resource: &mut Map<String, Value>, kind: &Kind) {
 /// Tells clients whether two resources are stored in one form.
 fn storage_version_hash(kind: &Kind) -> String {
     let (group, version) = kind.stored_as.map_or((kind.group, kind.version), |form| (form.group, form.version));
+    let older = STORED_IN.iter().find(|(group, name, _)| (*group, *name) == (kind.group, kind.kind));
+    let version = older.map_or(version, |(_, _, version)| version);
     let digest = Sha256::digest(format!("{group}/{version}/{}", kind.kind));
     STANDARD.encode(&digest[..8])
 }

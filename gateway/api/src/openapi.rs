@@ -4,17 +4,16 @@
 //! Documents are built when they are asked for and not kept: clients keep them, by the hash in the index.
 
 mod components;
+mod groups;
 mod paths;
 pub mod protobuf;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha512};
 
 use crate::kind::Kind;
 use crate::kinds::{self, Registry};
@@ -65,14 +64,16 @@ pub fn openapi_v3_index(registry: &Registry) -> Value {
 /// `/openapi/v3/PATH`, for example of `apis/apps/v1`.
 pub fn openapi_v3(registry: &Registry, path: &str) -> Option<Bytes> {
     let kinds: Vec<&Kind> = registry.iter().map(|kind| &**kind).filter(|kind| document_path(kind) == path).collect();
-    if kinds.is_empty() {
-        return None;
-    }
+    let (paths, schemas) = if kinds.is_empty() {
+        groups::document(registry, path)?
+    } else {
+        (json!(paths::paths(&kinds, Dialect::V3)), components::definitions(&kinds, Dialect::V3))
+    };
     Some(to_bytes(&json!({
         "openapi": "3.0.0",
         "info": info(),
-        "paths": paths::paths(&kinds, Dialect::V3),
-        "components": {"schemas": components::definitions(&kinds, Dialect::V3)},
+        "paths": paths,
+        "components": {"schemas": schemas},
     })))
 }
 
@@ -81,7 +82,8 @@ fn info() -> Value {
 }
 
 fn document_paths(registry: &Registry) -> Vec<String> {
-    let mut paths: Vec<String> = registry.iter().map(|kind| document_path(kind)).collect();
+    let mut paths = groups::paths(registry);
+    paths.extend(registry.iter().map(|kind| document_path(kind)));
     paths.sort_unstable();
     paths.dedup();
     paths
@@ -103,7 +105,7 @@ fn parts_of(kinds: &[&Kind]) -> Vec<&'static Kind> {
 }
 
 fn hash(document: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(document))
+    Sha512::digest(document).iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// A document of strings and numbers always serializes.

@@ -2,6 +2,7 @@
 //!
 //! Texts, codes and reasons are those of `k8s.io/apimachinery/pkg/api/errors`.
 
+use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value, json};
@@ -67,6 +68,9 @@ pub struct Status {
     message: String,
     details: Option<Box<Details>>,
 }
+
+/// So many errors of one object are told: an answer should not be many times larger than its request.
+const MOST_ERRORS: usize = 2000;
 
 impl Status {
     /// The HTTP status code.
@@ -173,7 +177,8 @@ impl Status {
     }
 
     /// 422: the object breaks these rules. `group_kind` is for example `("apps", "Deployment")`.
-    pub fn invalid(group_kind: (&str, &str), name: &str, errors: ErrorList) -> Self {
+    pub fn invalid(group_kind: (&str, &str), name: &str, mut errors: ErrorList) -> Self {
+        errors.truncate(MOST_ERRORS);
         let (group, kind) = group_kind;
         let subject = GroupResource::new(group, kind);
         let mut text = format!("{subject} {} is invalid", quote(name));
@@ -334,13 +339,9 @@ fn insert_text(map: &mut Map<String, Value>, key: &str, text: &str) {
 
 /// All errors in one text: a single one as it is, several in brackets, each text once.
 fn aggregate(errors: &[FieldError]) -> Option<String> {
-    let mut texts: Vec<String> = Vec::with_capacity(errors.len());
-    for error in errors {
-        let text = error.to_string();
-        if !texts.contains(&text) {
-            texts.push(text);
-        }
-    }
+    let mut told = HashSet::with_capacity(errors.len());
+    let all = errors.iter().map(ToString::to_string);
+    let mut texts: Vec<String> = all.filter(|text| told.insert(text.clone())).collect();
     match texts.len() {
         0 => None,
         1 => texts.pop(),

@@ -30,6 +30,7 @@ pub mod storage;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::custom::CustomColumn;
 use crate::kind::{Column, Kind};
 use cells::{column, name};
 
@@ -89,7 +90,10 @@ impl Rows<'_> {
     /// without columns they are null, as in all but the first event of a watch.
     #[allow(clippy::needless_pass_by_value, reason = "the metadata becomes part of the answer")]
     pub fn table(&self, kind: &Kind, objects: &[&Value], list_meta: Value, with_columns: bool) -> Value {
-        let rows: Vec<Value> = objects.iter().map(|object| self.row(kind, object)).collect();
+        let rows: Value = match objects {
+            [] => no_rows(kind),
+            objects => objects.iter().map(|object| self.row(kind, object)).collect(),
+        };
         json!({
             "kind": "Table",
             "apiVersion": format!("meta.k8s.io/{}", self.version),
@@ -101,7 +105,12 @@ impl Rows<'_> {
 
     /// The row of an object.
     pub fn row(&self, kind: &Kind, object: &Value) -> Value {
-        let cells: Vec<Value> = kind.columns.iter().map(|column| (column.cell)(object, self.now)).collect();
+        let cells: Vec<Value> = match &kind.custom {
+            None => kind.columns.iter().map(|column| (column.cell)(object, self.now)).collect(),
+            Some(custom) => std::iter::once(name(object, self.now))
+                .chain(custom.columns().iter().map(|column| column.cell(object, self.now)))
+                .collect(),
+        };
         let mut row = Map::new();
         row.insert("cells".into(), cells.into());
         let is_pod = kind.group.is_empty() && kind.kind == "Pod";
@@ -127,8 +136,20 @@ impl Rows<'_> {
     }
 }
 
+/// What stands for rows where there are none: Kubernetes' printers give an empty list, its default for kinds without
+/// columns of their own gives null.
+pub fn no_rows(kind: &Kind) -> Value {
+    let plain = kind.columns.len() == DEFAULT_COLUMNS.len()
+        && kind.columns.iter().zip(DEFAULT_COLUMNS).all(|(own, other)| own.name == other.name);
+    if plain { Value::Null } else { Value::Array(Vec::new()) }
+}
+
 /// The definitions of a kind's columns.
 pub fn columns(kind: &Kind) -> Value {
+    if let Some(custom) = &kind.custom {
+        let own = custom.columns().iter().map(CustomColumn::definition);
+        return kind.columns[..1].iter().map(|column| definition(kind, column)).chain(own).collect();
+    }
     kind.columns.iter().map(|column| definition(kind, column)).collect()
 }
 

@@ -70,7 +70,8 @@ pub(crate) fn version() -> Value {
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none",
-        "compiler": "rustc",
+        // Not how this was compiled, but what clients compare with.
+        "compiler": "gc",
         "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",

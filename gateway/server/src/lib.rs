@@ -13,6 +13,7 @@ mod bootstrap;
 mod call;
 mod compress;
 mod decoded;
+mod deprecated;
 mod discovery;
 mod events;
 mod handlers;

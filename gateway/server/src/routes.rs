@@ -25,7 +25,7 @@ use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
 use crate::stream::{self, Stream};
-use crate::{Server, body, compress, discovery, health, protobuf, response};
+use crate::{Server, body, compress, deprecated, discovery, health, protobuf, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -185,8 +185,16 @@ async fn resource(
     call.name = path.name;
     call.query = query;
     call.raw_query = raw_query;
+    let deprecation = deprecated::warning(&call.kind).map(ToOwned::to_owned);
+    if let Some(text) = &deprecation {
+        call.warn(text.as_str());
+    }
     match operation {
-        Operation::Watch => watch::watch(call).await,
+        Operation::Watch => {
+            let mut answer = watch::watch(call).await?;
+            response::warn(answer.headers_mut(), deprecation.as_slice());
+            Ok(answer)
+        }
         Operation::Stream(kind) => stream::answer(&call, kind, upgrade).await,
         operation => {
             let work = perform(&call, operation, body);

@@ -52,6 +52,10 @@ pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Valu
     }
     for kind in kinds {
         definitions.insert(list_name(kind), list(kind, dialect));
+        if let Some(mut definition) = kind.custom_definition(|name| dialect.path(name), dialect == Dialect::V2) {
+            definition["x-kubernetes-group-version-kind"] = json!([gvk(kind, "")]);
+            definitions.insert(kind.schema.to_owned(), definition);
+        }
     }
     definitions.insert(
         PATCH.into(),
@@ -86,7 +90,8 @@ fn list(kind: &Kind, dialect: Dialect) -> Value {
     })
 }
 
-fn definition(name: &str, mut shape: Value, markers: &Markers, dialect: Dialect) -> Value {
+/// The definition of a type in a document, from its shape.
+pub(super) fn definition(name: &str, mut shape: Value, markers: &Markers, dialect: Dialect) -> Value {
     let special = match name.rsplit('.').next() {
         Some("IntOrString") => Some(match dialect {
             Dialect::V2 => json!({"type": "string", "format": "int-or-string"}),

@@ -24,7 +24,7 @@ const ORPHAN: &str = "orphan";
 const ATTEMPTS: usize = 32;
 
 /// Kinds whose deletion is answered with the object instead of a Status.
-const ANSWERED_WITH_OBJECT: [(&str, &str); 7] = [
+const ANSWERED_WITH_OBJECT: [(&str, &str); 17] = [
     ("", "pods"),
     ("", "serviceaccounts"),
     ("", "services"),
@@ -32,6 +32,16 @@ const ANSWERED_WITH_OBJECT: [(&str, &str); 7] = [
     ("", "persistentvolumes"),
     ("", "podtemplates"),
     ("", "replicationcontrollers"),
+    ("", "resourcequotas"),
+    ("resource.k8s.io", "deviceclasses"),
+    ("resource.k8s.io", "resourceclaims"),
+    ("resource.k8s.io", "resourceclaimtemplates"),
+    ("resource.k8s.io", "resourceslices"),
+    ("storage.k8s.io", "csidrivers"),
+    ("storage.k8s.io", "csinodes"),
+    ("storage.k8s.io", "storageclasses"),
+    ("storage.k8s.io", "volumeattachments"),
+    ("storage.k8s.io", "volumeattributesclasses"),
 ];
 
 /// DELETE of an object.

@@ -86,6 +86,9 @@ async fn rows(call: &Call, found: &Found, version: &str) -> Result<Bytes, Status
     let api_version = format!("meta.k8s.io/{version}");
     let meta = found.meta();
     let columns = table::columns(kind);
+    if found.entries.is_empty() {
+        return Ok(response::to_json(&form.table(kind, &[], meta, true)));
+    }
     let mut out = format!(
         "{{\"kind\":\"Table\",\"apiVersion\":\"{api_version}\",\"metadata\":{meta},\"columnDefinitions\":{columns},\"rows\":["
     )
