@@ -79,9 +79,9 @@ impl Worker {
         let Some((recovered, exits)) = inherited else { return };
         let node = node::run(self.context.clone(), shutdown.clone());
         let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
-        let changes = objects::watch(self.context.clone(), shutdown.clone());
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
-        tokio::join!(node, pods, changes, events);
+        tokio::join!(node, pods, events);
+        self.context.interests.clear();
     }
 
     /// Adds the worker's metrics to a registry that somebody shows.

@@ -4,15 +4,17 @@ use crate::container::env::{Needs, Objects};
 use crate::context::Context;
 use crate::pod::Message;
 use futures::TryStreamExt;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio_util::sync::CancellationToken;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Which object a volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,32 +24,71 @@ pub(crate) struct ObjectKey {
     pub name: String,
 }
 
-/// Which pods want to know of changes to which objects.
+/// Which pods want to know of changes to which objects. Each object has a watch of its own, as long as a pod uses it: nodes
+/// may read no others.
 #[derive(Default)]
 pub(crate) struct Interests {
-    pods: Mutex<HashMap<ObjectKey, HashSet<String>>>,
+    watched: Mutex<HashMap<ObjectKey, Watched>>,
+}
+
+struct Watched {
+    /// By uid, with the version that the pod's volumes were filled from.
+    pods: HashMap<String, Option<String>>,
+    _watch: DropGuard,
 }
 
 impl Interests {
-    /// Notes that the pod's volumes come from these objects.
-    pub fn add(&self, uid: &str, keys: impl IntoIterator<Item = ObjectKey>) {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the pod's volumes come from these objects. `watch` begins the watch of an object that had none, which ends
+    /// with the token.
+    pub fn add(
+        &self,
+        uid: &str,
+        keys: impl IntoIterator<Item = ObjectKey>,
+        watch: impl Fn(ObjectKey, CancellationToken),
+    ) {
+        let mut watched = self.lock();
         for key in keys {
-            pods.entry(key).or_default().insert(uid.to_owned());
+            let entry = watched.entry(key.clone()).or_insert_with(|| {
+                let stop = CancellationToken::new();
+                watch(key, stop.clone());
+                Watched { pods: HashMap::new(), _watch: stop.drop_guard() }
+            });
+            entry.pods.entry(uid.to_owned()).or_default();
+        }
+    }
+
+    /// Notes which version of an object a pod's volume is filled from.
+    pub fn filled(&self, uid: &str, kind: &'static str, object: &ObjectMeta) {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let key = ObjectKey { kind, namespace: text(&object.namespace), name: text(&object.name) };
+        if let Some(seen) = self.lock().get_mut(&key).and_then(|watched| watched.pods.get_mut(uid)) {
+            seen.clone_from(&object.resource_version);
         }
     }
 
     /// Forgets the pod.
     pub fn remove(&self, uid: &str) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, uids| {
-            uids.remove(uid);
-            !uids.is_empty()
+        self.lock().retain(|_, watched| {
+            watched.pods.remove(uid);
+            !watched.pods.is_empty()
         });
     }
 
-    fn of(&self, key: &ObjectKey) -> Vec<String> {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.get(key).into_iter().flatten().cloned().collect()
+    /// Ends all watches.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// The pods that have another version than this one.
+    fn of(&self, key: &ObjectKey, version: Option<&String>) -> Vec<String> {
+        let watched = self.lock();
+        let pods = watched.get(key).into_iter().flat_map(|watched| &watched.pods);
+        let others = pods.filter(|(_, seen)| version.is_none() || seen.as_ref() != version);
+        others.map(|(uid, _)| uid.clone()).collect()
     }
 }
 
@@ -106,40 +147,43 @@ pub(crate) fn message(error: &kube::Error) -> String {
     }
 }
 
-/// Tells pods of changes to the objects that they use, until `shutdown`.
-pub(crate) async fn watch(ctx: Arc<Context>, shutdown: CancellationToken) {
-    let both = async {
-        tokio::join!(follow::<ConfigMap>(&ctx, "ConfigMap"), follow::<Secret>(&ctx, "Secret"));
-    };
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = both => {}
-    }
+/// Begins to tell pods of changes to an object.
+pub(crate) fn watch(ctx: &Arc<Context>, key: ObjectKey, stop: CancellationToken) {
+    let ctx = ctx.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = async {
+                match key.kind {
+                    "ConfigMap" => follow::<ConfigMap>(&ctx, &key).await,
+                    _ => follow::<Secret>(&ctx, &key).await,
+                }
+            } => {}
+        }
+    });
 }
 
-async fn follow<K>(ctx: &Arc<Context>, kind: &'static str)
+async fn follow<K>(ctx: &Arc<Context>, key: &ObjectKey)
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let api: Api<PartialObjectMeta<K>> = Api::all(ctx.client.clone());
-    let stream = watcher(api, watcher::Config::default().any_semantic()).default_backoff();
+    let api: Api<PartialObjectMeta<K>> = Api::namespaced(ctx.client.clone(), &key.namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name)).any_semantic();
+    let stream = watcher(api, config).default_backoff();
     let mut stream = std::pin::pin!(stream);
     loop {
-        let event = match stream.try_next().await {
-            Ok(Some(event)) => event,
+        let (object, there) = match stream.try_next().await {
+            Ok(Some(watcher::Event::Apply(object) | watcher::Event::InitApply(object))) => (object, true),
+            Ok(Some(watcher::Event::Delete(object))) => (object, false),
+            Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => continue,
             Ok(None) => return,
             Err(error) => {
-                tracing::debug!(%error, kind, "the watch is being renewed");
+                tracing::debug!(%error, ?key, "the watch is being renewed");
                 continue;
             }
         };
-        let (watcher::Event::Apply(object) | watcher::Event::Delete(object) | watcher::Event::InitApply(object)) =
-            event
-        else {
-            continue;
-        };
-        let key = ObjectKey { kind, namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
-        for uid in ctx.interests.of(&key) {
+        let version = object.metadata.resource_version.as_ref().filter(|_| there);
+        for uid in ctx.interests.of(key, version) {
             ctx.pods.send(&uid, Message::VolumesChanged);
         }
     }
@@ -160,9 +204,26 @@ mod tests {
         let keys = of_volumes("ns", &spec);
         assert_eq!(keys.len(), 2);
         let interests = Interests::default();
-        interests.add("u1", keys.clone());
-        assert_eq!(interests.of(&keys[0]), ["u1"]);
+        let watches = std::cell::RefCell::new(Vec::new());
+        let watch = |_, stop| watches.borrow_mut().push(stop);
+        interests.add("u1", keys.clone(), watch);
+        interests.add("u2", keys.clone(), watch);
+        assert_eq!(watches.borrow().len(), 2, "one for each object");
+        let version = "7".to_owned();
+        let meta = ObjectMeta {
+            name: Some("cm".into()),
+            namespace: Some("ns".into()),
+            resource_version: Some(version.clone()),
+            ..ObjectMeta::default()
+        };
+        interests.filled("u2", "ConfigMap", &meta);
+        assert_eq!(interests.of(&keys[0], Some(&version)), ["u1"], "the other has this version");
+        assert_eq!(interests.of(&keys[0], None).len(), 2, "its end concerns all");
         interests.remove("u1");
-        assert!(interests.of(&keys[0]).is_empty());
+        assert!(!watches.borrow()[0].is_cancelled());
+        interests.remove("u2");
+        assert!(
+            interests.of(&keys[0], None).is_empty() && watches.borrow().iter().all(CancellationToken::is_cancelled)
+        );
     }
 }

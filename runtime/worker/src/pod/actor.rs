@@ -221,7 +221,7 @@ impl Actor {
             return;
         }
         let keys = crate::objects::of_volumes(&self.namespace, self.spec());
-        self.ctx.interests.add(&self.uid, keys);
+        self.ctx.interests.add(&self.uid, keys, |key, stop| crate::objects::watch(&self.ctx, key, stop));
         // Usually the pod runs before this is due, and Pending is never written.
         self.writer.mark_later(Duration::from_millis(250));
     }

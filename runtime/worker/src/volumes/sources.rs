@@ -5,7 +5,9 @@ use super::payload::{self, DEFAULT_MODE, Payload};
 use crate::container::env::Facts;
 use crate::context::Context;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{PodSpec, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PodSpec, Secret, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
 use kube::Api;
 use kube::api::PostParams;
 use std::time::Duration;
@@ -27,17 +29,16 @@ pub(crate) async fn payload(
     spec: &PodSpec,
     volume: &Volume,
 ) -> Result<Option<Filled>, SourceError> {
-    let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut filled = Filled::default();
     if let Some(source) = &volume.config_map {
         let (optional, mode) = (source.optional == Some(true), source.default_mode.unwrap_or(DEFAULT_MODE));
-        let map = ctx.config_map(namespace, &source.name).await.map_err(SourceError::Missing)?;
+        let map = config_map(ctx, facts, &source.name).await?;
         required(map.is_some() || optional, "configmap", &source.name)?;
         filled.payload = payload::config_map(map.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         let (optional, mode) = (source.optional == Some(true), source.default_mode.unwrap_or(DEFAULT_MODE));
-        let secret = ctx.secret(namespace, name).await.map_err(SourceError::Missing)?;
+        let secret = secret(ctx, facts, name).await?;
         required(secret.is_some() || optional, "secret", name)?;
         filled.payload = payload::secret(secret.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &volume.downward_api {
@@ -64,16 +65,15 @@ async fn projection(
     part: &VolumeProjection,
     mode: i32,
 ) -> Result<Filled, SourceError> {
-    let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut filled = Filled::default();
     if let Some(source) = &part.config_map {
         let optional = source.optional == Some(true);
-        let map = ctx.config_map(namespace, &source.name).await.map_err(SourceError::Missing)?;
+        let map = config_map(ctx, facts, &source.name).await?;
         required(map.is_some() || optional, "configmap", &source.name)?;
         filled.payload = payload::config_map(map.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &part.secret {
         let optional = source.optional == Some(true);
-        let secret = ctx.secret(namespace, &source.name).await.map_err(SourceError::Missing)?;
+        let secret = secret(ctx, facts, &source.name).await?;
         required(secret.is_some() || optional, "secret", &source.name)?;
         filled.payload = payload::secret(secret.as_ref(), items(source.items.as_ref()), mode, optional)?;
     } else if let Some(source) = &part.downward_api {
@@ -87,6 +87,28 @@ async fn projection(
         return Err(SourceError::Missing("this kind of projection is not supported".to_owned()));
     }
     Ok(filled)
+}
+
+/// A ConfigMap of the pod's namespace, whose version is noted.
+async fn config_map(ctx: &Context, facts: &Facts<'_>, name: &str) -> Result<Option<ConfigMap>, SourceError> {
+    let meta = &facts.pod.metadata;
+    let found = ctx.config_map(meta.namespace.as_deref().unwrap_or_default(), name).await;
+    let found = found.map_err(SourceError::Missing)?;
+    if let (Some(map), Some(uid)) = (&found, &meta.uid) {
+        ctx.interests.filled(uid, "ConfigMap", &map.metadata);
+    }
+    Ok(found)
+}
+
+/// The same for a Secret.
+async fn secret(ctx: &Context, facts: &Facts<'_>, name: &str) -> Result<Option<Secret>, SourceError> {
+    let meta = &facts.pod.metadata;
+    let found = ctx.secret(meta.namespace.as_deref().unwrap_or_default(), name).await;
+    let found = found.map_err(SourceError::Missing)?;
+    if let (Some(secret), Some(uid)) = (&found, &meta.uid) {
+        ctx.interests.filled(uid, "Secret", &secret.metadata);
+    }
+    Ok(found)
 }
 
 fn items<T>(list: Option<&Vec<T>>) -> &[T] {
