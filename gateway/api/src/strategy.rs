@@ -2,11 +2,14 @@
 //!
 //! One file per kind exports a `STRATEGY`; [`BASE`] is what a kind without peculiarities does.
 
+pub mod api_service;
 pub mod certificate_signing_request;
 pub mod config_map;
+pub mod custom_resource_definition;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod event;
+pub mod flow_control;
 pub mod horizontal_pod_autoscaler;
 pub mod ingress;
 pub mod job;

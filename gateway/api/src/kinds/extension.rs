@@ -2,7 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
-use crate::table;
+use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -15,6 +15,20 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("apiregistration.k8s.io", "v1", "APIService"))],
         columns: table::admission::API_SERVICE,
         schema: "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
+        strategy: strategy::api_service::STRATEGY,
+        ..ROW
+    },
+    Kind {
+        group: "apiextensions.k8s.io",
+        kind: "CustomResourceDefinition",
+        plural: "customresourcedefinitions",
+        singular: "customresourcedefinition",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"))],
+        schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        strategy: strategy::custom_resource_definition::STRATEGY,
         ..ROW
     },
     Kind {
@@ -71,6 +85,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"))],
         columns: table::flow_control::FLOW_SCHEMA,
         schema: "io.k8s.api.flowcontrol.v1.FlowSchema",
+        strategy: strategy::flow_control::SCHEMA,
         ..ROW
     },
     Kind {
@@ -82,6 +97,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration"))],
         columns: table::flow_control::PRIORITY_LEVEL,
         schema: "io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration",
+        strategy: strategy::flow_control::LEVEL,
         ..ROW
     },
 ];
