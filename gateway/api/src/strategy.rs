@@ -2,31 +2,48 @@
 //!
 //! One file per kind exports a `STRATEGY`; [`BASE`] is what a kind without peculiarities does.
 
+pub mod address;
+pub mod admission_policy;
 pub mod api_service;
 pub mod certificate_signing_request;
 pub mod config_map;
+pub mod controller_revision;
+pub mod cron_job;
+pub mod csi;
 pub mod custom_resource_definition;
+pub mod daemon_set;
 pub mod deployment;
+pub mod device;
 pub mod endpoint_slice;
+pub mod endpoints;
 pub mod event;
 pub mod flow_control;
 pub mod horizontal_pod_autoscaler;
 pub mod ingress;
 pub mod job;
 pub mod lease;
+pub mod limit_range;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
 pub mod pod;
+pub mod pod_disruption_budget;
 pub mod pod_spec;
+pub mod pod_template;
 pub mod priority_class;
 pub mod rbac;
 pub mod replica_set;
+pub mod replication_controller;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod stateful_set;
 pub mod storage_class;
+pub mod webhook_configuration;
 
 use serde_json::{Map, Value, json};
 
@@ -125,6 +142,14 @@ pub fn keep_field(new: &mut Value, old: &Value, field: &str) {
         Some(value) => object.insert(field.to_owned(), value.clone()),
         None => object.shift_remove(field),
     };
+}
+
+/// An update of an object with a spec and a status behind a path of its own: each part keeps the other, and the generation
+/// counts changes of the spec.
+pub fn spec_and_status(new: &mut Value, old: &Value, part: Part) {
+    keep_field(new, old, if part == Part::Status { "spec" } else { "status" });
+    let changed = differs(new, old, "/spec");
+    bump_generation(new, old, changed);
 }
 
 /// An update through `/status`: everything but the status is as it was, and of the metadata only what bookkeeping and

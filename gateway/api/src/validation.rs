@@ -3,7 +3,10 @@
 //! Each module is one idea, and all work on the JSON of an object through the accessors of [`json`].
 
 pub mod addresses;
+pub mod amounts;
 pub mod containers;
+pub mod cron;
+pub mod devices;
 pub mod diff;
 pub mod env;
 pub mod go;
@@ -20,7 +23,9 @@ pub mod scheduling;
 pub mod security;
 pub mod selectors;
 pub mod service;
+pub mod structural;
 pub mod template;
 pub mod volumes;
+pub mod webhook;
 
 pub use template::{binding, delete_options, eviction, scale};

@@ -19,19 +19,6 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
     Kind {
-        group: "apiextensions.k8s.io",
-        kind: "CustomResourceDefinition",
-        plural: "customresourcedefinitions",
-        singular: "customresourcedefinition",
-        short_names: &["crd", "crds"],
-        categories: &["api-extensions"],
-        scope: Scope::Cluster,
-        subresources: &[part("status", ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"))],
-        schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
-        strategy: strategy::custom_resource_definition::STRATEGY,
-        ..ROW
-    },
-    Kind {
         group: "admissionregistration.k8s.io",
         kind: "MutatingWebhookConfiguration",
         plural: "mutatingwebhookconfigurations",
@@ -40,6 +27,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::admission::WEBHOOKS,
         schema: "io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration",
+        strategy: strategy::webhook_configuration::MUTATING,
         ..ROW
     },
     Kind {
@@ -52,6 +40,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy"))],
         columns: table::admission::POLICY,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy",
+        strategy: strategy::admission_policy::POLICY,
         ..ROW
     },
     Kind {
@@ -63,6 +52,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::admission::BINDING,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding",
+        strategy: strategy::admission_policy::BINDING,
         ..ROW
     },
     Kind {
@@ -74,6 +64,20 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::admission::WEBHOOKS,
         schema: "io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration",
+        strategy: strategy::webhook_configuration::VALIDATING,
+        ..ROW
+    },
+    Kind {
+        group: "apiextensions.k8s.io",
+        kind: "CustomResourceDefinition",
+        plural: "customresourcedefinitions",
+        singular: "customresourcedefinition",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        scope: Scope::Cluster,
+        subresources: &[part("status", ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"))],
+        schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        strategy: strategy::custom_resource_definition::STRATEGY,
         ..ROW
     },
     Kind {

@@ -37,6 +37,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::networking::IP_ADDRESS,
         schema: "io.k8s.api.networking.v1.IPAddress",
+        strategy: strategy::address::ADDRESS,
         ..ROW
     },
     Kind {
@@ -59,6 +60,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("networking.k8s.io", "v1", "ServiceCIDR"))],
         columns: table::networking::SERVICE_CIDR,
         schema: "io.k8s.api.networking.v1.ServiceCIDR",
+        strategy: strategy::address::RANGE,
         ..ROW
     },
 ];

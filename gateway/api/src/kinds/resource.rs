@@ -2,7 +2,7 @@
 
 use super::{ROW, part};
 use crate::kind::{Kind, Scope};
-use crate::table;
+use crate::{strategy, table};
 
 pub(super) static ROWS: &[Kind] = &[
     Kind {
@@ -13,6 +13,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::device::NAME_AND_AGE,
         schema: "io.k8s.api.resource.v1.DeviceClass",
+        strategy: strategy::device::CLASS,
         ..ROW
     },
     Kind {
@@ -23,6 +24,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("resource.k8s.io", "v1", "ResourceClaim"))],
         columns: table::device::CLAIM,
         schema: "io.k8s.api.resource.v1.ResourceClaim",
+        strategy: strategy::device::CLAIM,
         ..ROW
     },
     Kind {
@@ -32,6 +34,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "resourceclaimtemplate",
         columns: table::device::NAME_AND_AGE,
         schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
+        strategy: strategy::device::TEMPLATE,
         ..ROW
     },
     Kind {
@@ -42,6 +45,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::device::SLICE,
         schema: "io.k8s.api.resource.v1.ResourceSlice",
+        strategy: strategy::device::SLICE,
         ..ROW
     },
 ];

@@ -13,6 +13,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::storage::DRIVER,
         schema: "io.k8s.api.storage.v1.CSIDriver",
+        strategy: strategy::csi::DRIVER,
         ..ROW
     },
     Kind {
@@ -23,6 +24,7 @@ pub(super) static ROWS: &[Kind] = &[
         scope: Scope::Cluster,
         columns: table::storage::NODE,
         schema: "io.k8s.api.storage.v1.CSINode",
+        strategy: strategy::csi::NODE,
         ..ROW
     },
     Kind {
@@ -31,6 +33,7 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "csistoragecapacities",
         singular: "csistoragecapacity",
         schema: "io.k8s.api.storage.v1.CSIStorageCapacity",
+        strategy: strategy::csi::CAPACITY,
         ..ROW
     },
     Kind {
@@ -54,6 +57,7 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[part("status", ("storage.k8s.io", "v1", "VolumeAttachment"))],
         columns: table::storage::ATTACHMENT,
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
+        strategy: strategy::csi::ATTACHMENT,
         ..ROW
     },
     Kind {
