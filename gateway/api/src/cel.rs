@@ -10,7 +10,7 @@ mod value;
 use std::fmt;
 
 pub use compile::Program;
-pub use eval::{Access, Budget, Scope};
+pub use eval::{Access, Budget, Scope, wrap as optional};
 pub use kube_cel::cel::Value;
 pub use value::{from_json, text_of, to_json, typed};
 
@@ -35,9 +35,9 @@ impl fmt::Display for Error {
         match self {
             Self::Failed(text) => f.write_str(text),
             Self::CallCost => f.write_str("operation cancelled: actual cost limit exceeded"),
-            Self::Budget => {
-                f.write_str("validation failed due to running out of cost budget, no further validation rules will be run")
-            }
+            Self::Budget => f.write_str(
+                "validation failed due to running out of cost budget, no further validation rules will be run",
+            ),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! server would write it with.
 
 mod base64_text;
+mod custom;
 mod gvk;
 mod json;
 mod normalize;
@@ -135,6 +136,9 @@ fn decode(
 
 fn finish(kind: &Kind, raw: Raw, duplicates: Vec<String>, validation: FieldValidation) -> Result<Decoded, Refusal> {
     let found = gvk::find(&raw, kind).map_err(Refusal::Decoding)?;
+    if let Some(custom) = &kind.custom {
+        return custom::finish(kind, custom, &found, raw, duplicates, validation);
+    }
     gvk::accept(kind, &found, &raw)?;
     let schema = schema::schema_of(kind);
     let mut walked = walk::walk(schema, raw).map_err(Refusal::Decoding)?;

@@ -8,6 +8,8 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crate::kind::Subresource;
+
 type Kept<T> = OnceLock<Mutex<HashSet<&'static T>>>;
 
 /// One copy of a text, kept for good.
@@ -23,7 +25,13 @@ pub fn texts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> &'static [&'s
     keep(&KEPT, &list, |list| Box::leak(list.to_vec().into_boxed_slice()))
 }
 
-/// One copy of a list, kept for good.
+/// One copy of a list of subresources, kept for good.
+pub fn subresources(list: &[Subresource]) -> &'static [Subresource] {
+    static KEPT: Kept<[Subresource]> = OnceLock::new();
+    keep(&KEPT, list, |list| Box::leak(list.to_vec().into_boxed_slice()))
+}
+
+/// One copy of a value, kept for good.
 fn keep<T: Eq + Hash + ?Sized>(kept: &Kept<T>, value: &T, copy: impl FnOnce(&T) -> &'static T) -> &'static T {
     let mut kept = kept.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = kept.get(value) {

@@ -131,6 +131,11 @@ impl Registry {
 
     /// The built-in resources and these.
     pub fn with_custom(custom: impl IntoIterator<Item = Arc<Kind>>) -> Self {
+        let mut custom: Vec<Arc<Kind>> = custom.into_iter().collect();
+        custom.sort_by(|a, b| {
+            let by_version = crate::custom::version_order(a.version, b.version);
+            a.group.cmp(b.group).then(by_version).then(a.plural.cmp(b.plural))
+        });
         Self { kinds: builtin().map(KindRef::from).chain(custom.into_iter().map(KindRef::Custom)).collect() }
     }
 
@@ -174,6 +179,7 @@ impl Kind {
         }
         if let Some(custom) = &self.custom {
             object["apiVersion"] = format!("{}/{}", self.group, custom.storage_version).into();
+            custom.prune_for_storage(object);
         }
     }
 
@@ -182,8 +188,9 @@ impl Kind {
         if let Some(form) = self.stored_as {
             *object = (form.from)(object);
         }
-        if self.custom.is_some() {
+        if let Some(custom) = &self.custom {
             object["apiVersion"] = self.api_version().into();
+            custom.read(object);
         }
     }
 

@@ -1,8 +1,8 @@
 //! From the text of an expression to a program: parsed, checked for names, brought into the form that is evaluated.
 
+use kube_cel::cel::Value;
 use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use kube_cel::cel::parser::Parser;
-use kube_cel::cel::Value;
 
 use super::value;
 
@@ -16,25 +16,160 @@ pub(super) const TYPES: &[&str] =
 
 /// Functions and methods that there are; those with a dot are called by their whole name.
 const FUNCTIONS: &[&str] = &[
-    "add", "allowed", "asApproximateFloat", "asInteger", "base64.decode", "base64.encode", "bool", "bytes", "charAt",
-    "check", "cidr", "compareTo", "contains", "containsCIDR", "containsIP", "distinct", "double", "duration", "dyn",
-    "endsWith", "error", "errored", "family", "fieldSelector", "find", "findAll", "first", "flatten", "format",
-    "format.byte", "format.date", "format.datetime", "format.dns1035Label", "format.dns1035LabelPrefix",
-    "format.dns1123Label", "format.dns1123LabelPrefix", "format.dns1123Subdomain", "format.dns1123SubdomainPrefix",
-    "format.labelValue", "format.named", "format.qualifiedName", "format.uri", "format.uuid", "getDate", "getDayOfMonth",
-    "getDayOfWeek", "getDayOfYear", "getEscapedPath", "getFullYear", "getHost", "getHostname", "getHours",
-    "getMilliseconds", "getMinutes", "getMonth", "getPort", "getQuery", "getScheme", "getSeconds", "group", "hasValue",
-    "indexOf", "int", "ip", "ip.isCanonical", "isCIDR", "isCIDRv4", "isCIDRv6", "isGlobalUnicast", "isGreaterThan", "isIP",
-    "isIPv4", "isIPv6", "isInteger", "isLessThan", "isLinkLocalMulticast", "isLinkLocalUnicast", "isLoopback", "isQuantity",
-    "isSemver", "isSorted", "isURL", "isUnspecified", "join", "jsonpatch.escapeKey", "labelSelector", "last",
-    "lastIndexOf", "lists.range", "lowerAscii", "major", "masked", "matches", "math.abs", "math.bitAnd", "math.bitNot",
-    "math.bitOr", "math.bitShiftLeft", "math.bitShiftRight", "math.bitXor", "math.ceil", "math.floor", "math.greatest",
-    "math.isFinite", "math.isInf", "math.isNaN", "math.least", "math.round", "math.sign", "math.sqrt", "math.trunc",
-    "max", "min", "minor", "name", "namespace", "optional.none", "optional.of", "optional.ofNonZeroValue", "or", "orValue",
-    "patch", "path", "prefixLength", "quantity", "reason", "replace", "resource", "reverse", "semver", "serviceAccount",
-    "sets.contains", "sets.equivalent", "sets.intersects", "sign", "size", "slice", "sort", "split", "startsWith",
-    "string", "strings.quote", "sub", "subresource", "substring", "sum", "timestamp", "trim", "type", "uint", "upperAscii",
-    "url", "validate", "value",
+    "add",
+    "allowed",
+    "asApproximateFloat",
+    "asInteger",
+    "base64.decode",
+    "base64.encode",
+    "bool",
+    "bytes",
+    "charAt",
+    "check",
+    "cidr",
+    "compareTo",
+    "contains",
+    "containsCIDR",
+    "containsIP",
+    "distinct",
+    "double",
+    "duration",
+    "dyn",
+    "endsWith",
+    "error",
+    "errored",
+    "family",
+    "fieldSelector",
+    "find",
+    "findAll",
+    "first",
+    "flatten",
+    "format",
+    "format.byte",
+    "format.date",
+    "format.datetime",
+    "format.dns1035Label",
+    "format.dns1035LabelPrefix",
+    "format.dns1123Label",
+    "format.dns1123LabelPrefix",
+    "format.dns1123Subdomain",
+    "format.dns1123SubdomainPrefix",
+    "format.labelValue",
+    "format.named",
+    "format.qualifiedName",
+    "format.uri",
+    "format.uuid",
+    "getDate",
+    "getDayOfMonth",
+    "getDayOfWeek",
+    "getDayOfYear",
+    "getEscapedPath",
+    "getFullYear",
+    "getHost",
+    "getHostname",
+    "getHours",
+    "getMilliseconds",
+    "getMinutes",
+    "getMonth",
+    "getPort",
+    "getQuery",
+    "getScheme",
+    "getSeconds",
+    "group",
+    "hasValue",
+    "indexOf",
+    "int",
+    "ip",
+    "ip.isCanonical",
+    "isCIDR",
+    "isCIDRv4",
+    "isCIDRv6",
+    "isGlobalUnicast",
+    "isGreaterThan",
+    "isIP",
+    "isIPv4",
+    "isIPv6",
+    "isInteger",
+    "isLessThan",
+    "isLinkLocalMulticast",
+    "isLinkLocalUnicast",
+    "isLoopback",
+    "isQuantity",
+    "isSemver",
+    "isSorted",
+    "isURL",
+    "isUnspecified",
+    "join",
+    "jsonpatch.escapeKey",
+    "labelSelector",
+    "last",
+    "lastIndexOf",
+    "lists.range",
+    "lowerAscii",
+    "major",
+    "masked",
+    "matches",
+    "math.abs",
+    "math.bitAnd",
+    "math.bitNot",
+    "math.bitOr",
+    "math.bitShiftLeft",
+    "math.bitShiftRight",
+    "math.bitXor",
+    "math.ceil",
+    "math.floor",
+    "math.greatest",
+    "math.isFinite",
+    "math.isInf",
+    "math.isNaN",
+    "math.least",
+    "math.round",
+    "math.sign",
+    "math.sqrt",
+    "math.trunc",
+    "max",
+    "min",
+    "minor",
+    "name",
+    "namespace",
+    "optional.none",
+    "optional.of",
+    "optional.ofNonZeroValue",
+    "or",
+    "orValue",
+    "patch",
+    "path",
+    "prefixLength",
+    "quantity",
+    "reason",
+    "replace",
+    "resource",
+    "reverse",
+    "semver",
+    "serviceAccount",
+    "sets.contains",
+    "sets.equivalent",
+    "sets.intersects",
+    "sign",
+    "size",
+    "slice",
+    "sort",
+    "split",
+    "startsWith",
+    "string",
+    "strings.quote",
+    "sub",
+    "subresource",
+    "substring",
+    "sum",
+    "timestamp",
+    "trim",
+    "type",
+    "uint",
+    "upperAscii",
+    "url",
+    "validate",
+    "value",
 ];
 
 /// An expression that can be evaluated.
@@ -49,8 +184,14 @@ pub struct Program {
 pub(super) enum Node {
     Literal(Value),
     Ident(String),
-    Select { operand: Box<Node>, field: String },
-    Has { operand: Box<Node>, field: String },
+    Select {
+        operand: Box<Node>,
+        field: String,
+    },
+    Has {
+        operand: Box<Node>,
+        field: String,
+    },
     And(Box<Node>, Box<Node>),
     Or(Box<Node>, Box<Node>),
     Not(Box<Node>),
@@ -133,7 +274,10 @@ impl Program {
     /// What is wrong with it, as cel-go words it.
     pub fn compile(source: &str, variables: &[&str]) -> Result<Self, String> {
         if source.len() > LONGEST {
-            return Err(format!("ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LONGEST}", source.len()));
+            return Err(format!(
+                "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LONGEST}",
+                source.len()
+            ));
         }
         if depth(source) > DEEPEST {
             return Err(format!("ERROR: <input>:-1:0: expression recursion limit exceeded: {DEEPEST}"));
@@ -143,7 +287,8 @@ impl Program {
             let text = errors.to_string();
             text.replacen(": ", ": Syntax error: ", 2).replacen("ERROR: Syntax error: ", "ERROR: ", 1)
         })?;
-        let mut lowering = Lowering { source, known: variables.iter().map(ToString::to_string).collect(), names: Vec::new() };
+        let mut lowering =
+            Lowering { source, known: variables.iter().map(ToString::to_string).collect(), names: Vec::new() };
         let root = lowering.lower(&parsed)?;
         Ok(Self { root, names: lowering.names })
     }
@@ -300,13 +445,15 @@ impl Lowering<'_> {
     }
 
     fn operator(&mut self, name: &str, args: &[IdedExpr]) -> Result<Option<Node>, String> {
-        let mut nodes = |args: &[IdedExpr]| -> Result<Vec<Node>, String> { args.iter().map(|arg| self.lower(arg)).collect() };
+        let mut nodes =
+            |args: &[IdedExpr]| -> Result<Vec<Node>, String> { args.iter().map(|arg| self.lower(arg)).collect() };
         let node = match (name, args.len()) {
             (operators::LOGICAL_NOT, 1) => Node::Not(Box::new(self.lower(&args[0])?)),
             (operators::NOT_STRICTLY_FALSE, 1) => Node::NotFalse(Box::new(self.lower(&args[0])?)),
             (operators::NEGATE, 1) => Node::Negate(Box::new(self.lower(&args[0])?)),
             (operators::CONDITIONAL, 3) => {
-                let nodes: [Node; 3] = nodes(args)?.try_into().map_err(|_| "ERROR: a condition has three parts".to_owned())?;
+                let nodes: [Node; 3] =
+                    nodes(args)?.try_into().map_err(|_| "ERROR: a condition has three parts".to_owned())?;
                 Node::Choose(Box::new(nodes))
             }
             (operators::LOGICAL_AND, 2) => Node::And(Box::new(self.lower(&args[0])?), Box::new(self.lower(&args[1])?)),

@@ -234,6 +234,7 @@ fn evaluate_fold(fold: &Fold, scope: &Scope<'_>, budget: &mut Budget) -> Outcome
         Value::Map(map) => map.map.iter().map(|(key, value)| (Value::from(key), Some(value.clone()))).collect(),
         _ => return Err(no_overload()),
     };
+    let mut pending = None;
     for (item, second) in items {
         budget.spend(1)?;
         let with_item = scope.with(&fold.item, &item);
@@ -251,12 +252,21 @@ fn evaluate_fold(fold: &Fold, scope: &Scope<'_>, budget: &mut Budget) -> Outcome
         };
         accumulator = match next {
             Step::Value(value) => value,
+            Step::Failed(error @ (Error::Budget | Error::CallCost)) => return Err(error),
             // An error in one step may be made up for by another: `all` and `exists` go on.
-            Step::Failed(error) => return recover(fold, error),
+            Step::Failed(error) if matches!(fold.step, Node::And(..) | Node::Or(..)) => {
+                pending.get_or_insert(error);
+                continue;
+            }
+            Step::Failed(error) => return Err(error),
             Step::Push(item) => push(accumulator, item),
         };
     }
-    evaluate(&fold.result, &scope.with(&fold.accumulator, &accumulator), budget)
+    let deciding = Value::Bool(matches!(fold.step, Node::Or(..)));
+    match pending {
+        Some(error) if !equal(&accumulator, &deciding) => Err(error),
+        _ => evaluate(&fold.result, &scope.with(&fold.accumulator, &accumulator), budget),
+    }
 }
 
 enum Step {
@@ -305,15 +315,14 @@ fn step(fold: &Fold, scope: &Scope<'_>, budget: &mut Budget) -> Step {
     }
 }
 
-fn recover(_: &Fold, error: Error) -> Outcome {
-    Err(error)
-}
-
 fn push(accumulator: Value, item: Option<Value>) -> Value {
-    let (Value::List(mut items), Some(item)) = (accumulator.clone(), item) else { return accumulator };
-    drop(accumulator);
-    Arc::make_mut(&mut items).push(item);
-    Value::List(items)
+    match (accumulator, item) {
+        (Value::List(mut items), Some(item)) => {
+            Arc::make_mut(&mut items).push(item);
+            Value::List(items)
+        }
+        (accumulator, _) => accumulator,
+    }
 }
 
 fn truth(value: Value) -> Result<bool, Error> {
@@ -369,14 +378,17 @@ fn optional(value: &Value) -> Option<&OptionalValue> {
     }
 }
 
-fn wrap(value: Option<Value>) -> Value {
+/// An optional value.
+pub fn wrap(value: Option<Value>) -> Value {
     Value::Opaque(Arc::new(value.map_or_else(OptionalValue::none, OptionalValue::of)))
 }
 
 fn operate(operator: Operator, left: Value, right: Value, budget: &mut Budget) -> Outcome {
     budget.spend(value::size(&left).min(value::size(&right)))?;
     let order = |wanted: &[Ordering]| {
-        compare(&left, &right).map(|found| Value::Bool(found.is_some_and(|found| wanted.contains(&found)))).ok_or_else(no_overload)
+        compare(&left, &right)
+            .map(|found| Value::Bool(found.is_some_and(|found| wanted.contains(&found))))
+            .ok_or_else(no_overload)
     };
     match operator {
         Operator::Equal => Ok(Value::Bool(equal(&left, &right))),

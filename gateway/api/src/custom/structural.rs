@@ -45,6 +45,11 @@ pub enum Additional {
 }
 
 impl Structural {
+    /// Whether any value fits.
+    pub fn accepts_anything(&self) -> bool {
+        self.type_.is_empty() && self.preserve_unknown
+    }
+
     /// Reads a `JSONSchemaProps`.
     pub fn read(schema: &Value) -> Self {
         let mut read = Self::default();

@@ -10,7 +10,9 @@ use crate::schema::{self, Presence, Schema, Type};
 
 /// Brings an object of a kind into that shape. Idempotent; to be called again after defaults have been filled in.
 pub fn normalize(kind: &Kind, object: &mut Value) {
-    normalize_with(schema::schema_of(kind), object);
+    if kind.custom.is_none() {
+        normalize_with(schema::schema_of(kind), object);
+    }
 }
 
 pub(super) fn normalize_with(schema: &Schema, value: &mut Value) {

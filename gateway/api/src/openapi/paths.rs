@@ -188,7 +188,10 @@ fn describe(kind: &Kind, part: Option<&Subresource>, operation: &Operation, dial
 }
 
 /// What is given and taken: the kind itself, or what its subresource says.
-fn type_of(kind: &Kind, part: Option<&Subresource>) -> Option<&'static Kind> {
+fn type_of<'a>(kind: &'a Kind, part: Option<&Subresource>) -> Option<&'a Kind> {
+    if kind.custom.is_some() && part.is_none_or(|part| part.name == "status") {
+        return Some(kind);
+    }
     let (group, version, name) = part.map_or((kind.group, kind.version, kind.kind), |part| part.gvk);
     kinds::Registry::builtin().type_of(group, version, name)
 }

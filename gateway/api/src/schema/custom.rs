@@ -10,6 +10,12 @@ use crate::intern;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
+/// What every object has: apiVersion, kind and metadata.
+pub(crate) fn object() -> &'static Schema {
+    static OBJECT: OnceLock<Schema> = OnceLock::new();
+    OBJECT.get_or_init(|| of(&Structural::default()))
+}
+
 /// The schema of the objects of a version.
 pub(crate) fn of(structural: &Structural) -> Schema {
     let root = Structural { type_: "object".to_owned(), embedded: true, ..structural.clone() };
@@ -40,9 +46,9 @@ fn shape(structural: &Structural) -> Schema {
                 Schema { element: Some(Held::Shared(Arc::new(schema(values)))), ..leaf(Type::Map) }
             }
             _ if structural.preserve_unknown || structural.additional == Some(Additional::Any(true)) => leaf(Type::Any),
-            _ => object(structural),
+            _ => fields(structural),
         },
-        "object" => object(structural),
+        "object" => fields(structural),
         "array" => {
             let items = structural.items.as_deref().map_or_else(|| leaf(Type::Any), schema);
             Schema { element: Some(Held::Shared(Arc::new(items))), ..leaf(Type::Array) }
@@ -55,7 +61,7 @@ fn shape(structural: &Structural) -> Schema {
     }
 }
 
-fn object(structural: &Structural) -> Schema {
+fn fields(structural: &Structural) -> Schema {
     let mut properties: Vec<(Cow<'static, str>, Schema)> =
         structural.properties.iter().map(|(name, field)| (Cow::Owned(name.clone()), schema(field))).collect();
     if structural.embedded {

@@ -2,9 +2,10 @@
 //! What they refer to comes along by itself.
 
 use k8s_openapi::api::{
-    admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core, discovery,
-    events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+    admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core,
+    discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -97,6 +98,10 @@ pub(super) const TYPES: &[(&str, SchemaType)] = &[
     ("io.k8s.api.storage.v1.StorageClass", add::<storage::v1::StorageClass>),
     ("io.k8s.api.storage.v1.VolumeAttachment", add::<storage::v1::VolumeAttachment>),
     ("io.k8s.api.storage.v1.VolumeAttributesClass", add::<storage::v1::VolumeAttributesClass>),
+    (
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        add::<apiextensions::v1::CustomResourceDefinition>,
+    ),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", add::<meta::v1::DeleteOptions>),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta", add::<meta::v1::ListMeta>),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.Status", add::<meta::v1::Status>),
