@@ -71,7 +71,9 @@ impl controller::Controller for Controller {
     async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(cron) = self.cluster.cron_jobs.get(&key) else { return Ok(None) };
         let mut jobs = self.cluster.jobs.list_in(&key.namespace, |job| is_controlled_by(&job.metadata, &*cron));
-        jobs.sort_by_key(|job| (job.status.as_ref().and_then(|status| status.start_time.clone()).map(|at| at.0), job.name_any()));
+        jobs.sort_by_key(|job| {
+            (job.status.as_ref().and_then(|status| status.start_time.clone()).map(|at| at.0), job.name_any())
+        });
         let mut status = cron.status.clone().unwrap_or_default();
         self.account(&cron, &jobs, &mut status);
         let outcome = self.run_due(&cron, &key, &jobs, &mut status).await;
@@ -197,10 +199,8 @@ impl Controller {
             }
         };
         if finish(&job).is_none() {
-            let reference = ObjectReference {
-                resource_version: job.metadata.resource_version.clone(),
-                ..job.object_ref(&())
-            };
+            let reference =
+                ObjectReference { resource_version: job.metadata.resource_version.clone(), ..job.object_ref(&()) };
             if self.cluster.jobs.get(&Key::of(&job)).is_none() {
                 let uid = job.metadata.uid.clone().unwrap_or_default();
                 self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, Instant::now());
@@ -268,7 +268,8 @@ impl Controller {
 fn since(cron: &CronJob, spec: &CronJobSpec, status: &CronJobStatus, now: Timestamp) -> Timestamp {
     let made = cron.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0);
     let last = status.last_schedule_time.as_ref().map_or(made, |at| at.0);
-    let earliest = spec.starting_deadline_seconds.and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok());
+    let earliest =
+        spec.starting_deadline_seconds.and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok());
     earliest.map_or(last, |earliest| earliest.max(last))
 }
 

@@ -151,16 +151,14 @@ impl Controller {
         for pod in &plan.failed {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             let node = template::node_of(pod).unwrap_or_default();
-            let text =
-                format!("Found failed daemon pod {}/{name} on node {node}, will try to kill it", key.namespace);
+            let text = format!("Found failed daemon pod {}/{name} on node {node}, will try to kill it", key.namespace);
             self.voice.warning(&*look.set, "FailedDaemonPod", text);
         }
         let pods = plan.create.iter().take(BURST).map(|node| look.pod(node)).collect();
         let (client, voice, expected) = (&self.cluster.client, &self.voice, &self.expected);
         pod_control::create_all(client, voice, expected, &*look.set, key, pods).await?;
         let victims = plan.failed.iter().chain(&plan.delete).take(BURST);
-        let removals =
-            victims.map(|pod| pod_control::delete_expectedly(client, voice, expected, &*look.set, key, pod));
+        let removals = victims.map(|pod| pod_control::delete_expectedly(client, voice, expected, &*look.set, key, pod));
         join_all(removals).await.into_iter().collect()
     }
 

@@ -87,7 +87,11 @@ impl Controller for Budgets {
                 }
             }
             Err(why) => {
-                self.voice.warning(&*budget, "CalculateExpectedPodCountFailed", format!("Failed to calculate the number of expected pods: {why}"));
+                self.voice.warning(
+                    &*budget,
+                    "CalculateExpectedPodCountFailed",
+                    format!("Failed to calculate the number of expected pods: {why}"),
+                );
                 PodDisruptionBudgetStatus {
                     disruptions_allowed: 0,
                     observed_generation: budget.metadata.generation,
@@ -104,13 +108,7 @@ impl Controller for Budgets {
 /// A change of an owner leads to a look at the budgets of its namespace.
 fn owners<K>(informer: &crate::informer::Informer<K>, cluster: &Cluster, queue: &Queue<Key>)
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let (budgets, queue) = (cluster.budgets.clone(), queue.clone());
     informer.on_change(move |change| {
@@ -190,26 +188,28 @@ impl Budgets {
     /// Who decides how many pods there are behind an owner, and how many that is.
     async fn replicas(&self, namespace: &str, owner: &OwnerReference) -> Result<(String, i32), String> {
         let key = Key::new(namespace, &owner.name);
-        let found = match owner.kind.as_str() {
-            "ReplicaSet" => self.cluster.replica_sets.get(&key).map(|set| {
-                let above = controller_of(&set.metadata).filter(|above| above.kind == "Deployment").cloned();
-                let deployment = above.and_then(|above| self.cluster.deployments.get(&Key::new(namespace, &above.name)));
-                match deployment {
-                    Some(deployment) => (
-                        deployment.metadata.uid.clone(),
-                        deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
-                    ),
-                    None => (set.metadata.uid.clone(), crate::replica_set::replicas(&set)),
-                }
-            }),
-            "StatefulSet" => self.cluster.stateful_sets.get(&key).map(|set| {
-                (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
-            }),
-            "ReplicationController" => self.cluster.replication_controllers.get(&key).map(|set| {
-                (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
-            }),
-            _ => None,
-        };
+        let found =
+            match owner.kind.as_str() {
+                "ReplicaSet" => self.cluster.replica_sets.get(&key).map(|set| {
+                    let above = controller_of(&set.metadata).filter(|above| above.kind == "Deployment").cloned();
+                    let deployment =
+                        above.and_then(|above| self.cluster.deployments.get(&Key::new(namespace, &above.name)));
+                    match deployment {
+                        Some(deployment) => (
+                            deployment.metadata.uid.clone(),
+                            deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+                        ),
+                        None => (set.metadata.uid.clone(), crate::replica_set::replicas(&set)),
+                    }
+                }),
+                "StatefulSet" => self.cluster.stateful_sets.get(&key).map(|set| {
+                    (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
+                }),
+                "ReplicationController" => self.cluster.replication_controllers.get(&key).map(|set| {
+                    (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
+                }),
+                _ => None,
+            };
         if let Some((Some(uid), replicas)) = found {
             return Ok((uid, replicas));
         }
@@ -261,9 +261,8 @@ mod tests {
             "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0,
             "disruptedPods": {"a": "2026-01-01T00:00:00Z", "b": "2026-01-01T00:01:30Z", "gone": "2026-01-01T00:01:30Z"}}}))
         .unwrap();
-        let pod = |name: &str| -> Arc<Pod> {
-            Arc::new(serde_json::from_value(json!({"metadata": {"name": name}})).unwrap())
-        };
+        let pod =
+            |name: &str| -> Arc<Pod> { Arc::new(serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()) };
         let now = "2026-01-01T00:02:30Z".parse().unwrap();
         let (left, again) = disrupted(&budget, &[pod("a"), pod("b")], now);
         assert_eq!(left.keys().collect::<Vec<_>>(), ["b"]);

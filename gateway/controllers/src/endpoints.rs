@@ -67,9 +67,9 @@ fn publishes_not_ready(service: &Service) -> bool {
 fn pods(cluster: &Cluster, service: &Service, selector: &Selector) -> Vec<Arc<Pod>> {
     let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
     let has_ended = |pod: &Pod| matches!(phase(pod), "Succeeded" | "Failed");
-    cluster.pods.list_in(namespace, |pod| {
-        selector.matches(&pod.metadata) && !has_ended(pod) && !addresses(pod).is_empty()
-    })
+    cluster
+        .pods
+        .list_in(namespace, |pod| selector.matches(&pod.metadata) && !has_ended(pod) && !addresses(pod).is_empty())
 }
 
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
@@ -91,7 +91,8 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
             let spec = pod.spec.as_ref()?;
             let sidecars = spec.init_containers.iter().flatten();
             let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-            let mut ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+            let mut ports =
+                spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let found = ports.find(|known| {
                 known.name.as_ref() == Some(name) && known.protocol.as_deref().unwrap_or("TCP") == protocol

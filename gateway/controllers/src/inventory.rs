@@ -64,8 +64,7 @@ struct Shared {
 
 impl Inventory {
     pub(crate) fn new() -> Self {
-        let shared =
-            Shared { handlers: RwLock::default(), awaited: watch::Sender::new(0), kinds: Kinds::builtin() };
+        let shared = Shared { handlers: RwLock::default(), awaited: watch::Sender::new(0), kinds: Kinds::builtin() };
         Self { shared: Arc::new(shared) }
     }
 

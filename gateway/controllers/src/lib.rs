@@ -4,6 +4,7 @@
 //! to look at ([`queue`]); a reconciliation compares what is with what should be and takes the next step, so that it can
 //! be stopped at any moment and begun again. What they have in common is in [`controller`].
 
+mod autoscaler;
 mod cluster;
 mod controller;
 mod cron_job;
@@ -25,16 +26,20 @@ mod placement;
 mod pod_control;
 mod pod_gc;
 mod queue;
+mod quota;
 mod replica_set;
 mod requests;
 mod revisions;
+mod role_aggregation;
 mod root_ca;
 mod scheduler;
 mod service_account;
 mod stateful_set;
 mod status;
 mod taint_eviction;
+mod volumes;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -69,6 +74,12 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<pod_gc::PodGc>,
     start::<node_lifecycle::NodeLifecycle>,
     start::<taint_eviction::TaintEviction>,
+    start::<autoscaler::Autoscaler>,
+    start::<quota::Quotas>,
+    start::<volumes::binder::Binder>,
+    start::<volumes::protection::Claims>,
+    start::<volumes::protection::Volumes>,
+    start::<role_aggregation::Aggregation>,
 ];
 
 /// How the controllers work.
@@ -78,13 +89,23 @@ pub struct Options {
     pub workers: usize,
     /// The cluster's certificate authority, in PEM, for `kube-root-ca.crt` in every namespace.
     pub root_ca: String,
+    /// Where the directories of volumes of the default StorageClass are made; none if nobody here could mount them.
+    pub volumes: Option<PathBuf>,
+    /// How often an autoscaler looks at its metrics. In Kubernetes every 15 seconds.
+    pub autoscaler_period: Duration,
     /// How long an event is kept after it was last written. Kubernetes keeps it for an hour.
     pub event_ttl: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 8, root_ca: String::new(), event_ttl: Duration::from_secs(3600) }
+        Self {
+            workers: 8,
+            root_ca: String::new(),
+            volumes: None,
+            autoscaler_period: Duration::from_secs(15),
+            event_ttl: Duration::from_secs(3600),
+        }
     }
 }
 

@@ -104,7 +104,8 @@ impl NodeLifecycle {
         let unknown = ready(node).is_some_and(|ready| ready.status == "Unknown");
         let written = format!("{renewed:?} {:?}", beat.filter(|_| !unknown));
         let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sign = signs.entry(name.to_owned()).or_insert_with(|| Sign { written: written.clone(), seen: Instant::now() });
+        let sign =
+            signs.entry(name.to_owned()).or_insert_with(|| Sign { written: written.clone(), seen: Instant::now() });
         if sign.written != written {
             // Becoming Unknown drops the beat from the sign, which is no sign either.
             let renewal = !unknown || !sign.written.starts_with(&format!("{renewed:?} "));
@@ -206,9 +207,11 @@ fn taints(node: &Node, known: &[Taint]) -> Vec<Taint> {
         Some("Unknown") => wanted.extend([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]),
         Some(_) => {}
         // Not a word yet: what was put on it at its making stays.
-        None => wanted.extend([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")].into_iter().filter(|wanted| {
-            known.iter().any(|taint| taint.key == wanted.0 && taint.effect == wanted.1)
-        })),
+        None => wanted.extend(
+            [(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]
+                .into_iter()
+                .filter(|wanted| known.iter().any(|taint| taint.key == wanted.0 && taint.effect == wanted.1)),
+        ),
     }
     let bad = |type_: &str| condition(node, type_).is_some_and(|condition| condition.status == "True");
     wanted.extend(PRESSURES.iter().filter(|(type_, _)| bad(type_)).map(|(_, key)| (*key, "NoSchedule")));
@@ -256,7 +259,10 @@ mod tests {
         let own = json!({"spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}, {"key": NOT_READY, "effect": "NoExecute"}]}});
         assert_eq!(keys("True", own), ["mine:NoSchedule"]);
         assert_eq!(keys("False", json!({})), [format!("{NOT_READY}:NoSchedule"), format!("{NOT_READY}:NoExecute")]);
-        assert_eq!(keys("Unknown", json!({})), [format!("{UNREACHABLE}:NoSchedule"), format!("{UNREACHABLE}:NoExecute")]);
+        assert_eq!(
+            keys("Unknown", json!({})),
+            [format!("{UNREACHABLE}:NoSchedule"), format!("{UNREACHABLE}:NoExecute")]
+        );
         assert_eq!(keys("True", json!({"spec": {"unschedulable": true}})), [format!("{UNSCHEDULABLE}:NoSchedule")]);
         let full = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "True"}]}});
         assert_eq!(keys("True", full), ["node.kubernetes.io/disk-pressure:NoSchedule"]);

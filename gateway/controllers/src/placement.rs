@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
+};
 
 /// Whether any of these tolerates a taint.
 pub(crate) fn tolerated(tolerations: Option<&Vec<Toleration>>, taint: &Taint) -> bool {
@@ -16,9 +18,7 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         return false;
     }
     let (value, taint_value) = (given(&toleration.value), given(&taint.value));
-    let compared = |test: fn(i64, i64) -> bool| {
-        matches!((taint_value.parse(), value.parse()), (Ok(taint), Ok(own)) if test(taint, own))
-    };
+    let compared = |test: fn(i64, i64) -> bool| matches!((taint_value.parse(), value.parse()), (Ok(taint), Ok(own)) if test(taint, own));
     match toleration.operator.as_deref() {
         Some("Exists") => true,
         None | Some("" | "Equal") => value == taint_value && !key.is_empty(),
@@ -31,9 +31,9 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 /// The first taint with one of these effects that keeps the pod away.
 pub(crate) fn untolerated<'a>(spec: &PodSpec, node: &'a Node, effects: &[&str]) -> Option<&'a Taint> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
-    taints.into_iter().find(|taint| {
-        effects.contains(&taint.effect.as_str()) && !tolerated(spec.tolerations.as_ref(), taint)
-    })
+    taints
+        .into_iter()
+        .find(|taint| effects.contains(&taint.effect.as_str()) && !tolerated(spec.tolerations.as_ref(), taint))
 }
 
 /// Whether the pod's node selector and required node affinity choose this node.

@@ -218,13 +218,7 @@ impl<S: Set> Replicas<S> {
         Ok(())
     }
 
-    async fn remove(
-        &self,
-        set: &S,
-        key: &Key,
-        active: &[Arc<Pod>],
-        surplus: usize,
-    ) -> Result<(), kube::Error> {
+    async fn remove(&self, set: &S, key: &Key, active: &[Arc<Pod>], surplus: usize) -> Result<(), kube::Error> {
         let victims = first_to_go(active, surplus);
         let (client, voice, expected) = (&self.cluster.client, &self.voice, &self.expected);
         let removals = victims.iter().map(|pod| pod_control::delete_expectedly(client, voice, expected, set, key, pod));
@@ -232,12 +226,7 @@ impl<S: Set> Replicas<S> {
     }
 
     /// Brings the status up to date; asks to be called again when a pod will have been ready long enough.
-    async fn report(
-        &self,
-        set: &S,
-        active: &[Arc<Pod>],
-        failure: Option<&kube::Error>,
-    ) -> Result<Again, kube::Error> {
+    async fn report(&self, set: &S, active: &[Arc<Pod>], failure: Option<&kube::Error>) -> Result<Again, kube::Error> {
         let min_ready =
             Duration::from_secs(set.min_ready_seconds().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0));
         let (ready, available, again) = count_ready(active, min_ready);

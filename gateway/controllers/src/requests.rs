@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{AddAssign, SubAssign};
 
 use carob_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
 
 /// CPU and memory, and whatever else nodes have by name.
@@ -26,6 +26,14 @@ impl Requests {
         let mut total = pod.spec.as_ref().map(of_spec).unwrap_or_default();
         total.0.insert("pods".to_owned(), Quantity::from_units(1).nanos());
         total
+    }
+
+    /// The most that a pod may take, by the same rules.
+    pub(crate) fn limits_of(pod: &Pod) -> Self {
+        let limits = |resources: &Option<ResourceRequirements>| {
+            Self::read(resources.as_ref().and_then(|resources| resources.limits.as_ref()))
+        };
+        pod.spec.as_ref().map(|spec| sum(spec, limits)).unwrap_or_default()
     }
 
     /// How much of a resource.
@@ -63,13 +71,18 @@ impl SubAssign<&Self> for Requests {
 }
 
 fn of_spec(spec: &PodSpec) -> Requests {
-    let requests = |container: &k8s_openapi::api::core::v1::Container| {
-        Requests::read(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
-    };
+    let mut total =
+        sum(spec, |resources| Requests::read(resources.as_ref().and_then(|resources| resources.requests.as_ref())));
+    total += &Requests::read(spec.overhead.as_ref());
+    total
+}
+
+/// What the containers have of something together.
+fn sum(spec: &PodSpec, of: impl Fn(&Option<ResourceRequirements>) -> Requests) -> Requests {
     let mut sidecars = Requests::default();
     let mut starting = Requests::default();
     for container in spec.init_containers.iter().flatten() {
-        let mut needed = requests(container);
+        let mut needed = of(&container.resources);
         if container.restart_policy.as_deref() == Some("Always") {
             sidecars += &needed;
             needed = Requests::default();
@@ -79,13 +92,11 @@ fn of_spec(spec: &PodSpec) -> Requests {
     }
     let mut running = sidecars;
     for container in &spec.containers {
-        running += &requests(container);
+        running += &of(&container.resources);
     }
     running.at_least(&starting);
     // What is said of the pod as a whole counts instead of what its containers add up to.
-    let whole = Requests::read(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
-    running.0.extend(whole.0);
-    running += &Requests::read(spec.overhead.as_ref());
+    running.0.extend(of(&spec.resources).0);
     running
 }
 

@@ -104,7 +104,8 @@ impl Controller for Scheduler {
         self.cluster.claims.on_change(move |change| {
             let Some(claim) = change.new.or(change.old) else { return };
             let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
-            let uses = |pod: &Pod| is_mine(pod) && volumes::uses(pod, claim.metadata.name.as_deref().unwrap_or_default());
+            let uses =
+                |pod: &Pod| is_mine(pod) && volumes::uses(pod, claim.metadata.name.as_deref().unwrap_or_default());
             observer.cluster.pods.list_in(namespace, uses).iter().for_each(|pod| items.add(Key::of(&**pod)));
         });
         let observer = Arc::clone(self);
@@ -292,12 +293,8 @@ impl Scheduler {
             reasons.join(", ")
         });
         let budgets = self.cluster.budgets.list(|_| true);
-        let world = preempt::World {
-            board: &board,
-            nodes: &nodes,
-            namespaces: &self.cluster.namespaces,
-            budgets: &budgets,
-        };
+        let world =
+            preempt::World { board: &board, nodes: &nodes, namespaces: &self.cluster.namespaces, budgets: &budgets };
         let reason = format!("0/{} nodes are available: {why}.", nodes.len());
         match world.preempt(pod, &refusals) {
             Ok(candidate) => {

@@ -69,11 +69,8 @@ impl controller::Controller for Controller {
     async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(set) = self.cluster.stateful_sets.get(&key) else { return Ok(None) };
         let mut look = self.look(set, &key).await?;
-        let outcome = if look.set.metadata.deletion_timestamp.is_some() {
-            Ok(())
-        } else {
-            self.act(&mut look, &key).await
-        };
+        let outcome =
+            if look.set.metadata.deletion_timestamp.is_some() { Ok(()) } else { self.act(&mut look, &key).await };
         let again = self.report(&look).await?;
         outcome?;
         self.truncate(&look).await?;
@@ -86,8 +83,7 @@ impl Controller {
         let spec = set.spec.clone().unwrap_or_default();
         let candidates = self.cluster.pods.list_in(&key.namespace, |_| true);
         let member = |pod: &Pod| identity::is_member(&set, pod);
-        let mut pods =
-            ownership::claim(&self.cluster.client, &*set, &selector(&set), candidates, member).await?;
+        let mut pods = ownership::claim(&self.cluster.client, &*set, &selector(&set), candidates, member).await?;
         pods.retain(|pod| member(pod));
         let owner = revisions::Owner {
             object: &*set,
@@ -128,7 +124,12 @@ impl Controller {
     }
 
     /// Takes one step. What became of which pod.
-    async fn take(&self, look: &Look, key: &Key, step: Step) -> Result<Option<(String, Option<Arc<Pod>>)>, kube::Error> {
+    async fn take(
+        &self,
+        look: &Look,
+        key: &Key,
+        step: Step,
+    ) -> Result<Option<(String, Option<Arc<Pod>>)>, kube::Error> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &key.namespace);
         match step {
             Step::Create(ordinal) => {
@@ -146,11 +147,8 @@ impl Controller {
                     // The watch is late, or somebody else's pod is in the way, whose end it will tell of.
                     Err(kube::Error::Api(status)) if status.code == 409 || is_terminating(&status) => Ok(None),
                     Err(error) => {
-                        let text = format!(
-                            "create Pod {name} in StatefulSet {} failed error: {}",
-                            key.name,
-                            message(&error)
-                        );
+                        let text =
+                            format!("create Pod {name} in StatefulSet {} failed error: {}", key.name, message(&error));
                         self.voice.warning(&*look.set, "FailedCreate", text);
                         Err(error)
                     }
@@ -170,11 +168,8 @@ impl Controller {
                     }
                     Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
                     Err(error) => {
-                        let text = format!(
-                            "delete Pod {name} in StatefulSet {} failed error: {}",
-                            key.name,
-                            message(&error)
-                        );
+                        let text =
+                            format!("delete Pod {name} in StatefulSet {} failed error: {}", key.name, message(&error));
                         self.voice.warning(&*look.set, "FailedDelete", text);
                         Err(error)
                     }

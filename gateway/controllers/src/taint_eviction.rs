@@ -130,11 +130,15 @@ mod tests {
     #[test]
     fn a_pod_stays_as_long_as_its_shortest_toleration() {
         let taint = |key: &str| json!({"key": key, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
-        let toleration = |key: &str, seconds: Value| json!({"key": key, "operator": "Exists", "tolerationSeconds": seconds});
+        let toleration =
+            |key: &str, seconds: Value| json!({"key": key, "operator": "Exists", "tolerationSeconds": seconds});
         assert_eq!(stays(json!([]), json!([])), Stay::Forever);
         assert_eq!(stays(json!([]), json!([taint("a")])), Stay::Over);
         assert_eq!(stays(json!([toleration("a", json!(null))]), json!([taint("a")])), Stay::Forever);
-        assert_eq!(stays(json!([toleration("a", json!(300))]), json!([taint("a")])), Stay::For(Duration::from_secs(240)));
+        assert_eq!(
+            stays(json!([toleration("a", json!(300))]), json!([taint("a")])),
+            Stay::For(Duration::from_secs(240))
+        );
         assert_eq!(stays(json!([toleration("a", json!(60))]), json!([taint("a")])), Stay::Over);
         assert_eq!(stays(json!([toleration("a", json!(300))]), json!([taint("a"), taint("b")])), Stay::Over);
     }

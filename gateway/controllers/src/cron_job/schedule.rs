@@ -143,7 +143,8 @@ fn field(text: &str, range: RangeInclusive<u32>, names: &[&str]) -> Result<Field
             return Err(format!("step of range should be a positive number: {part}"));
         }
         whole.any |= any && step == 1;
-        whole.bits |= (first..=last).step_by(usize::try_from(step).unwrap_or(1)).fold(0, |bits, value| bits | 1 << value);
+        whole.bits |=
+            (first..=last).step_by(usize::try_from(step).unwrap_or(1)).fold(0, |bits, value| bits | 1 << value);
     }
     Ok(whole)
 }

@@ -26,7 +26,8 @@ struct OnNode {
 impl Plan {
     pub(super) fn of(look: &Look) -> Self {
         let mut plan = Self::default();
-        let rolls = look.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete");
+        let rolls =
+            look.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete");
         let wanting: Vec<&Arc<Node>> = look.nodes.iter().filter(|node| look.wants(node).run).collect();
         let (surge, unavailable) = look.bounds(i32::try_from(wanting.len()).unwrap_or(i32::MAX));
         for node in &look.nodes {

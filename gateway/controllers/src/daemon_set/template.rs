@@ -77,8 +77,7 @@ impl Look {
             values: Some(vec![node.to_owned()]),
         };
         let term = NodeSelectorTerm { match_fields: Some(vec![here]), match_expressions: None };
-        let affinity: &mut NodeAffinity =
-            spec.affinity.get_or_insert_default().node_affinity.get_or_insert_default();
+        let affinity: &mut NodeAffinity = spec.affinity.get_or_insert_default().node_affinity.get_or_insert_default();
         affinity.required_during_scheduling_ignored_during_execution =
             Some(NodeSelector { node_selector_terms: vec![term] });
         pod

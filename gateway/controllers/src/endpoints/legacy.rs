@@ -108,7 +108,8 @@ impl Endpoints {
         service: &k8s_openapi::api::core::v1::Service,
         selector: &crate::ownership::Selector,
     ) -> (Vec<EndpointSubset>, bool) {
-        let six = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned()).as_deref() == Some("IPv6");
+        let six = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned()).as_deref()
+            == Some("IPv6");
         // By the ports that addresses share.
         let mut groups: BTreeMap<Vec<String>, EndpointSubset> = BTreeMap::new();
         let pods = super::pods(&self.cluster, service, selector);

@@ -56,7 +56,9 @@ impl Controller for Mirror {
             spec.type_.as_deref() != Some("ExternalName") && selector(service).is_none()
         });
         let written = self.cluster.endpoints.get(&key).filter(|endpoints| {
-            let has = |map: &Option<BTreeMap<String, String>>, key: &str| map.as_ref().is_some_and(|map| map.contains_key(key));
+            let has = |map: &Option<BTreeMap<String, String>>, key: &str| {
+                map.as_ref().is_some_and(|map| map.contains_key(key))
+            };
             !has(&endpoints.metadata.labels, SKIP)
                 && !has(&endpoints.metadata.annotations, LEADER)
                 && !legacy::is_managed(endpoints)
@@ -74,7 +76,8 @@ impl Controller for Mirror {
         labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
         meta.generate_name = Some(format!("{}-", key.name));
         meta.labels = Some(labels);
-        let own = ["endpoints.kubernetes.io/last-change-trigger-time", "kubectl.kubernetes.io/last-applied-configuration"];
+        let own =
+            ["endpoints.kubernetes.io/last-change-trigger-time", "kubectl.kubernetes.io/last-applied-configuration"];
         let notes = endpoints.metadata.annotations.iter().flatten().filter(|(key, _)| !own.contains(&key.as_str()));
         let notes: BTreeMap<String, String> = notes.map(|(key, value)| (key.clone(), value.clone())).collect();
         meta.annotations = Some(notes).filter(|notes| !notes.is_empty());

@@ -8,10 +8,15 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForZone};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForZone,
+};
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 
-use super::{HEADLESS, MANAGED_BY, SERVICE, TRIGGER, addresses, hostname, is_headless, publishes_not_ready, selector, target, target_port};
+use super::{
+    HEADLESS, MANAGED_BY, SERVICE, TRIGGER, addresses, hostname, is_headless, publishes_not_ready, selector, target,
+    target_port,
+};
 use crate::cluster::Cluster;
 use crate::controller::{Controller, Setup};
 use crate::events::Voice;
@@ -57,7 +62,10 @@ impl Controller for Slices {
         self.cluster.nodes.on_change(move |change| {
             let zone = |node: &Arc<Node>| node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
             if change.old.map(zone) != change.new.map(zone) {
-                services.list(|service| selector(service).is_some()).iter().for_each(|service| items.add(Key::of(&**service)));
+                services
+                    .list(|service| selector(service).is_some())
+                    .iter()
+                    .for_each(|service| items.add(Key::of(&**service)));
             }
         });
     }
@@ -111,7 +119,12 @@ impl Controller for Slices {
             is_managed_by(slice, MANAGER) && service_of(slice) == Some(key.name.as_str())
         });
         if let Err(error) = write(&self.cluster, &meta, &known, wanted).await {
-            let text = format!("Error updating Endpoint Slices for Service {}/{}: {}", key.namespace, key.name, message(&error));
+            let text = format!(
+                "Error updating Endpoint Slices for Service {}/{}: {}",
+                key.namespace,
+                key.name,
+                message(&error)
+            );
             self.voice.warning(&*service, "FailedToUpdateEndpointSlices", text);
             return Err(error);
         }
@@ -254,12 +267,7 @@ fn changes(
 }
 
 fn slice(meta: &ObjectMeta, family: &str, ports: &[EndpointPort], endpoints: Vec<Endpoint>) -> EndpointSlice {
-    EndpointSlice {
-        metadata: meta.clone(),
-        address_type: family.to_owned(),
-        ports: Some(ports.to_vec()),
-        endpoints,
-    }
+    EndpointSlice { metadata: meta.clone(), address_type: family.to_owned(), ports: Some(ports.to_vec()), endpoints }
 }
 
 /// Writes the slices that should be there.
@@ -298,9 +306,11 @@ pub(super) async fn write(
     }))
     .await?;
     let names: BTreeSet<&str> = changes.delete.iter().filter_map(|slice| slice.metadata.name.as_deref()).collect();
-    try_join_all(names.into_iter().map(|name| async move {
-        tolerate_gone(api.delete(name, &DeleteParams::default()).await.map(|_| ()))
-    }))
+    try_join_all(
+        names
+            .into_iter()
+            .map(|name| async move { tolerate_gone(api.delete(name, &DeleteParams::default()).await.map(|_| ())) }),
+    )
     .await?;
     Ok(())
 }

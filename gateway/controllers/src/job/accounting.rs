@@ -68,8 +68,7 @@ impl Controller {
         let noted_before = job.status.as_ref().and_then(|status| status.uncounted_terminated_pods.as_ref());
         let index_news =
             status.completed_indexes != job.status.as_ref().and_then(|status| status.completed_indexes.clone());
-        let failed_news =
-            status.failed_indexes != job.status.as_ref().and_then(|status| status.failed_indexes.clone());
+        let failed_news = status.failed_indexes != job.status.as_ref().and_then(|status| status.failed_indexes.clone());
         let must_note = index_news || failed_news || noted_before.map_or(0, listed) < listed(notes);
         let mut job = job.clone();
         if must_note {

@@ -80,7 +80,8 @@ impl Term {
     }
 
     fn matches(&self, pod: &Pod, labels: &Value) -> bool {
-        let here = self.everywhere || pod.metadata.namespace.as_ref().is_some_and(|name| self.namespaces.contains(name));
+        let here =
+            self.everywhere || pod.metadata.namespace.as_ref().is_some_and(|name| self.namespaces.contains(name));
         here && self.selector.as_ref().is_some_and(|selector| selector.matches(Some(labels)))
     }
 
@@ -187,7 +188,8 @@ impl Affinities {
         if !with_them {
             return Some(AFFINITY);
         }
-        let beside = |(term, places): (&Term, &HashSet<Place>)| term.place(node).is_some_and(|place| places.contains(&place));
+        let beside =
+            |(term, places): (&Term, &HashSet<Place>)| term.place(node).is_some_and(|place| places.contains(&place));
         if self.anti.iter().zip(&self.apart).any(beside) {
             return Some(ANTI_AFFINITY);
         }

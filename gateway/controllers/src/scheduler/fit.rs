@@ -118,8 +118,9 @@ impl<'a> Scene<'a> {
     fn room(&self, node: &Node, name: &str) -> Result<(), Refusal> {
         let allocatable = Requests::read(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
         let taken = self.board.taken(name, &self.key, priority(self.pod), &self.gone);
-        let text =
-            |resource: &str| if resource == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {resource}") };
+        let text = |resource: &str| {
+            if resource == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {resource}") }
+        };
         let lacking: Vec<&str> = self
             .requests
             .iter()
@@ -130,8 +131,7 @@ impl<'a> Scene<'a> {
             return Ok(());
         }
         // What the node doesn't have at all, nobody can give back.
-        let resolvable =
-            lacking.iter().all(|resource| self.requests.amount(resource) <= allocatable.amount(resource));
+        let resolvable = lacking.iter().all(|resource| self.requests.amount(resource) <= allocatable.amount(resource));
         Err(Refusal { reasons: lacking.into_iter().map(text).collect(), resolvable })
     }
 
@@ -162,7 +162,8 @@ impl<'a> Scene<'a> {
 
     fn node_preference(&self, node: &Node) -> i64 {
         let affinity = self.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        let terms = affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let terms =
+            affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
         let holding = terms.into_iter().flatten().filter(|term| placement::matches(&term.preference, node));
         holding.map(|term| i64::from(term.weight)).sum()
     }
@@ -180,7 +181,8 @@ impl<'a> Scene<'a> {
         let Some(owner) = controller_of(&self.pod.metadata) else { return 0 };
         let on_node = self.board.on(node.metadata.name.as_deref().unwrap_or_default());
         let pods = on_node.into_iter().flat_map(|on_node| on_node.pods.values());
-        let same = pods.filter(|placed| controller_of(&placed.pod.metadata).is_some_and(|other| other.uid == owner.uid));
+        let same =
+            pods.filter(|placed| controller_of(&placed.pod.metadata).is_some_and(|other| other.uid == owner.uid));
         i64::try_from(same.count()).unwrap_or(0)
     }
 }
@@ -188,7 +190,10 @@ impl<'a> Scene<'a> {
 /// Measures as parts of a hundred, the most being best.
 fn share_of_most(measures: Vec<i64>) -> Vec<i64> {
     let (least, most) = (measures.iter().min().copied().unwrap_or(0), measures.iter().max().copied().unwrap_or(0));
-    measures.into_iter().map(|measure| if most == least { 0 } else { (measure - least) * 100 / (most - least) }).collect()
+    measures
+        .into_iter()
+        .map(|measure| if most == least { 0 } else { (measure - least) * 100 / (most - least) })
+        .collect()
 }
 
 /// The same, the least being best.
@@ -239,7 +244,10 @@ pub(super) mod tests {
     #[allow(clippy::needless_pass_by_value)]
     fn reasons(pod: &Arc<Pod>, nodes: &[Arc<Node>], board: &Board) -> Vec<String> {
         let scene = Scene::new(pod, board, nodes, &Informer::new(), HashSet::new());
-        nodes.iter().map(|node| scene.check(node).map_or_else(|why| why.reasons.join("+"), |()| String::new())).collect()
+        nodes
+            .iter()
+            .map(|node| scene.check(node).map_or_else(|why| why.reasons.join("+"), |()| String::new()))
+            .collect()
     }
 
     fn refused(more: Value, node_more: Value) -> String {
@@ -248,11 +256,18 @@ pub(super) mod tests {
 
     #[test]
     fn a_pod_fits_exactly_up_to_the_last_millicore_and_the_last_place() {
-        let first = pod("first", json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]}}));
-        let more = pod("more", json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1m", "memory": "1Gi"}}}]}}));
+        let first =
+            pod("first", json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]}}));
+        let more = pod(
+            "more",
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1m", "memory": "1Gi"}}}]}}),
+        );
         let nodes = [node("n", json!({}))];
         assert_eq!(reasons(&pod("p", json!({})), &nodes, &board(&[(&first, "n")])), [""]);
-        assert_eq!(reasons(&pod("p", json!({})), &nodes, &board(&[(&first, "n"), (&more, "n")])), ["Insufficient cpu+Insufficient memory"]);
+        assert_eq!(
+            reasons(&pod("p", json!({})), &nodes, &board(&[(&first, "n"), (&more, "n")])),
+            ["Insufficient cpu+Insufficient memory"]
+        );
         assert_eq!(refused(json!({}), json!({"status": {"allocatable": {"pods": "0"}}})), "Too many pods");
     }
 
@@ -265,11 +280,31 @@ pub(super) mod tests {
         assert_eq!(refused(json!({}), json!({"spec": {"unschedulable": true}})), "node(s) were unschedulable");
         let wrong = "node(s) didn't match Pod's node affinity/selector";
         assert_eq!(refused(json!({"spec": {"nodeSelector": {"disk": "hdd"}}}), json!({})), wrong);
-        let with = |term: Value| json!({"spec": {"affinity": {"nodeAffinity":
-            {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}}});
-        assert_eq!(refused(with(json!({"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["3"]}]})), json!({})), "");
-        assert_eq!(refused(with(json!({"matchExpressions": [{"key": "cores", "operator": "Lt", "values": ["4"]}]})), json!({})), wrong);
-        assert_eq!(refused(with(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})), json!({})), "");
+        let with = |term: Value| {
+            json!({"spec": {"affinity": {"nodeAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}}})
+        };
+        assert_eq!(
+            refused(
+                with(json!({"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["3"]}]})),
+                json!({})
+            ),
+            ""
+        );
+        assert_eq!(
+            refused(
+                with(json!({"matchExpressions": [{"key": "cores", "operator": "Lt", "values": ["4"]}]})),
+                json!({})
+            ),
+            wrong
+        );
+        assert_eq!(
+            refused(
+                with(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})),
+                json!({})
+            ),
+            ""
+        );
         assert_eq!(refused(with(json!({})), json!({})), wrong);
     }
 
@@ -284,14 +319,22 @@ pub(super) mod tests {
 
     #[test]
     fn pods_that_must_be_together_or_apart_are() {
-        let affinity = |kind: &str| json!({"spec": {"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [
-            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "a"}}}]}}}});
+        let affinity = |kind: &str| {
+            json!({"spec": {"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "a"}}}]}}}})
+        };
         let nodes = [node("a", json!({})), node("b", json!({}))];
         let there = pod("there", json!({}));
-        assert_eq!(reasons(&pod("p", affinity("podAffinity")), &nodes, &board(&[(&there, "a")])), ["", affinity::AFFINITY]);
+        assert_eq!(
+            reasons(&pod("p", affinity("podAffinity")), &nodes, &board(&[(&there, "a")])),
+            ["", affinity::AFFINITY]
+        );
         // The first of its kind goes anywhere.
         assert_eq!(reasons(&pod("p", affinity("podAffinity")), &nodes, &Board::default()), ["", ""]);
-        assert_eq!(reasons(&pod("p", affinity("podAntiAffinity")), &nodes, &board(&[(&there, "a")])), [affinity::ANTI_AFFINITY, ""]);
+        assert_eq!(
+            reasons(&pod("p", affinity("podAntiAffinity")), &nodes, &board(&[(&there, "a")])),
+            [affinity::ANTI_AFFINITY, ""]
+        );
         let jealous = pod("jealous", affinity("podAntiAffinity"));
         assert_eq!(reasons(&pod("p", json!({})), &nodes, &board(&[(&jealous, "b")])), ["", affinity::EXISTING]);
         let elsewhere = pod("elsewhere", json!({"metadata": {"namespace": "other"}}));
@@ -305,6 +348,9 @@ pub(super) mod tests {
         let zone = |name: &str, zone: Value| node(name, json!({"metadata": {"labels": {"zone": zone}}}));
         let nodes = [zone("a", json!("x")), zone("b", json!("y")), node("c", json!({}))];
         let there = pod("there", json!({}));
-        assert_eq!(reasons(&pod("p", spread), &nodes, &board(&[(&there, "a")])), [spread::UNEVEN, "", spread::UNLABELED]);
+        assert_eq!(
+            reasons(&pod("p", spread), &nodes, &board(&[(&there, "a")])),
+            [spread::UNEVEN, "", spread::UNLABELED]
+        );
     }
 }

@@ -91,9 +91,8 @@ impl World<'_> {
         scene(&gone).check(node).ok()?;
         // The important and the old are let off first, and before all those whose end a budget forbids.
         let protected = self.protected(&lesser);
-        lesser.sort_by_key(|there| {
-            (!protected.contains(&Key::of(&**there)), -i64::from(priority(there)), start(there))
-        });
+        lesser
+            .sort_by_key(|there| (!protected.contains(&Key::of(&**there)), -i64::from(priority(there)), start(there)));
         let mut victims = Vec::new();
         for there in lesser {
             let key = Key::of(&*there);
@@ -158,20 +157,26 @@ mod tests {
     use serde_json::{Value, json};
 
     fn of_priority(name: &str, priority: i32, cpu: &str) -> Arc<Pod> {
-        pod(name, json!({"spec": {"priority": priority,
-            "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}))
+        pod(
+            name,
+            json!({"spec": {"priority": priority,
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}),
+        )
     }
 
-    fn preempt(pod: &Arc<Pod>, placed: &[(&Arc<Pod>, &str)], budgets: &[Value]) -> Result<(String, Vec<String>), String> {
+    fn preempt(
+        pod: &Arc<Pod>,
+        placed: &[(&Arc<Pod>, &str)],
+        budgets: &[Value],
+    ) -> Result<(String, Vec<String>), String> {
         let (board, nodes) = (board(placed), [node("a", json!({})), node("b", json!({}))]);
         let namespaces = Informer::new();
         let budgets: Vec<_> =
             budgets.iter().map(|budget| Arc::new(serde_json::from_value(budget.clone()).unwrap())).collect();
         let world = World { board: &board, nodes: &nodes, namespaces: &namespaces, budgets: &budgets };
         let scene = Scene::new(pod, &board, &nodes, &namespaces, HashSet::new());
-        let refusals = nodes.iter().filter_map(|node| {
-            Some((node.metadata.name.clone().unwrap(), scene.check(node).err()?))
-        });
+        let refusals =
+            nodes.iter().filter_map(|node| Some((node.metadata.name.clone().unwrap(), scene.check(node).err()?)));
         let candidate = world.preempt(pod, &refusals.collect())?;
         let names = candidate.victims.iter().map(|pod| pod.metadata.name.clone().unwrap());
         Ok((candidate.node, names.collect()))
@@ -195,8 +200,11 @@ mod tests {
         assert_eq!(preempt(&of_priority("p", 5, "1"), &placed, &[]), Err(nobody.into()));
         let useless = "0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
         assert_eq!(preempt(&of_priority("p", 9, "3"), &placed, &[]), Err(useless.into()));
-        let polite = pod("p", json!({"spec": {"priority": 9, "preemptionPolicy": "Never",
-            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}}));
+        let polite = pod(
+            "p",
+            json!({"spec": {"priority": 9, "preemptionPolicy": "Never",
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}}),
+        );
         assert_eq!(preempt(&polite, &placed, &[]), Err("not eligible due to preemptionPolicy=Never.".into()));
     }
 
@@ -207,6 +215,9 @@ mod tests {
             "spec": {"selector": {"matchLabels": {"guarded": "yes"}}},
             "status": {"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
         let guarded = pod("one", json!({"metadata": {"labels": {"guarded": "yes"}}, "spec": one.spec}));
-        assert_eq!(preempt(&of_priority("vip", 9, "2"), &[(&guarded, "a"), (&two, "b")], &[budget]), Ok(("b".into(), vec!["two".into()])));
+        assert_eq!(
+            preempt(&of_priority("vip", 9, "2"), &[(&guarded, "a"), (&two, "b")], &[budget]),
+            Ok(("b".into(), vec!["two".into()]))
+        );
     }
 }

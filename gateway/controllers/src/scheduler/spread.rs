@@ -28,12 +28,7 @@ struct Counted {
 pub(super) struct Spread(Vec<Counted>);
 
 impl Spread {
-    pub(super) fn of(
-        pod: &Pod,
-        board: &Board,
-        nodes: &BTreeMap<&str, &Arc<Node>>,
-        gone: &HashSet<Key>,
-    ) -> Self {
+    pub(super) fn of(pod: &Pod, board: &Board, nodes: &BTreeMap<&str, &Arc<Node>>, gone: &HashSet<Key>) -> Self {
         let Some(spec) = &pod.spec else { return Self(Vec::new()) };
         let constraints = spec.topology_spread_constraints.as_deref().unwrap_or_default();
         let keys: Vec<&str> = constraints
@@ -58,11 +53,14 @@ impl Spread {
                     && there.metadata.deletion_timestamp.is_none()
                     && counted.contains(node)
                     && matches(selector.as_ref(), there);
-                if let Some(value) = nodes.get(node).and_then(|node| value(node, &constraint.topology_key)).filter(|_| same) {
+                if let Some(value) =
+                    nodes.get(node).and_then(|node| value(node, &constraint.topology_key)).filter(|_| same)
+                {
                     *by_value.entry(value.clone()).or_default() += 1;
                 }
             }
-            let few_domains = constraint.min_domains.is_some_and(|least| by_value.len() < usize::try_from(least).unwrap_or(0));
+            let few_domains =
+                constraint.min_domains.is_some_and(|least| by_value.len() < usize::try_from(least).unwrap_or(0));
             let fewest = if few_domains { 0 } else { by_value.values().copied().min().unwrap_or(0) };
             Counted {
                 key: constraint.topology_key.clone(),

@@ -39,7 +39,11 @@ impl Volumes {
                 return this;
             }
             let spec = claim.spec.clone().unwrap_or_default();
-            let is_bound = claim.metadata.annotations.as_ref().is_some_and(|notes| notes.contains_key("pv.kubernetes.io/bind-completed"));
+            let is_bound = claim
+                .metadata
+                .annotations
+                .as_ref()
+                .is_some_and(|notes| notes.contains_key("pv.kubernetes.io/bind-completed"));
             if let Some(volume) = spec.volume_name.filter(|name| is_bound && !name.is_empty()) {
                 this.bound.extend(cluster.volumes.get(&Key::new("", volume)));
                 continue;
@@ -96,7 +100,11 @@ pub(crate) fn uses(pod: &Pod, claim: &str) -> bool {
 }
 
 /// Says where a claim's volume is to be made.
-pub(super) async fn choose_node(cluster: &Cluster, claim: &PersistentVolumeClaim, node: &str) -> Result<(), kube::Error> {
+pub(super) async fn choose_node(
+    cluster: &Cluster,
+    claim: &PersistentVolumeClaim,
+    node: &str,
+) -> Result<(), kube::Error> {
     let known = claim.metadata.annotations.as_ref().and_then(|notes| notes.get(SELECTED_NODE));
     if known.is_some_and(|known| known == node) {
         return Ok(());

@@ -227,10 +227,12 @@ mod tests {
 
     #[test]
     fn an_update_goes_from_the_highest_down_to_the_partition() {
-        let all = |outdated: i32| (0..3).map(|n| pod(n, if n < outdated { "old" } else { "new" }, "")).collect::<Vec<_>>();
+        let all =
+            |outdated: i32| (0..3).map(|n| pod(n, if n < outdated { "old" } else { "new" }, "")).collect::<Vec<_>>();
         assert_eq!(steps(json!({}), all(3)), ["-2"]);
         assert_eq!(steps(json!({}), all(1)), ["-0"]);
-        let partition = |n: i32| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": n}}});
+        let partition =
+            |n: i32| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": n}}});
         assert_eq!(steps(partition(2), all(3)), ["-2"]);
         assert_eq!(steps(partition(2), all(2)), Vec::<String>::new());
         assert_eq!(steps(json!({"updateStrategy": {"type": "OnDelete"}}), all(3)), Vec::<String>::new());
