@@ -244,14 +244,18 @@ mod tests {
     #[test]
     fn resources_come_with_their_subresources() {
         let list = resources(registry(), "apps", "v1").unwrap();
+        let named = |name: &str| {
+            let all = list["resources"].as_array().unwrap();
+            all.iter().find(|resource| resource["name"] == name).unwrap().clone()
+        };
         assert_eq!(
-            list["resources"][0],
+            named("deployments"),
             json!({"name": "deployments", "singularName": "deployment", "namespaced": true, "kind": "Deployment",
                 "verbs": ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
                 "shortNames": ["deploy"], "categories": ["all"], "storageVersionHash": "8aSe+NMegvE="})
         );
         assert_eq!(
-            list["resources"][1],
+            named("deployments/scale"),
             json!({"name": "deployments/scale", "singularName": "", "namespaced": true, "group": "autoscaling",
                 "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"]})
         );
@@ -274,9 +278,10 @@ mod tests {
     #[test]
     fn aggregated_discovery_leaves_the_documents_own_group_out_of_response_kinds() {
         let list = aggregated(registry(), false);
-        let apps = &list["items"][0];
-        assert_eq!(apps["metadata"], json!({"name": "apps"}));
-        let deployments = &apps["versions"][0]["resources"][0];
+        let groups = list["items"].as_array().unwrap();
+        let apps = groups.iter().find(|group| group["metadata"] == json!({"name": "apps"})).unwrap();
+        let resources = apps["versions"][0]["resources"].as_array().unwrap();
+        let deployments = resources.iter().find(|resource| resource["resource"] == "deployments").unwrap();
         assert_eq!(deployments["responseKind"], json!({"group": "", "version": "", "kind": "Deployment"}));
         assert_eq!(
             deployments["subresources"][0]["responseKind"],

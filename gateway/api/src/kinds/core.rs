@@ -20,6 +20,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["cs"],
         scope: Scope::Cluster,
         verbs: READ_VERBS,
+        columns: table::component_status::COLUMNS,
         schema: "io.k8s.api.core.v1.ComponentStatus",
         ..ROW
     },
@@ -38,7 +39,9 @@ pub(super) static ROWS: &[Kind] = &[
         plural: "endpoints",
         singular: "endpoints",
         short_names: &["ep"],
+        columns: table::endpoints::COLUMNS,
         schema: "io.k8s.api.core.v1.Endpoints",
+        strategy: strategy::endpoints::STRATEGY,
         ..ROW
     },
     Kind {
@@ -57,6 +60,7 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "limitrange",
         short_names: &["limits"],
         schema: "io.k8s.api.core.v1.LimitRange",
+        strategy: strategy::limit_range::STRATEGY,
         ..ROW
     },
     Kind {
@@ -93,7 +97,9 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "persistentvolumeclaim",
         short_names: &["pvc"],
         subresources: &[part("status", ("", "v1", "PersistentVolumeClaim"))],
+        columns: table::persistent_volume_claim::COLUMNS,
         schema: "io.k8s.api.core.v1.PersistentVolumeClaim",
+        strategy: strategy::persistent_volume_claim::STRATEGY,
         ..ROW
     },
     Kind {
@@ -103,7 +109,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["pv"],
         scope: Scope::Cluster,
         subresources: &[part("status", ("", "v1", "PersistentVolume"))],
+        columns: table::persistent_volume::COLUMNS,
         schema: "io.k8s.api.core.v1.PersistentVolume",
+        strategy: strategy::persistent_volume::STRATEGY,
         ..ROW
     },
     Kind {
@@ -132,7 +140,9 @@ pub(super) static ROWS: &[Kind] = &[
         kind: "PodTemplate",
         plural: "podtemplates",
         singular: "podtemplate",
+        columns: table::pod_template::COLUMNS,
         schema: "io.k8s.api.core.v1.PodTemplate",
+        strategy: strategy::pod_template::STRATEGY,
         ..ROW
     },
     Kind {
@@ -142,7 +152,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["rc"],
         categories: &["all"],
         subresources: &[SCALE, part("status", ("", "v1", "ReplicationController"))],
+        columns: table::replication_controller::COLUMNS,
         schema: "io.k8s.api.core.v1.ReplicationController",
+        strategy: strategy::replication_controller::STRATEGY,
         ..ROW
     },
     Kind {
@@ -151,7 +163,9 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "resourcequota",
         short_names: &["quota"],
         subresources: &[part("status", ("", "v1", "ResourceQuota"))],
+        columns: table::resource_quota::COLUMNS,
         schema: "io.k8s.api.core.v1.ResourceQuota",
+        strategy: strategy::resource_quota::STRATEGY,
         ..ROW
     },
     Kind {

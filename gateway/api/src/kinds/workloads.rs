@@ -10,7 +10,9 @@ pub(super) static ROWS: &[Kind] = &[
         kind: "ControllerRevision",
         plural: "controllerrevisions",
         singular: "controllerrevision",
+        columns: table::controller_revision::COLUMNS,
         schema: "io.k8s.api.apps.v1.ControllerRevision",
+        strategy: strategy::controller_revision::STRATEGY,
         ..ROW
     },
     Kind {
@@ -21,7 +23,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["ds"],
         categories: &["all"],
         subresources: &[part("status", ("apps", "v1", "DaemonSet"))],
+        columns: table::daemon_set::COLUMNS,
         schema: "io.k8s.api.apps.v1.DaemonSet",
+        strategy: strategy::daemon_set::STRATEGY,
         ..ROW
     },
     Kind {
@@ -58,7 +62,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["sts"],
         categories: &["all"],
         subresources: &[SCALE, part("status", ("apps", "v1", "StatefulSet"))],
+        columns: table::stateful_set::COLUMNS,
         schema: "io.k8s.api.apps.v1.StatefulSet",
+        strategy: strategy::stateful_set::STRATEGY,
         ..ROW
     },
     Kind {
@@ -70,7 +76,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["hpa"],
         categories: &["all"],
         subresources: &[part("status", ("autoscaling", "v2", "HorizontalPodAutoscaler"))],
+        columns: table::horizontal_pod_autoscaler::COLUMNS,
         schema: "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
+        strategy: strategy::horizontal_pod_autoscaler::STRATEGY,
         ..ROW
     },
     Kind {
@@ -81,6 +89,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["hpa"],
         categories: &["all"],
         subresources: &[part("status", ("autoscaling", "v1", "HorizontalPodAutoscaler"))],
+        columns: table::horizontal_pod_autoscaler::COLUMNS_V1,
         schema: "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler",
         stored_as: Some(&strategy::horizontal_pod_autoscaler::STORED),
         ..ROW
@@ -93,7 +102,9 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["cj"],
         categories: &["all"],
         subresources: &[part("status", ("batch", "v1", "CronJob"))],
+        columns: table::cron_job::COLUMNS,
         schema: "io.k8s.api.batch.v1.CronJob",
+        strategy: strategy::cron_job::STRATEGY,
         ..ROW
     },
     Kind {
@@ -115,7 +126,9 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "poddisruptionbudget",
         short_names: &["pdb"],
         subresources: &[part("status", ("policy", "v1", "PodDisruptionBudget"))],
+        columns: table::pod_disruption_budget::COLUMNS,
         schema: "io.k8s.api.policy.v1.PodDisruptionBudget",
+        strategy: strategy::pod_disruption_budget::STRATEGY,
         ..ROW
     },
 ];

@@ -9,7 +9,7 @@ use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{dig, get, int, str_at};
 use crate::validation::metadata::{immutable, non_negative};
-use crate::validation::{go, names, pod_warnings, template};
+use crate::validation::{amounts, go, pod_warnings, template};
 
 /// What is peculiar to Deployments.
 pub const STRATEGY: Strategy = Strategy {
@@ -103,34 +103,14 @@ fn rolling_errors(rolling: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let amounts = ["maxUnavailable", "maxSurge"].map(|field| rolling.get(field).unwrap_or(&Value::Null));
     for (field, amount) in ["maxUnavailable", "maxSurge"].into_iter().zip(amounts) {
-        let path = path.child(field);
-        match amount {
-            Value::String(text) => {
-                errors.extend(names::percent(text).into_iter().map(|why| path.invalid(text.as_str(), why)));
-            }
-            other => {
-                if let Some(number) = other.as_i64().filter(|number| *number < 0) {
-                    errors.push(path.invalid(number, "must be greater than or equal to 0"));
-                }
-            }
-        }
+        errors.extend(amounts::positive(amount, &path.child(field)));
     }
     let field = path.child("maxUnavailable");
-    if amount_of(amounts[0]) == 0 && amount_of(amounts[1]) == 0 {
+    if amounts::number(amounts[0]) == 0 && amounts::number(amounts[1]) == 0 {
         errors.push(field.invalid(amounts[0].clone(), "may not be 0 when `maxSurge` is 0"));
     }
-    if amounts[0].is_string() && amount_of(amounts[0]) > 100 {
-        errors.push(field.invalid(amounts[0].clone(), "must not be greater than 100%"));
-    }
+    errors.extend(amounts::at_most_all(amounts[0], &field));
     errors
-}
-
-/// The number in an amount or percentage.
-fn amount_of(amount: &Value) -> i64 {
-    match amount {
-        Value::String(text) => text.strip_suffix('%').and_then(|digits| digits.parse().ok()).unwrap_or(0),
-        other => other.as_i64().unwrap_or(0),
-    }
 }
 
 fn validate_update(new: &Value, old: &Value, part: Part) -> ErrorList {

@@ -30,8 +30,7 @@ pub const EVENTS_STRATEGY: Strategy = Strategy {
 };
 
 /// Events of `events.k8s.io` are stored as those of the core group.
-pub const STORED: StoredForm =
-    StoredForm { group: "", version: "v1", plural: "events", to: to_core, from: from_core };
+pub const STORED: StoredForm = StoredForm { group: "", version: "v1", plural: "events", to: to_core, from: from_core };
 
 /// What is called otherwise in the other face: core, then `events.k8s.io`.
 const RENAMED: [(&str, &str); 7] = [

@@ -156,7 +156,8 @@ fn generated_selector(object: &Value, spec: &Value, path: &Path) -> ErrorList {
     errors
 }
 
-fn spec_errors(spec: &Value, path: &Path) -> ErrorList {
+/// What is wrong with the spec of a job, or with that of a template for jobs.
+pub fn spec_errors(spec: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     for field in [
         "parallelism",
@@ -220,7 +221,7 @@ fn is_indexed(spec: &Value) -> bool {
 fn completion(spec: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let mode = str_at(spec, "completionMode");
-    if !matches!(mode, "NonIndexed" | "Indexed") {
+    if get(spec, "completionMode").is_some() && !matches!(mode, "NonIndexed" | "Indexed") {
         errors.push(path.child("completionMode").not_supported(mode, &["NonIndexed", "Indexed"]));
     }
     if is_indexed(spec) {

@@ -273,7 +273,7 @@ fn pull_policy(image: &str) -> &'static str {
 }
 
 /// Quantities of resources have at most three decimal places.
-fn round_quantity(value: &mut Value) {
+pub fn round_quantity(value: &mut Value) {
     canonical_quantity(value);
     let Some(quantity) = value.as_str().and_then(|text| Quantity::parse(text).ok()) else { return };
     if quantity.nanos() % 1_000_000 != 0 {

@@ -176,10 +176,8 @@ fn keep_node_ports(new: &mut Value, old: &Value) {
         items(spec, "ports").iter().filter_map(|port| int(port, "nodePort")).filter(|number| *number != 0).collect()
     };
     let both: HashSet<i64> = used(new).intersection(&used(old)).copied().collect();
-    let by_name: HashMap<&str, i64> = items(old, "ports")
-        .iter()
-        .map(|port| (str_at(port, "name"), int(port, "nodePort").unwrap_or(0)))
-        .collect();
+    let by_name: HashMap<&str, i64> =
+        items(old, "ports").iter().map(|port| (str_at(port, "name"), int(port, "nodePort").unwrap_or(0))).collect();
     for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         if int(port, "nodePort").unwrap_or(0) != 0 {
             continue;
@@ -398,7 +396,8 @@ mod tests {
             "healthCheckNodePort": 30009, "loadBalancerClass": "a/b", "ports": [{"port": 80, "nodePort": 30001}]}));
         complete_families(&mut old, None).unwrap();
         let new = updated(&old, &json!({"type": "ClusterIP"}));
-        for field in ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerClass"]
+        for field in
+            ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerClass"]
         {
             assert!(new["spec"].get(field).is_none(), "{field}");
         }
@@ -430,7 +429,9 @@ mod tests {
         );
         assert_eq!(
             families(json!({"ipFamilyPolicy": "RequireDualStack"})).unwrap_err(),
-            ["spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"]
+            [
+                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+            ]
         );
         assert_eq!(
             families(json!({"ipFamilies": ["IPv6"]})).unwrap_err(),

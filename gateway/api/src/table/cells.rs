@@ -66,11 +66,28 @@ pub(super) const CONTAINERS: Column = column("Containers", "string", 1, |object,
 pub(super) const IMAGES: Column = column("Images", "string", 1, |object, _| joined(object, "image"));
 
 fn joined(object: &Value, field: &str) -> Value {
-    let parts: Vec<&str> = list(object, "/spec/template/spec/containers")
+    containers(object, "/spec/template", field).into()
+}
+
+/// A field of all containers of the template there.
+pub(super) fn containers(object: &Value, template: &str, field: &str) -> String {
+    let parts: Vec<&str> = list(object, &format!("{template}/spec/containers"))
         .iter()
         .map(|container| container[field].as_str().unwrap_or_default())
         .collect();
-    parts.join(",").into()
+    parts.join(",")
+}
+
+/// Labels as `a=b,c=d`, sorted by key, or `<none>`.
+pub(super) fn labels(labels: Option<&Value>) -> String {
+    let mut shown: Vec<String> = labels
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    shown.sort_unstable();
+    if shown.is_empty() { "<none>".to_owned() } else { shown.join(",") }
 }
 
 /// The selector of the object as text, or `<none>` if it selects everything.

@@ -1,6 +1,6 @@
 //! Containers, init containers and ephemeral containers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ pub struct Pod<'a> {
     /// Its spec.
     pub spec: &'a Value,
     /// Those of its volumes that are right.
-    pub volumes: Vec<&'a Value>,
+    pub volumes: BTreeMap<&'a str, &'a Value>,
     /// Names of its resource claims.
     pub claims: Vec<&'a str>,
     /// Seconds it has to end.
@@ -238,17 +238,23 @@ fn host_port_conflicts(containers: &[Value], path: &Path) -> ErrorList {
     errors
 }
 
+/// A field of the items of a list.
+fn fields_of<'a>(container: &'a Value, list: &str, field: &str) -> BTreeSet<&'a str> {
+    items(container, list).iter().map(|item| str_at(item, field)).collect()
+}
+
 fn volume_mounts(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let mut places = BTreeSet::new();
-    let devices = items(container, "volumeDevices");
+    let devices = fields_of(container, "volumeDevices", "name");
+    let device_places = fields_of(container, "volumeDevices", "devicePath");
     for (index, mount) in items(container, "volumeMounts").iter().enumerate() {
         let item = path.index(index);
         let (name, place) = (str_at(mount, "name"), str_at(mount, "mountPath"));
         if name.is_empty() {
             errors.push(item.child("name").required(""));
         }
-        if !pod.volumes.iter().any(|volume| str_at(volume, "name") == name) {
+        if !pod.volumes.contains_key(name) {
             errors.push(item.child("name").not_found(name));
         }
         if place.is_empty() {
@@ -257,10 +263,10 @@ fn volume_mounts(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
         if !places.insert(place) {
             errors.push(item.child("mountPath").invalid(place, "must be unique"));
         }
-        if devices.iter().any(|device| str_at(device, "name") == name) {
+        if devices.contains(name) {
             errors.push(item.child("name").invalid(name, "must not already exist in volumeDevices"));
         }
-        if devices.iter().any(|device| str_at(device, "devicePath") == place) {
+        if device_places.contains(place) {
             errors.push(item.child("mountPath").invalid(place, "must not already exist as a path in volumeDevices"));
         }
         // The paths of these errors lack the index, in Kubernetes as well.
@@ -312,7 +318,8 @@ fn recursive_read_only(mount: &Value, path: &Path) -> ErrorList {
 fn volume_devices(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
-    let mounts = items(container, "volumeMounts");
+    let mounts = fields_of(container, "volumeMounts", "name");
+    let mount_places = fields_of(container, "volumeMounts", "mountPath");
     for (index, device) in items(container, "volumeDevices").iter().enumerate() {
         let path = path.index(index);
         let (name, place) = (str_at(device, "name"), str_at(device, "devicePath"));
@@ -323,7 +330,7 @@ fn volume_devices(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
         if !names.insert(name) {
             errors.push(field.invalid(name, "must be unique"));
         }
-        match pod.volumes.iter().find(|volume| str_at(volume, "name") == name) {
+        match pod.volumes.get(name) {
             None => errors.push(field.not_found(name)),
             Some(volume) if get(volume, "persistentVolumeClaim").or(get(volume, "ephemeral")).is_none() => {
                 let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
@@ -341,10 +348,10 @@ fn volume_devices(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
         if !no_backsteps(place, &field).is_empty() {
             errors.push(field.invalid(place, "can not contain backsteps ('..')"));
         }
-        if mounts.iter().any(|mount| str_at(mount, "name") == name) {
+        if mounts.contains(name) {
             errors.push(path.child("name").invalid(name, "must not already exist in volumeMounts"));
         }
-        if mounts.iter().any(|mount| str_at(mount, "mountPath") == place) {
+        if mount_places.contains(place) {
             errors.push(field.invalid(place, "must not already exist as a path in volumeMounts"));
         }
     }
@@ -482,6 +489,7 @@ mod tests {
         let mut spec = spec.clone();
         crate::strategy::pod_spec::default(&mut spec);
         let (volumes, _) = crate::validation::volumes::volumes(&spec, &Path::new("volumes"));
+        let volumes = volumes.into_iter().map(|volume| (str_at(volume, "name"), volume)).collect();
         let pod = Pod { spec: &spec, volumes, claims: Vec::new(), grace: 30 };
         all(&pod, &Path::root()).iter().map(ToString::to_string).collect()
     }

@@ -128,6 +128,22 @@ pub const DEPLOYMENT_STRATEGY: Fields = &[
     ),
 ];
 
+/// How a StatefulSet replaces pods.
+pub const STATEFUL_STRATEGY: Fields =
+    &[("Type", "type", Text), ("RollingUpdate", "rollingUpdate", Pointer(STATEFUL_ROLLING_UPDATE))];
+
+/// How it rolls.
+pub const STATEFUL_ROLLING_UPDATE: Fields =
+    &[("Partition", "partition", Int), ("MaxUnavailable", "maxUnavailable", Nil)];
+
+/// How many pods may be missing.
+pub const DISRUPTION_BUDGET: Fields = &[
+    ("MinAvailable", "minAvailable", Nil),
+    ("Selector", "selector", Nil),
+    ("MaxUnavailable", "maxUnavailable", Nil),
+    ("UnhealthyPodEvictionPolicy", "unhealthyPodEvictionPolicy", Nil),
+];
+
 /// A port of a Service.
 pub const SERVICE_PORT: Fields = &[
     ("Name", "name", Text),

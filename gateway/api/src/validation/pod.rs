@@ -53,7 +53,7 @@ pub fn spec(spec: &Value, _metadata: &Value, path: &Path) -> ErrorList {
     errors.extend(containers::resource_claims(spec, &path.child("resourceClaims")));
     let pod = Pod {
         spec,
-        volumes: good_volumes,
+        volumes: good_volumes.into_iter().map(|volume| (str_at(volume, "name"), volume)).collect(),
         claims: containers::claim_names(spec),
         grace: int(spec, "terminationGracePeriodSeconds").unwrap_or(30),
     };

@@ -1,6 +1,6 @@
 //! What Kubernetes takes but warns about, in pods and in templates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -60,9 +60,14 @@ pub fn workload(object: &Value) -> Vec<String> {
 
 /// Warnings about the pod template of a workload.
 pub fn template(object: &Value) -> Vec<String> {
-    let Some(template) = dig(object, &["spec", "template"]) else { return Vec::new() };
+    object.get("spec").map_or_else(Vec::new, |spec| template_at(spec, &Path::new("spec")))
+}
+
+/// Warnings about the pod template of an object at `path`.
+pub fn template_at(owner: &Value, path: &Path) -> Vec<String> {
+    let Some(template) = get(owner, "template") else { return Vec::new() };
     let part = |field| template.get(field).unwrap_or(&Value::Null);
-    spec_warnings(part("spec"), part("metadata"), &Path::new("spec").child("template"))
+    spec_warnings(part("spec"), part("metadata"), &path.child("template"))
 }
 
 /// A name that is no DNS label makes odd host names.
@@ -161,16 +166,15 @@ fn node_labels(spec: &Value, path: &Path) -> Vec<String> {
 /// Entries of a list that are meant to differ in a field.
 fn repeated(spec: &Value, list: &str, field: &str, path: &Path) -> Vec<String> {
     let mut warnings = Vec::new();
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (index, item) in items(spec, list).iter().enumerate() {
         let path = path.child(list).index(index).child(field);
         let text = str_at(item, field);
         if text.is_empty() && field == "name" {
             warnings.push(format!("{path}: invalid empty name \"\""));
-        } else if seen.contains(&text) {
+        } else if !seen.insert(text) {
             warnings.push(format!("{path}: duplicate {field} {text:?}"));
         }
-        seen.push(text);
     }
     warnings
 }
@@ -182,16 +186,15 @@ fn container_warnings(container: &Value, path: &Path) -> Vec<String> {
             warnings.extend(fractions(own, field, &path.child("resources").child(field)));
         }
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (index, variable) in items(container, "env").iter().enumerate() {
         let name = str_at(variable, "name");
-        if seen.contains(&name) {
+        if !seen.insert(name) {
             warnings.push(format!(
                 "{}: hides previous definition of {name:?}, which may be dropped when using apply",
                 path.child("env").index(index)
             ));
         }
-        seen.push(name);
     }
     let mut ports: BTreeMap<(i64, &str, i64, &str), Path> = BTreeMap::new();
     for (index, port) in items(container, "ports").iter().enumerate() {

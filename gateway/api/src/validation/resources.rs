@@ -96,7 +96,7 @@ fn amount(name: &str, value: &Value, path: &Path) -> ErrorList {
 }
 
 /// What is wrong with the name of a resource of a container.
-fn container_resource(name: &str, path: &Path) -> ErrorList {
+pub fn container_resource(name: &str, path: &Path) -> ErrorList {
     let mut errors: ErrorList = names::qualified_name(name).into_iter().map(|text| path.invalid(name, text)).collect();
     if !errors.is_empty() {
         return errors;
@@ -151,6 +151,42 @@ pub fn quantity(value: &Value) -> Option<Quantity> {
     Quantity::parse(&text_or_null(Some(value))).ok()
 }
 
+/// What is wrong with the name of a resource that may be of anything.
+pub fn resource_name(name: &str, path: &Path) -> ErrorList {
+    let mut errors: ErrorList = names::qualified_name(name).into_iter().map(|text| path.invalid(name, text)).collect();
+    let standard = CONTAINER_RESOURCES.contains(&name) || QUOTA_RESOURCES.contains(&name);
+    let huge = is_huge_pages(name) || name.starts_with("requests.hugepages-");
+    if errors.is_empty() && !name.contains('/') && !standard && !huge {
+        errors.push(path.invalid(name, "must be a standard resource type or fully qualified"));
+    }
+    errors
+}
+
+/// Whether quotas know the resource by this name alone.
+pub fn is_of_quota(name: &str) -> bool {
+    const OTHERS: [&str; 4] = ["storage", "nodes", "volumes", "endpoints"];
+    CONTAINER_RESOURCES.contains(&name)
+        || (QUOTA_RESOURCES.contains(&name) && !OTHERS.contains(&name))
+        || is_huge_pages(name)
+        || name.starts_with("requests.hugepages-")
+}
+
+/// Whether a resource is a number of things.
+pub fn is_counted(name: &str) -> bool {
+    const COUNTED: [&str; 9] = [
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "services.nodeports",
+        "services.loadbalancers",
+    ];
+    COUNTED.contains(&name) || is_extended(name)
+}
+
 fn is_huge_pages(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
@@ -168,7 +204,8 @@ fn is_whole(name: &str) -> bool {
     is_extended(name) || matches!(name, "pods" | "services" | "replicationcontrollers" | "secrets" | "configmaps")
 }
 
-fn can_overcommit(name: &str) -> bool {
+/// Whether more of it may be allowed than is there.
+pub fn can_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_pages(name)
 }
 

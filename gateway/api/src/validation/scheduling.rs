@@ -55,7 +55,8 @@ fn weight(preferred: &Value, path: &Path) -> ErrorList {
     vec![path.child("weight").invalid(weight, "must be in the range 1-100")]
 }
 
-fn node_selector(selector: &Value, path: &Path) -> ErrorList {
+/// What is wrong with a selector of nodes: terms of which one is to fit.
+pub fn node_selector(selector: &Value, path: &Path) -> ErrorList {
     let path = path.child("nodeSelectorTerms");
     let terms = items(selector, "nodeSelectorTerms");
     if terms.is_empty() {

@@ -455,14 +455,19 @@ mod tests {
     fn ports_have_names_when_there_are_several() {
         assert_eq!(causes(&json!({})), ["spec.ports: Required value"]);
         assert_eq!(
-            causes(&json!({"ports": [{"name": "a", "port": 80}, {"name": "a", "port": 81}, {"name": "b", "port": 80}]})),
+            causes(
+                &json!({"ports": [{"name": "a", "port": 80}, {"name": "a", "port": 81}, {"name": "b", "port": 80}]})
+            ),
             [
                 "spec.ports[1].name: Duplicate value: \"a\"",
                 "spec.ports[2]: Duplicate value: {\"Name\":\"\",\"Protocol\":\"TCP\",\"AppProtocol\":null,\"Port\":80,\
                  \"TargetPort\":0,\"NodePort\":0}"
             ]
         );
-        assert!(causes(&json!({"ports": [{"name": "a", "port": 53}, {"name": "b", "port": 53, "protocol": "UDP"}]})).is_empty());
+        assert!(
+            causes(&json!({"ports": [{"name": "a", "port": 53}, {"name": "b", "port": 53, "protocol": "UDP"}]}))
+                .is_empty()
+        );
     }
 
     #[test]
@@ -512,7 +517,9 @@ mod tests {
         );
         assert_eq!(
             status_of("LoadBalancer", json!({"hostname": "192.0.2.1"})),
-            ["status.loadBalancer.ingress[0].hostname: Invalid value: \"192.0.2.1\": must be a DNS name, not an IP address"]
+            [
+                "status.loadBalancer.ingress[0].hostname: Invalid value: \"192.0.2.1\": must be a DNS name, not an IP address"
+            ]
         );
     }
 }

@@ -51,6 +51,13 @@ pub fn selected(spec: &Value, path: &Path) -> ErrorList {
         Some(true) => {}
     }
     errors.extend(template(spec, path));
+    errors.extend(runs_for_ever(spec, "ReplicaSet", path));
+    errors
+}
+
+/// What is wrong with a template whose pods run for ever, as those of an `owner` do.
+pub fn runs_for_ever(spec: &Value, owner: &str, path: &Path) -> ErrorList {
+    let mut errors = ErrorList::new();
     let pods = path.child("template").child("spec");
     let policy = dig(spec, &["template", "spec", "restartPolicy"]).and_then(Value::as_str).unwrap_or("");
     if policy != "Always" {
@@ -58,7 +65,7 @@ pub fn selected(spec: &Value, path: &Path) -> ErrorList {
         errors.push(pods.child("restartPolicy").not_supported(policy, &["Always"]));
     }
     if dig(spec, &["template", "spec", "activeDeadlineSeconds"]).is_some() {
-        let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
+        let why = format!("activeDeadlineSeconds in {owner} is not Supported");
         errors.push(pods.child("activeDeadlineSeconds").forbidden(why));
     }
     errors

@@ -1,5 +1,7 @@
 //! Volumes: one source each, of many kinds. What a source requires is a table; what is peculiar follows.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
@@ -53,6 +55,7 @@ const MODE_RULE: &str = "must be a number between 0 and 0777 (octal), both inclu
 /// What is wrong with the volumes of a pod, and which of them are right: only these can be mounted.
 pub fn volumes<'a>(spec: &'a Value, path: &Path) -> (Vec<&'a Value>, ErrorList) {
     let mut good: Vec<&Value> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut errors = ErrorList::new();
     for (index, volume) in items(spec, "volumes").iter().enumerate() {
         let path = path.index(index);
@@ -63,11 +66,12 @@ pub fn volumes<'a>(spec: &'a Value, path: &Path) -> (Vec<&'a Value>, ErrorList) 
         } else {
             own.extend(label(name, &path.child("name")));
         }
-        if good.iter().any(|other| str_at(other, "name") == name) {
+        if names.contains(name) {
             own.push(path.child("name").duplicate(name));
         }
         if own.is_empty() {
             good.push(volume);
+            names.insert(name);
         }
         errors.extend(own);
     }
@@ -100,6 +104,53 @@ fn source(volume: &Value, path: &Path) -> ErrorList {
     }
     if sources == 0 {
         errors.push(path.required("must specify a volume type"));
+    }
+    errors
+}
+
+/// Sources that a volume of the cluster has, beyond those that pods have too.
+const LOCAL: (&str, &[&str]) = ("local", &["path"]);
+/// Sources that only pods have.
+const OF_PODS: [&str; 9] = [
+    "emptyDir",
+    "gitRepo",
+    "secret",
+    "persistentVolumeClaim",
+    "downwardAPI",
+    "configMap",
+    "projected",
+    "ephemeral",
+    "image",
+];
+
+/// Whether a field of a `PersistentVolume`'s spec is a source.
+pub fn is_persistent(field: &str) -> bool {
+    field == LOCAL.0 || SOURCES.iter().any(|(kind, _)| *kind == field && !OF_PODS.contains(kind))
+}
+
+/// What is wrong with the source of a `PersistentVolume`.
+pub fn persistent(spec: &Value, path: &Path) -> ErrorList {
+    let mut of_volume = Value::Object(serde_json::Map::new());
+    for (field, value) in spec.as_object().into_iter().flatten().filter(|(field, _)| is_persistent(field)) {
+        of_volume[field] = value.clone();
+    }
+    let mut errors = match get(spec, LOCAL.0) {
+        None => source(&of_volume, path),
+        Some(local) => {
+            let path = path.child(LOCAL.0);
+            let others = of_volume.as_object().map_or(0, serde_json::Map::len) > 1;
+            if others {
+                vec![path.forbidden("may not specify more than 1 volume type")]
+            } else if str_at(local, "path").is_empty() {
+                vec![path.child("path").required("")]
+            } else {
+                no_backsteps(str_at(local, "path"), &path.child("path"))
+            }
+        }
+    };
+    if let Some(csi) = get(spec, "csi").filter(|csi| str_at(csi, "volumeHandle").is_empty()) {
+        debug_assert!(csi.is_object(), "decoded as one");
+        errors.push(path.child("csi").child("volumeHandle").required(""));
     }
     errors
 }
@@ -288,7 +339,7 @@ fn downward_files(source: &Value, path: &Path) -> ErrorList {
 /// What is wrong with the sources of a projected volume, whose files may not collide.
 fn projections(volume: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
-    let mut paths: Vec<&str> = Vec::new();
+    let mut paths = BTreeSet::new();
     for (index, source) in items(volume, "sources").iter().enumerate() {
         let place = path.child("sources").index(index);
         let mut kinds = 0;
@@ -306,15 +357,13 @@ fn projections(volume: &Value, path: &Path) -> ErrorList {
             let files = items(projection, "items");
             let own = files.iter().map(|file| str_at(file, "path")).chain([str_at(projection, "path")]);
             for file in own.filter(|file| !file.is_empty()) {
-                if paths.contains(&file) {
+                if !paths.insert(file) {
                     let named = if kind == "downwardAPI" || kind == "serviceAccountToken" {
                         file
                     } else {
                         str_at(projection, "name")
                     };
                     errors.push(path.invalid(named, "conflicting duplicate paths"));
-                } else {
-                    paths.push(file);
                 }
             }
         }
