@@ -195,11 +195,23 @@ pub(crate) fn unpack_layer(
         (Some(digest), _) | (None, Some(digest)) => format!("layer {digest}"),
         (None, None) => "layer".to_owned(),
     };
-    let unpacked = unpack_stream(&what, stream, expected, &root, limits)?;
+    let unpacked =
+        unpack_stream(&what, stream, expected, &root, limits).map_err(|error| naming_the_layer(error, &what))?;
     let name = layer_name(&unpacked.diff_id);
     let record = LayerRecord::new(unpacked.diff_id, unpacked.written);
     let lease = store.commit_layer(&temp, &name, record, Some(&unpacked.digest))?;
     Ok(Layer { lease, digest: unpacked.digest, size: unpacked.size })
+}
+
+/// What reads an archive doesn't know which one: the error says it.
+fn naming_the_layer(error: Error, what: &str) -> Error {
+    match error {
+        Error::Malformed { what: part, problem } if !part.contains(what) => {
+            Error::Malformed { what: what.to_owned(), problem: format!("{part}: {problem}") }
+        }
+        Error::Hostile { entry, problem } => Error::Hostile { entry, problem: format!("{problem} (in {what})") },
+        other => other,
+    }
 }
 
 /// The network's pieces as a blocking stream.
