@@ -223,6 +223,12 @@ pub(crate) fn patch(pod: &Pod, status: &PodStatus) -> Value {
                 fields.insert(field.to_owned(), Value::Null);
             }
         }
+        // Lists that a strategic merge joins by address: a pod that has another one now has only that.
+        for field in ["podIPs", "hostIPs"] {
+            if let Some(addresses) = fields.get_mut(field).and_then(Value::as_array_mut) {
+                addresses.insert(0, serde_json::json!({"$patch": "replace"}));
+            }
+        }
     }
     serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": value})
 }
@@ -348,6 +354,21 @@ mod tests {
         assert_eq!(container["state"]["waiting"]["reason"], CRASH_LOOP);
         assert_eq!(container["lastState"]["terminated"]["exitCode"], 3);
         assert_eq!((&container["restartCount"], &status["phase"]), (&json!(1), &json!("Running")));
+    }
+
+    #[test]
+    fn a_pod_with_another_address_has_only_that() {
+        let mut before = pod();
+        let status = before.status.get_or_insert_default();
+        status.pod_ips = Some(vec![PodIP { ip: "10.0.0.9".into() }]);
+        let body = patch(&before, &compute(&before, &[record("a", Role::Main, up())]));
+        let kind = carob_api::kinds::Registry::builtin().by_gvk("", "v1", "Pod").unwrap();
+        let merged = carob_api::patch::strategic_merge(
+            &kind,
+            &serde_json::to_value(&before).unwrap(),
+            body.to_string().as_bytes(),
+        );
+        assert_eq!(merged.unwrap()["status"]["podIPs"], json!([{"ip": "10.0.0.2"}]));
     }
 
     #[test]

@@ -157,15 +157,28 @@ async fn service_account_token(
     let answer = answer
         .map_err(|error| SourceError::Missing(format!("failed to fetch token: {}", crate::objects::message(&error))))?;
     let status = answer.status.ok_or_else(|| SourceError::Missing("failed to fetch token: empty status".to_owned()))?;
-    let left = status.expiration_timestamp.0.duration_since(jiff::Timestamp::now()).as_secs();
-    let renew = (left.max(60) * 4 / 5).min(24 * 3600);
-    Ok((status.token, Duration::from_secs(renew.unsigned_abs())))
+    let left = status.expiration_timestamp.0.duration_since(jiff::Timestamp::now());
+    Ok((status.token, renewal(left)))
+}
+
+/// When to replace a token that lives this long.
+fn renewal(left: jiff::SignedDuration) -> Duration {
+    let seconds = (left.as_secs().max(60) * 4 / 5).min(24 * 3600);
+    Duration::from_secs(seconds.unsigned_abs())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn tokens_are_replaced_after_four_fifths_of_their_life_and_every_day() {
+        let after = |seconds| renewal(jiff::SignedDuration::from_secs(seconds)).as_secs();
+        assert_eq!((after(600), after(3600)), (480, 2880));
+        assert_eq!(after(365 * 24 * 3600), 24 * 3600);
+        assert_eq!((after(-5), after(0)), (48, 48), "one that is over already isn't asked for without end");
+    }
 
     #[test]
     fn a_common_user_is_one_that_every_container_has() {
