@@ -9,6 +9,7 @@ pub mod http;
 mod ledger;
 mod meter;
 pub mod price;
+pub mod rate;
 mod reader;
 mod reading;
 pub mod report;
@@ -188,6 +189,11 @@ impl Billing {
     /// Readings reach the ledger in the order in which they were made: whoever makes one queues it before the next turn.
     fn take_turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each running container uses now; none for those that were looked at less than twice.
+    pub fn usage(&self) -> Vec<rate::Usage> {
+        self.meter.usage()
     }
 
     /// The ledger, for reports.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::ledger::{Error, Record};
+use crate::rate::{Looks, Usage};
 use crate::reader::{Reader, Sample};
 use crate::reading::{Checkpoint, Reading, nanoseconds};
 use crate::{End, Meterable};
@@ -30,6 +31,7 @@ struct Running {
     container: Meterable,
     reader: Option<Reader>,
     checkpoint: Checkpoint,
+    looks: Looks,
 }
 
 impl Meter {
@@ -49,7 +51,12 @@ impl Meter {
                 .ok()
         });
         let mut running = self.running();
-        running.entry(container.container_id.clone()).or_insert(Running { container, reader, checkpoint });
+        running.entry(container.container_id.clone()).or_insert(Running {
+            container,
+            reader,
+            checkpoint,
+            looks: Looks::default(),
+        });
         self.arrived.notify_one();
     }
 
@@ -83,6 +90,7 @@ impl Meter {
             // A container that is ending may have lost its files; its last reading comes with its end.
             let Ok(sample) = reader.read() else { continue };
             let at_ns = self.clock.now_ns().max(running.checkpoint.at_ns);
+            running.looks.push(at_ns, sample.cpu_ns, sample.memory_bytes);
             if is_quiet(&running.checkpoint, sample, at_ns) {
                 continue;
             }
@@ -104,6 +112,11 @@ impl Meter {
             });
         }
         records
+    }
+
+    /// What the running containers use now.
+    pub(crate) fn usage(&self) -> Vec<Usage> {
+        self.running().values().filter_map(|running| running.looks.usage(&running.container)).collect()
     }
 
     /// Forgets readings that could not be written: the next ones begin where the ledger ends.

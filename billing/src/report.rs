@@ -1,7 +1,8 @@
 //! Reports: readings summed by group and step, and priced.
 //!
-//! Sums are exact: a container's usage is split over steps so that the parts add up to the whole, and a row's cost is the
-//! difference of rounded running totals, so that rows add up to the total as well, to the nano-unit.
+//! Sums are exact: a container's usage is split over steps so that the parts add up to the whole, and the cost of a part is
+//! the difference of the container's rounded running totals. So rows add up to the total to the nano-unit, however they are
+//! grouped, and what a container cost that has ended never changes because of others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,10 @@ pub struct Row {
     pub memory_byte_seconds: u128,
     /// How far that may be off, either way.
     pub memory_byte_seconds_error: u128,
+    /// CPU time that is billed: what was requested where that is more, if the price book says so.
+    pub billed_cpu_nanoseconds: u64,
+    /// Memory times time that is billed.
+    pub billed_memory_byte_seconds: u128,
     /// In the currency's units, with nine decimals.
     pub cost: String,
 }
@@ -99,9 +104,11 @@ pub enum ReportError {
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     cpu_ns: u128,
-    memory_byte_ns: u128,
+    memory_byte_seconds: u128,
     memory_error_byte_ns: u128,
-    cost: Cost,
+    billed_cpu_ns: u128,
+    billed_memory_byte_seconds: u128,
+    cost_nano: u128,
     containers: u64,
     first_ns: Option<i64>,
     last_ns: i64,
@@ -110,9 +117,11 @@ struct Usage {
 impl Usage {
     fn add(&mut self, other: &Self) {
         self.cpu_ns += other.cpu_ns;
-        self.memory_byte_ns += other.memory_byte_ns;
+        self.memory_byte_seconds += other.memory_byte_seconds;
         self.memory_error_byte_ns += other.memory_error_byte_ns;
-        self.cost = Cost(self.cost.0.saturating_add(other.cost.0));
+        self.billed_cpu_ns += other.billed_cpu_ns;
+        self.billed_memory_byte_seconds += other.billed_memory_byte_seconds;
+        self.cost_nano = self.cost_nano.saturating_add(other.cost_nano);
         self.containers += other.containers;
         self.first_ns = [self.first_ns, other.first_ns].into_iter().flatten().min();
         self.last_ns = self.last_ns.max(other.last_ns);
@@ -140,15 +149,18 @@ impl Query {
         let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
         let mut current = String::new();
         let mut seen: BTreeSet<i64> = BTreeSet::new();
+        let mut running = Running::default();
         let mut containers = 0;
         ledger.visit(from_ns, to_ns, wanted, |container, reading| {
             if current != container.container_id {
                 current.clone_from(&container.container_id);
                 seen.clear();
+                running = Running::default();
                 containers += 1;
             }
             let group = self.group_of(container);
-            for (step, mut usage) in parts(&reading, (from_ns, to_ns), step_ns, container.requests, prices) {
+            for (step, part) in parts(&reading, (from_ns, to_ns), step_ns, container.requests, prices) {
+                let mut usage = running.add(&part);
                 // A container counts once in each step, however many readings it has there.
                 usage.containers = u64::from(seen.insert(step));
                 if sums.len() <= MOST_ROWS {
@@ -181,6 +193,49 @@ impl Query {
     }
 }
 
+/// What a reading says of a part of its time, not rounded yet.
+struct Part {
+    begin: i64,
+    end: i64,
+    cpu_ns: u128,
+    memory_byte_ns: u128,
+    memory_error_byte_ns: u128,
+    billed_cpu_ns: u128,
+    billed_memory_byte_ns: u128,
+    cost: Cost,
+}
+
+/// One container's totals so far. What is rounded is rounded here, and a part gets the difference.
+#[derive(Default)]
+struct Running {
+    memory_byte_ns: u128,
+    billed_memory_byte_ns: u128,
+    cost: Cost,
+}
+
+impl Running {
+    fn add(&mut self, part: &Part) -> Usage {
+        let seconds = |total: &mut u128, more: u128| {
+            let before = *total / BYTE_SECOND;
+            *total += more;
+            *total / BYTE_SECOND - before
+        };
+        let cost_before = self.cost.nano_units();
+        self.cost = Cost(self.cost.0.saturating_add(part.cost.0));
+        Usage {
+            cpu_ns: part.cpu_ns,
+            memory_byte_seconds: seconds(&mut self.memory_byte_ns, part.memory_byte_ns),
+            memory_error_byte_ns: part.memory_error_byte_ns,
+            billed_cpu_ns: part.billed_cpu_ns,
+            billed_memory_byte_seconds: seconds(&mut self.billed_memory_byte_ns, part.billed_memory_byte_ns),
+            cost_nano: self.cost.nano_units() - cost_before,
+            containers: 0,
+            first_ns: Some(part.begin),
+            last_ns: part.end,
+        }
+    }
+}
+
 /// What a reading says of the span, by begin of the step.
 fn parts(
     reading: &Reading,
@@ -188,7 +243,7 @@ fn parts(
     step_ns: Option<i64>,
     requests: Requests,
     prices: &PriceBook,
-) -> Vec<(i64, Usage)> {
+) -> Vec<(i64, Part)> {
     let mut parts = Vec::new();
     let mut begin = reading.start_ns.max(from_ns);
     let last = reading.end_ns.min(to_ns);
@@ -205,7 +260,7 @@ fn parts(
 }
 
 /// What a reading says of the time from `begin` to `end`.
-fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &PriceBook) -> Usage {
+fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &PriceBook) -> Part {
     // The last part of a reading takes what rounding left over.
     let until = if end >= reading.end_ns { i64::MAX } else { end };
     let share = |quantity: u128| {
@@ -219,49 +274,38 @@ fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &Pr
         billed_memory = billed_memory.max(u128::from(requests.memory_bytes) * duration);
     }
     let whole = prices.cost(billed_cpu, billed_memory);
-    Usage {
+    Part {
+        begin,
+        end,
         cpu_ns: share(reading.cpu_ns.into()),
         memory_byte_ns: share(reading.memory_byte_ns),
         memory_error_byte_ns: share(reading.memory_error_byte_ns),
+        billed_cpu_ns: share(billed_cpu),
+        billed_memory_byte_ns: share(billed_memory),
         cost: Cost(share(whole.0)),
-        containers: 0,
-        first_ns: Some(begin),
-        last_ns: end,
     }
 }
 
 fn report(sums: BTreeMap<(i64, Group), Usage>, containers: u64, step_ns: Option<i64>, prices: &PriceBook) -> Report {
-    let mut running = Cost::default();
-    let mut running_memory = 0;
     let mut total = Usage::default();
     let mut rows = Vec::with_capacity(sums.len());
     for ((step, group), usage) in sums {
-        // Rounding the running total, not the row, keeps the sum of the rows exact.
-        let (cost_before, memory_before) = (running.nano_units(), running_memory / BYTE_SECOND);
-        running = Cost(running.0.saturating_add(usage.cost.0));
-        running_memory += usage.memory_byte_ns;
         total.add(&usage);
         let span = step_ns.map(|length| (step, step.saturating_add(length)));
-        rows.push(row(
-            &usage,
-            span,
-            group,
-            running.nano_units() - cost_before,
-            running_memory / BYTE_SECOND - memory_before,
-        ));
+        rows.push(row(&usage, span, group));
     }
     // A container that was there in several steps is one container all the same.
     total.containers = containers;
-    let nothing = (None, None, None);
-    let total = row(&total, None, nothing, running.nano_units(), running_memory / BYTE_SECOND);
+    let total = row(&total, None, (None, None, None));
     Report { currency: prices.currency.clone(), rows, total }
 }
 
 /// Byte-nanoseconds of a byte-second.
 const BYTE_SECOND: u128 = 1_000_000_000;
 
-fn row(usage: &Usage, span: Option<(i64, i64)>, group: Group, cost_nano: u128, memory_byte_seconds: u128) -> Row {
+fn row(usage: &Usage, span: Option<(i64, i64)>, group: Group) -> Row {
     let (start, end) = span.unwrap_or((usage.first_ns.unwrap_or(0), usage.last_ns));
+    let nanoseconds = |total: u128| u64::try_from(total).unwrap_or(u64::MAX);
     Row {
         start: timestamp(start),
         end: timestamp(end),
@@ -269,10 +313,12 @@ fn row(usage: &Usage, span: Option<(i64, i64)>, group: Group, cost_nano: u128, m
         pod: group.1,
         label: group.2,
         containers: usage.containers,
-        cpu_nanoseconds: u64::try_from(usage.cpu_ns).unwrap_or(u64::MAX),
-        memory_byte_seconds,
+        cpu_nanoseconds: nanoseconds(usage.cpu_ns),
+        memory_byte_seconds: usage.memory_byte_seconds,
         memory_byte_seconds_error: usage.memory_error_byte_ns.div_ceil(BYTE_SECOND),
-        cost: decimal(cost_nano),
+        billed_cpu_nanoseconds: nanoseconds(usage.billed_cpu_ns),
+        billed_memory_byte_seconds: usage.billed_memory_byte_seconds,
+        cost: decimal(usage.cost_nano),
     }
 }
 

@@ -56,6 +56,11 @@ impl DataDir {
         self.0.join("images")
     }
 
+    /// Directories of volumes that claims are given.
+    pub fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
     pub fn sandboxes(&self) -> PathBuf {
         self.0.join("sandboxes")
     }
@@ -134,8 +139,9 @@ pub struct Locked {
 pub struct Instance {
     /// Part of the names of everything that is made on the machine.
     pub id: String,
-    /// The pods' addresses.
-    pub pod_cidr: Ipv4Net,
+    /// The pods' addresses; chosen anew by the next start after `carob down`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_cidr: Option<Ipv4Net>,
     /// The services' addresses.
     pub service_cidr: Ipv4Net,
 }
@@ -178,7 +184,7 @@ mod tests {
         assert_eq!(dir.instance().unwrap(), None);
         let instance = Instance {
             id: random_id().unwrap(),
-            pod_cidr: "10.42.0.0/16".parse().unwrap(),
+            pod_cidr: Some("10.42.0.0/16".parse().unwrap()),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
         };
         dir.save_instance(&instance).unwrap();

@@ -6,6 +6,8 @@ mod config;
 mod data_dir;
 mod down;
 mod image;
+mod machine;
+mod metrics;
 mod up;
 mod wiring;
 

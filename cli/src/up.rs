@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::DataDirOption;
 use crate::config::ConfigFile;
+use crate::metrics;
 use crate::data_dir::{DataDir, Instance, random_id};
 use crate::wiring::{LocalNode, Metered};
 
@@ -67,6 +68,7 @@ pub struct Options {
 
 pub async fn run(options: Options) -> Result<()> {
     let mut config = ConfigFile::read(options.config.as_deref())?;
+    let node_name = node_name(config.node_name.take())?;
     let dir = DataDir::create(&options.data.data_dir)?;
     let _lock = dir.lock()?;
     raise_open_files();
@@ -83,7 +85,13 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let billing = Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL })?;
     let node = LocalNode::default();
-    let gateway = Arc::new(gateway(&dir, &site, &store, &node, &billing, std::mem::take(&mut config.cluster)).await.context("cannot start the gateway")?);
+    let measured = network.is_some().then(|| node_name.clone());
+    let volumes = network.is_some().then(|| dir.volumes());
+    let gateway = Arc::new(
+        gateway(&dir, &site, &store, &node, &billing, measured, std::mem::take(&mut config.cluster))
+            .await
+            .context("cannot start the gateway")?,
+    );
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
@@ -92,7 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
         if !address.ip().is_unspecified() {
             listeners.push(listen(site.api_on_bridge().into())?);
         }
-        let worker = worker(&dir, &site, &gateway, &billing, config, network).await?;
+        let worker = worker(&dir, &site, &gateway, &billing, (node_name, config), network).await?;
         node.serve(worker.name, worker.agent.router());
         gateway.register_metrics(|registry| worker.agent.register_metrics(registry));
         tasks.spawn("worker", |stop| async move {
@@ -108,6 +116,7 @@ pub async fn run(options: Options) -> Result<()> {
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| clients.client(user, groups));
     let controller_options = carob_controllers::Options {
         root_ca: gateway.ca_certificate().to_owned(),
+        volumes,
         ..carob_controllers::Options::default()
     };
     tasks.spawn(
@@ -126,6 +135,8 @@ pub async fn run(options: Options) -> Result<()> {
 /// Where this Carob sits on the machine and its network.
 struct Site {
     instance: Instance,
+    /// The pods' addresses.
+    pod_cidr: Ipv4Net,
     /// Where the API is served.
     address: SocketAddr,
     /// The bridge's address.
@@ -135,10 +146,10 @@ struct Site {
 }
 
 impl Site {
-    fn new(instance: Instance, address: SocketAddr) -> Result<Self> {
-        let bridge = carob_network::gateway_of(instance.pod_cidr)?;
+    fn new(instance: Instance, pod_cidr: Ipv4Net, address: SocketAddr) -> Result<Self> {
+        let bridge = carob_network::gateway_of(pod_cidr)?;
         let service = SocketAddrV4::new(first_host(instance.service_cidr), API_SERVICE_PORT);
-        Ok(Self { instance, address, bridge, service })
+        Ok(Self { instance, pod_cidr, address, bridge, service })
     }
 
     /// Where pods reach the API, whatever address it is served on for others.
@@ -151,13 +162,14 @@ impl Site {
 /// does so: two that look at once would choose the same.
 async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Result<(Site, Option<Network>)> {
     let _turn = tokio::task::spawn_blocking(machine_lock).await??;
-    let site = Site::new(instance(dir, options)?, address)?;
+    let (instance, pod_cidr) = instance(dir, options)?;
+    let site = Site::new(instance, pod_cidr, address)?;
     if options.workers == 0 {
         return Ok((site, None));
     }
     let network = Network::start(NetworkConfig {
         instance: site.instance.id.clone(),
-        pod_cidr: site.instance.pod_cidr,
+        pod_cidr: site.pod_cidr,
         pool: NAMESPACE_POOL,
         api_service: Some(ApiService { service: site.service, target: site.api_on_bridge() }),
     })
@@ -180,10 +192,12 @@ async fn gateway(
     store: &RedbStore,
     node: &LocalNode,
     billing: &Arc<Billing>,
+    measured: Option<String>,
     settings: carob_gateway::Settings,
 ) -> Result<Gateway, carob_gateway::Error> {
     let bill =
-        Extension { prefix: carob_billing::http::PREFIX, router: carob_billing::http::router(Arc::clone(billing)) };
+        Extension { prefix: carob_billing::http::PREFIX, router: carob_billing::http::router(Arc::clone(billing)), group: None };
+    let metrics = measured.map(|node| metrics::extension(Arc::clone(billing), node));
     Gateway::new(carob_gateway::Config {
         listen: vec![site.address],
         extra_sans: vec![site.bridge.to_string(), site.service.ip().to_string()],
@@ -197,7 +211,7 @@ async fn gateway(
         }),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         settings,
-        extensions: vec![bill],
+        extensions: [bill].into_iter().chain(metrics).collect(),
         max_body_bytes: 3 << 20,
     })
     .await
@@ -214,13 +228,12 @@ async fn worker(
     site: &Site,
     gateway: &Gateway,
     billing: &Arc<Billing>,
-    config: ConfigFile,
+    (name, config): (String, ConfigFile),
     network: Network,
 ) -> Result<NamedWorker> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: site.instance.id.clone(), exe };
     let (runtime, recovered, exits) = Runtime::start(runtime_config).await.context("cannot start the spawner")?;
-    let name = node_name(config.node_name)?;
     let agent = Worker::new(WorkerConfig {
         node_name: name.clone(),
         data_dir: dir.root().to_owned(),
@@ -255,36 +268,46 @@ fn raise_open_files() {
     }
 }
 
-/// What tells this Carob apart: kept from the first start on.
-fn instance(dir: &DataDir, options: &Options) -> Result<Instance> {
-    if let Some(kept) = dir.instance()? {
-        unchanged("--pod-cidr", options.pod_cidr, kept.pod_cidr)?;
-        unchanged("--service-cidr", options.service_cidr, kept.service_cidr)?;
-        return Ok(kept);
+/// What tells this Carob apart, kept from the first start on, and the pods' addresses.
+fn instance(dir: &DataDir, options: &Options) -> Result<(Instance, Ipv4Net)> {
+    let kept = dir.instance()?;
+    if let Some(kept) = &kept {
+        let service_cidr = Some(kept.service_cidr);
+        unchanged("--service-cidr", options.service_cidr, service_cidr, "Services have their addresses from it")?;
+        unchanged("--pod-cidr", options.pod_cidr, kept.pod_cidr, "carob down lets go of it")?;
     }
-    let id = random_id()?;
-    let service_cidr = options.service_cidr.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)).trunc();
-    let pod_cidr = match options.pod_cidr {
+    let (id, service_cidr, pod_cidr) = match kept {
+        Some(Instance { id, service_cidr, pod_cidr }) => (id, service_cidr, pod_cidr),
+        None => (random_id()?, options.service_cidr.unwrap_or(SERVICE_CIDR).trunc(), None),
+    };
+    let pod_cidr = match pod_cidr.or(options.pod_cidr) {
         Some(cidr) => cidr.trunc(),
         None => carob_network::free_cidr(
             &id,
             (42..=250)
-                .filter(|second| *second != 96)
-                .map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16)),
+                .map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
+                .filter(|candidate| !overlap(*candidate, service_cidr)),
         )?,
     };
-    if pod_cidr.contains(&service_cidr) || service_cidr.contains(&pod_cidr) {
+    if overlap(pod_cidr, service_cidr) {
         bail!("--pod-cidr {pod_cidr} and --service-cidr {service_cidr} overlap");
     }
-    let instance = Instance { id, pod_cidr, service_cidr };
+    let instance = Instance { id, pod_cidr: Some(pod_cidr), service_cidr };
     dir.save_instance(&instance)?;
-    Ok(instance)
+    Ok((instance, pod_cidr))
 }
 
-fn unchanged(flag: &str, wanted: Option<Ipv4Net>, kept: Ipv4Net) -> Result<()> {
-    match wanted {
-        Some(wanted) if wanted.trunc() != kept => {
-            bail!("{flag} {wanted}: this data directory was started with {kept}, and that can't change")
+/// Services' addresses where nobody chooses others.
+const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+fn unchanged(flag: &str, wanted: Option<Ipv4Net>, kept: Option<Ipv4Net>, why: &str) -> Result<()> {
+    match (wanted, kept) {
+        (Some(wanted), Some(kept)) if wanted.trunc() != kept => {
+            bail!("{flag} {wanted}: this data directory has {kept}; {why}")
         }
         _ => Ok(()),
     }
@@ -314,7 +337,11 @@ fn node_name(configured: Option<String>) -> Result<String> {
         Some(name) => name,
         None => nix::unistd::gethostname().context("this machine has no host name")?.to_string_lossy().into_owned(),
     };
-    Ok(name.to_ascii_lowercase())
+    let name = name.to_ascii_lowercase();
+    match carob_api::validation::names::dns1123_subdomain(&name).first() {
+        Some(problem) => bail!("nodeName {name:?}: {problem}"),
+        None => Ok(name),
+    }
 }
 
 /// Puts the kubeconfig in place, readable for its owner alone. A file that holds other clusters is not overwritten.

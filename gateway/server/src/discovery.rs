@@ -11,8 +11,7 @@ use carob_api::{discovery, openapi};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION,
-    VARY,
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -118,13 +117,40 @@ pub(crate) fn answer(
         [] => Some(value(headers, || Some(json!({ "paths": paths(server) })))),
         ["api" | "apis"] if Accept::prefers_aggregated_discovery(headers) => {
             let core = segments[0] == "api";
-            let make = || Some(response::to_json(&discovery::aggregated(registry, core)));
+            let make = || {
+                let mut document = discovery::aggregated(registry, core);
+                if let Some(items) = document["items"].as_array_mut().filter(|_| !core) {
+                    items.extend(groups(server).map(aggregated_group));
+                }
+                Some(response::to_json(&document))
+            };
             let document = served.documents.get(&format!("aggregated {}", segments[0]), make)?;
             Some(Ok(document.answer(headers, AGGREGATED)))
         }
         ["api"] => Some(value(headers, || Some(discovery::api_versions(address)))),
-        ["apis"] => Some(value(headers, || Some(discovery::group_list(registry)))),
+        ["apis"] => Some(value(headers, || {
+            let mut document = discovery::group_list(registry);
+            if let Some(list) = document["groups"].as_array_mut() {
+                list.extend(groups(server).map(group_document));
+            }
+            Some(document)
+        })),
         ["api", version] => Some(value(headers, || discovery::resources(registry, "", version))),
+        ["apis", group] if groups(server).any(|known| known.name == *group) => Some(value(headers, || {
+            let mut document = group_document(groups(server).find(|known| known.name == *group)?);
+            document["kind"] = json!("APIGroup");
+            document["apiVersion"] = json!("v1");
+            Some(document)
+        })),
+        ["apis", group, version] if groups(server).any(|known| (known.name, known.version) == (*group, *version)) => {
+            Some(value(headers, || {
+                let known = groups(server).find(|known| (known.name, known.version) == (*group, *version))?;
+                Some(json!({
+                    "kind": "APIResourceList", "apiVersion": "v1",
+                    "groupVersion": format!("{group}/{version}"), "resources": known.resources,
+                }))
+            }))
+        }
         ["apis", group] => discovery::group(registry, group).map(|found| value(headers, || Some(found))),
         ["apis", group, version] => {
             discovery::group(registry, group)?;
@@ -140,6 +166,33 @@ pub(crate) fn answer(
         ["openapi", "v3", rest @ ..] => openapi_v3(&served, &rest.join("/"), query, headers).map(Ok),
         _ => None,
     }
+}
+
+/// The groups that extensions serve.
+fn groups(server: &Server) -> impl Iterator<Item = &crate::GroupExtension> {
+    server.extensions.iter().filter_map(|extension| extension.group.as_ref())
+}
+
+fn group_document(group: &crate::GroupExtension) -> Value {
+    let version = json!({"groupVersion": format!("{}/{}", group.name, group.version), "version": group.version});
+    json!({"name": group.name, "versions": [version], "preferredVersion": version})
+}
+
+fn aggregated_group(group: &crate::GroupExtension) -> Value {
+    let resources: Vec<Value> = group
+        .resources
+        .iter()
+        .map(|resource| {
+            let scope = if resource["namespaced"] == true { "Namespaced" } else { "Cluster" };
+            json!({
+                "resource": resource["name"], "singularResource": resource["singularName"], "scope": scope,
+                "verbs": resource["verbs"],
+                "responseKind": {"group": group.name, "version": group.version, "kind": resource["kind"]},
+            })
+        })
+        .collect();
+    let version = json!({"version": group.version, "resources": resources, "freshness": "Current"});
+    json!({"metadata": {"name": group.name}, "versions": [version]})
 }
 
 /// A small document in the form that the client takes; 404 if there is none.

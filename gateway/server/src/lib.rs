@@ -6,6 +6,7 @@
 
 mod activity;
 mod admission;
+mod audit;
 mod authn;
 mod authz;
 mod body;
@@ -13,9 +14,11 @@ mod bootstrap;
 mod call;
 mod compress;
 mod decoded;
+mod definitions;
 mod deprecated;
 mod discovery;
 mod events;
+mod flow;
 mod handlers;
 mod health;
 mod in_memory;
@@ -99,6 +102,18 @@ pub struct Extension {
     pub prefix: &'static str,
     /// Gets requests with their path behind the prefix.
     pub router: axum::Router,
+    /// The API group that it serves, if its paths are resources: `prefix` is then `/apis/GROUP/VERSION`.
+    pub group: Option<GroupExtension>,
+}
+
+/// Resources that an extension serves, for discovery; authorization asks for them by name.
+pub struct GroupExtension {
+    /// `metrics.k8s.io`
+    pub name: &'static str,
+    /// `v1beta1`
+    pub version: &'static str,
+    /// As an APIResourceList has them.
+    pub resources: Vec<serde_json::Value>,
 }
 
 /// A byte stream to a node's worker, which speaks HTTP/1.1 with upgrades on it, with kubelet's paths.
@@ -154,6 +169,13 @@ pub(crate) struct Server {
     pub live: served::Live,
     pub authn: authn::Authenticators,
     pub authorizer: Arc<authz::Authorizer>,
+    /// Room for requests, shared out.
+    pub flow: Arc<flow::Flow>,
+    /// The audit log, if one is kept.
+    pub audit: Option<audit::Audit>,
+    pub pod_security: admission::pod_security::Configuration,
+    /// Requests that are charged to quotas wait for each other.
+    pub turns: admission::quota::Turns,
     pub extensions: Vec<Extension>,
     pub max_body_bytes: usize,
     /// What requests' bodies take of memory.
@@ -187,26 +209,35 @@ impl Gateway {
         let mut names = config.extra_sans;
         names.extend(config.listen.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
         let pki = pki::Pki::open(&config.pki_dir, &names)?;
-        let authn =
-            authn::Authenticators::new(&pki, &config.service_account_issuer, &config.settings.authentication)?;
+        let authn = authn::Authenticators::new(&pki, &config.service_account_issuer, &config.settings.authentication)?;
         let stopping = CancellationToken::new();
         let authorizer = authz::Authorizer::open(&config.store, &stopping).await.map_err(Error::Store)?;
+        let metrics = metrics::Metrics::new();
+        let store = Arc::clone(&config.store);
         let server = Server {
-            store: config.store,
+            store,
             dialer: config.dialer,
             live: served::Live::builtin(),
             authn,
             authorizer,
+            flow: flow::Flow::open(&config.store, config.settings.concurrency, &metrics, &stopping)
+                .await
+                .map_err(Error::Store)?,
+            audit: config.settings.audit.as_ref().map(audit::Audit::open).transpose().map_err(Error::Settings)?,
+            pod_security: admission::pod_security::Configuration::new(&config.settings.pod_security)
+                .map_err(Error::Settings)?,
+            turns: admission::quota::Turns::default(),
             extensions: config.extensions,
             max_body_bytes: config.max_body_bytes,
             body_room: body::room(),
-            metrics: metrics::Metrics::new(),
+            metrics,
             decoded: decoded::Cache::default(),
             services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
             stopping: stopping.clone(),
         };
         let gateway = Self { server: Arc::new(server), pki, _end: stopping.clone().drop_guard() };
         bootstrap::first_objects(&gateway.server, config.api_service).await.map_err(Error::Bootstrap)?;
+        definitions::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
         authn::legacy::start(&gateway.server, &gateway.pki.ca_certificate, &stopping).await?;
         Ok(gateway)
     }

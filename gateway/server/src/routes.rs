@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use tower::ServiceExt as _;
 use tracing::Instrument as _;
 
+use crate::audit::Record;
 use crate::authn::{self, Identity, Impersonation, InProcess};
 use crate::authz::Attributes;
 use crate::body::{Held, Incoming};
@@ -25,7 +26,7 @@ use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
 use crate::stream::{self, Stream};
-use crate::{Server, body, compress, deprecated, discovery, health, protobuf, response};
+use crate::{Server, body, compress, deprecated, discovery, flow, health, protobuf, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -71,12 +72,40 @@ fn labels(server: &Server, info: &RequestInfo) -> RequestLabels {
 
 async fn answer(
     server: Arc<Server>,
-    mut parts: Parts,
+    parts: Parts,
     body: Body,
     query: Query,
     info: RequestInfo,
 ) -> Result<Response, Status> {
     let sender = authn::authenticate(&server, &parts).await?;
+    let wanted = Attributes::of(&info, &query);
+    let record = server.audit.as_ref().and_then(|audit| {
+        let long = flow::is_long_running(&wanted, &query);
+        audit.begin(&parts, &sender, &wanted, long)
+    });
+    let work = admitted(server, parts, body, query, info, sender, wanted, record.clone());
+    match record {
+        None => work.await,
+        Some(record) => {
+            let answer = async { work.await.unwrap_or_else(|status| response::failure(&status)) };
+            Ok(record.accompany(answer).await)
+        }
+    }
+}
+
+/// What somebody known wants: as whom, whether there is room for it, and whether they may.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, taken apart on the way here")]
+async fn admitted(
+    server: Arc<Server>,
+    mut parts: Parts,
+    body: Body,
+    query: Query,
+    info: RequestInfo,
+    sender: Identity,
+    wanted: Attributes,
+    record: Option<Arc<Record>>,
+) -> Result<Response, Status> {
+    let borrows = parts.headers.contains_key(authn::IMPERSONATE_USER);
     let borrowed = authn::impersonate(&server.authorizer, &*server.store, sender, &parts.headers).await?;
     let identity = match borrowed {
         Impersonation::As(identity) => identity,
@@ -85,23 +114,36 @@ async fn answer(
             return Ok(response::text(StatusCode::INTERNAL_SERVER_ERROR, text));
         }
     };
-    let wanted = Attributes::of(&info, &query);
+    if let Some(record) = record.as_ref().filter(|_| borrows) {
+        record.impersonates(&identity);
+    }
+    let seat = match server.flow.seat(&identity, &wanted, &query).await {
+        Ok(seat) => seat,
+        Err(full) => return Ok(full.answer()),
+    };
     let decision = server.authorizer.decide_for_sender(&*server.store, &identity, &wanted).await;
+    if let Some(record) = &record {
+        record.decided(&decision);
+    }
     if !decision.allowed {
         return Err(wanted.refusal(&identity, &decision.why));
     }
-    match info.target {
+    let answer = match info.target {
         Target::Path(path) => other(&server, parts, body, &path, &query).await,
         Target::Resource(path) => {
             let upgrade = parts.extensions.remove::<OnUpgrade>();
-            resource(server, parts, body, query, identity, path, info.verb, upgrade).await
+            resource(Arc::clone(&server), parts, body, query, identity, path, info.verb, upgrade).await
         }
-    }
+    };
+    let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
+    seat.name_in(answer.headers_mut());
+    Ok(answer)
 }
 
 /// Paths that are no objects.
 async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query: &Query) -> Result<Response, Status> {
-    for extension in &server.extensions {
+    // Documents of a group are discovery's, whoever serves its objects.
+    for extension in server.extensions.iter().filter(|extension| extension.group.is_none()) {
         if let Some(rest) = path.strip_prefix(extension.prefix)
             && (rest.is_empty() || rest.starts_with('/'))
         {
@@ -168,8 +210,15 @@ async fn resource(
         };
         return within(patience, work).await;
     }
+    let serves = |extension: &&crate::Extension| {
+        extension.group.as_ref().is_some_and(|group| group.name == path.group && group.version == path.version)
+    };
+    if let Some(extension) = server.extensions.iter().find(serves) {
+        let whole = parts.uri.path().to_owned();
+        return extend(extension, parts, body.body, whole.strip_prefix(extension.prefix).unwrap_or_default()).await;
+    }
     let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
-        let known = path.group.is_empty() || server.registry().iter().any(|kind| kind.group == path.group);
+        let known = server.registry().iter().any(|kind| kind.group == path.group && kind.version == path.version);
         return if known { Err(Status::generic_not_found()) } else { Ok(response::page_not_found()) };
     };
     let operation = Operation::of(&kind, &path, verb)?;
@@ -245,6 +294,9 @@ impl Operation {
             return Err(Status::generic_not_found());
         }
         if let Some(subresource) = &path.subresource {
+            if kind.custom.is_some() && kind.subresource(subresource).is_none() {
+                return Err(Status::not_found(&kind.group_resource(), path.name.as_deref().unwrap_or_default()));
+            }
             return Self::of_part(kind, subresource, verb);
         }
         let named = path.name.is_some();
