@@ -9,6 +9,8 @@ use carob_api::status::Status;
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::audit;
+
 /// How long a client may take for the whole body.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -39,7 +41,7 @@ pub(crate) struct Held {
 /// The whole body, at most `limit` bytes.
 pub(crate) async fn read(incoming: Incoming, limit: usize) -> Result<Held, Status> {
     match tokio::time::timeout(PATIENCE, collect(incoming, limit)).await {
-        Ok(result) => result,
+        Ok(result) => result.inspect(|held| audit::keep_request(&held.bytes)),
         Err(_) => Err(Status::generic(408, "Timeout", "the body of the request did not arrive in time")),
     }
 }

@@ -88,6 +88,12 @@ impl Call {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(text.into());
     }
 
+    /// Adds a note to what the audit log says of this request; only made if there is one.
+    #[expect(clippy::unused_self, reason = "it is this request's note, wherever it is kept")]
+    pub fn annotate(&self, key: &str, note: impl FnOnce() -> String) {
+        crate::audit::annotate(key, note);
+    }
+
     /// The warnings so far.
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,6 +1,6 @@
 //! Connections: TLS, HTTP/1.1 and HTTP/2, with limits against clients that are slow, greedy or many.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +46,10 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_PATIENCE: Duration = Duration::from_secs(15);
 /// How long running requests have to end when the server stops.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Put on requests of a network connection: from where it comes.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub IpAddr);
 
 /// Serves until `shutdown`.
 pub(crate) async fn serve(
@@ -165,6 +169,7 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
     let requests = Arc::clone(&activity);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer.ip()));
         if let Some(certified) = &certified {
             request.extensions_mut().insert(certified.clone());
         }

@@ -3,10 +3,15 @@
 //! A plugin is a row of one of two tables. Those that change objects run first, in the order of their table and before
 //! the object is validated; those that only judge run last, on the object as it would be stored.
 
+mod amounts;
 mod certificates;
 mod ingress_class;
+mod limit_range;
 mod namespace;
+mod node_restriction;
+pub(crate) mod pod_security;
 mod priority;
+pub(crate) mod quota;
 mod request;
 mod runtime_class;
 mod service_account;
@@ -50,13 +55,56 @@ const ROLES: Resources = Resources::Only(&[
 const PODS: Resources = Resources::Only(&[("", "pods", "")]);
 const REQUESTS: Resources = Resources::Only(&[("certificates.k8s.io", "certificatesigningrequests", "")]);
 
+/// What nodes change. (What else there is, they may not: the authorizer sees to that.)
+const OF_NODES: Resources = Resources::Only(&[
+    ("", "nodes", ""),
+    ("", "nodes", "status"),
+    ("", "persistentvolumeclaims", ""),
+    ("", "persistentvolumeclaims", "status"),
+    ("", "pods", ""),
+    ("", "pods", "binding"),
+    ("", "pods", "ephemeralcontainers"),
+    ("", "pods", "eviction"),
+    ("", "pods", "resize"),
+    ("", "pods", "status"),
+    ("", "serviceaccounts", "token"),
+    ("coordination.k8s.io", "leases", ""),
+    ("storage.k8s.io", "csinodes", ""),
+]);
+/// Pods, what makes Pods, and where Pods are.
+const SECURED: Resources = Resources::Only(&[
+    ("", "namespaces", ""),
+    ("", "pods", ""),
+    ("", "pods", "ephemeralcontainers"),
+    ("", "podtemplates", ""),
+    ("", "replicationcontrollers", ""),
+    ("apps", "daemonsets", ""),
+    ("apps", "deployments", ""),
+    ("apps", "replicasets", ""),
+    ("apps", "statefulsets", ""),
+    ("batch", "cronjobs", ""),
+    ("batch", "jobs", ""),
+]);
+
 /// In Kubernetes' order.
 static MUTATING: &[Plugin<Mutate>] = &[
+    Plugin {
+        name: "LimitRanger",
+        operations: &[Operation::Create],
+        resources: PODS,
+        run: |request| Box::pin(limit_range::complete(request)),
+    },
     Plugin {
         name: "ServiceAccount",
         operations: &[Operation::Create],
         resources: PODS,
         run: |request| Box::pin(service_account::admit(request.call, &mut request.object)),
+    },
+    Plugin {
+        name: "NodeRestriction",
+        operations: &[Operation::Create, Operation::Update, Operation::Delete],
+        resources: OF_NODES,
+        run: |request| Box::pin(node_restriction::admit(request)),
     },
     Plugin {
         name: "Priority",
@@ -117,6 +165,29 @@ static MUTATING: &[Plugin<Mutate>] = &[
 
 /// In Kubernetes' order.
 static VALIDATING: &[Plugin<Validate>] = &[
+    Plugin {
+        name: "LimitRanger",
+        operations: &[Operation::Create],
+        resources: Resources::Only(&[("", "persistentvolumeclaims", ""), ("", "pods", "")]),
+        run: |request| Box::pin(limit_range::check(request)),
+    },
+    Plugin {
+        name: "LimitRanger",
+        operations: &[Operation::Update],
+        resources: Resources::Only(&[("", "persistentvolumeclaims", ""), ("", "pods", "resize")]),
+        run: |request| {
+            Box::pin(async {
+                let anew = request.call.kind.plural == "pods" || limit_range::asks_anew(request);
+                if anew { limit_range::check(request).await } else { Ok(()) }
+            })
+        },
+    },
+    Plugin {
+        name: "PodSecurity",
+        operations: &[Operation::Create, Operation::Update],
+        resources: SECURED,
+        run: |request| Box::pin(pod_security::admit(request)),
+    },
     Plugin {
         name: "Priority",
         operations: &[Operation::Create, Operation::Update],

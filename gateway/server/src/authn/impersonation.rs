@@ -11,7 +11,7 @@ use crate::authz::{Attributes, Authorizer};
 use crate::request::percent_decode;
 
 const PREFIX: &str = "impersonate-";
-const USER: &str = "impersonate-user";
+pub(crate) const USER: &str = "impersonate-user";
 const UID: &str = "impersonate-uid";
 const GROUP: &str = "impersonate-group";
 const EXTRA: &str = "impersonate-extra-";

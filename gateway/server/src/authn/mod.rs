@@ -21,7 +21,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::Server;
 use crate::pki::Pki;
 use crate::settings::AuthenticationSettings;
-pub(crate) use impersonation::{Impersonation, impersonate};
+pub(crate) use impersonation::{Impersonation, USER as IMPERSONATE_USER, impersonate};
 use static_tokens::StaticTokens;
 
 /// What is said of a token of which nothing else can be said.

@@ -214,7 +214,7 @@ impl Graph {
 }
 
 /// What a Pod uses, in its own namespace.
-fn used_by(pod: &Value, pod_name: &str) -> HashSet<(Kind, String)> {
+pub(super) fn used_by(pod: &Value, pod_name: &str) -> HashSet<(Kind, String)> {
     let mut found = HashSet::new();
     let mut add = |kind: Kind, name: &str| {
         if !name.is_empty() {

@@ -8,7 +8,7 @@ pub(crate) mod escalation;
 pub(crate) mod follow;
 mod graph;
 pub(crate) mod index;
-mod node;
+pub(crate) mod node;
 pub(crate) mod rules;
 
 use std::fmt;
@@ -21,6 +21,7 @@ use carob_store::{Entry, Event, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::{AUTHENTICATED, Identity, MASTERS};
+use crate::call::Call;
 use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use follow::{Mirror, Reached};
@@ -229,6 +230,22 @@ impl Authorizer {
         }
         (rules, errors)
     }
+}
+
+/// 403 if the sender may not make the object of the path, which an update or an apply is about to make.
+pub(crate) async fn confirm_create(call: &Call) -> Result<(), Status> {
+    let wanted = Attributes {
+        verb: "create".to_owned(),
+        group: call.kind.group.to_owned(),
+        version: call.kind.version.to_owned(),
+        resource: call.kind.plural.to_owned(),
+        namespace: call.namespace.clone().unwrap_or_default(),
+        name: call.name().to_owned(),
+        ..Attributes::default()
+    };
+    let server = &call.server;
+    let decision = server.authorizer.decide_for_sender(&*server.store, &call.identity, &wanted).await;
+    if decision.allowed { Ok(()) } else { Err(wanted.refusal(&call.identity, &decision.why)) }
 }
 
 /// Keeps the roles current.

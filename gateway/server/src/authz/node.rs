@@ -3,7 +3,9 @@
 
 use std::sync::LazyLock;
 
-use super::graph::{Graph, Kind};
+use serde_json::Value;
+
+use super::graph::{Graph, Kind, used_by};
 use super::rules::Rule;
 use super::{Attributes, bootstrap};
 use crate::authn::Identity;
@@ -16,6 +18,18 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub(crate) fn of(identity: &Identity) -> Option<&str> {
     let name = identity.user.strip_prefix("system:node:")?;
     identity.is_in(NODES).then_some(name)
+}
+
+/// What sort of objects a Pod refers to that a node must not come to know by making one.
+pub(crate) fn references(pod: &Value) -> Option<&'static str> {
+    let used = used_by(pod, "");
+    let kinds = [
+        (Kind::Secret, "secrets"),
+        (Kind::ConfigMap, "configmaps"),
+        (Kind::Claim, "persistentvolumeclaims"),
+        (Kind::ResourceClaim, "resourceclaims"),
+    ];
+    kinds.into_iter().find(|(kind, _)| used.iter().any(|(found, _)| found == kind)).map(|(_, name)| name)
 }
 
 /// The rules of the role `system:node`, which no binding gives.

@@ -31,6 +31,10 @@ const SUFFIX: usize = 5;
 /// POST to a collection.
 pub(crate) async fn create(call: &Call, body: &Bytes) -> Result<Response, Status> {
     let options = WriteOptions::read(call, WriteVerb::Create)?;
+    if call.kind.custom.as_ref().is_some_and(|custom| custom.terminating) {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(Status::generic(405, "MethodNotAllowed", why));
+    }
     let object = decode_body(call, body, &options)?;
     check_namespace(call, &object)?;
     let bytes = create_object(call, object, &options, Tracking::Update).await?;
@@ -141,6 +145,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         let request = admission::Request::create(call, object, options.dry_run);
         admission::validate(&request).await?;
         let object = request.object;
+        let charge = admission::quota::charge(call, &object, None).await?;
         let key = call.key(&name);
         if options.dry_run {
             if call.server.store.get(&key).await.map_err(|error| store_failure(&error))?.is_some() {
@@ -151,7 +156,10 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         let document = objects::encode(&call.stored(object));
         let mut expect = vec![(key.clone(), Expect::Absent)];
         expect.extend(place.expectation());
-        let txn = Txn { expect, writes: vec![Write::Put(key, document)] };
+        expect.extend(charge.expect.iter().cloned());
+        let mut writes = vec![Write::Put(key, document)];
+        writes.extend(charge.writes.iter().cloned());
+        let txn = Txn { expect, writes };
         match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
             Outcome::Committed { entries, .. } => {
                 let entry = entries.first().ok_or_else(|| Status::internal("the store lost a write"))?;
@@ -160,7 +168,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
             Outcome::Conflict(entries) if entries.first().is_some_and(Option::is_some) => {
                 return Ok(Placed::Exists(name));
             }
-            // The namespace has changed: look again whether it still takes objects.
+            // The namespace or a quota has changed: look again whether it still takes objects.
             Outcome::Conflict(_) => {}
         }
     }

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::create::{self, Tracking};
 use super::update::{self, Change};
+use crate::authz;
 use crate::call::Call;
 use crate::negotiate::content_type;
 use crate::objects::{self, text};
@@ -31,6 +32,12 @@ pub(crate) enum PatchType {
 impl PatchType {
     /// By the content type; 415 for any other.
     pub fn of(call: &Call) -> Result<Self, Status> {
+        if call.kind.custom.is_some() && content_type(&call.headers) == "application/strategic-merge-patch+json" {
+            return Err(Status::unsupported_media_type(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            ));
+        }
         match content_type(&call.headers) {
             "application/json-patch+json" => Ok(Self::Json),
             "application/merge-patch+json" => Ok(Self::Merge),
@@ -145,6 +152,7 @@ async fn apply_new(
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
         return Err(Status::conflict(&call.resource(), call.name(), why));
     }
+    authz::confirm_create(call).await?;
     create::create_object(call, object, options, Tracking::Done).await
 }
 

@@ -17,10 +17,10 @@ use serde_json::Value;
 
 use super::create::{self, Tracking};
 use super::namespace;
-use crate::admission;
 use crate::call::Call;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
+use crate::{admission, authz};
 use crate::{response, services};
 
 /// How often a change that names no revision is made again on a newer state.
@@ -49,6 +49,7 @@ pub(crate) async fn update(call: &Call, part: Part, body: &Bytes) -> Result<Resp
         if !creates {
             return Err(call.not_found());
         }
+        authz::confirm_create(call).await?;
         match create::create_object(call, object.clone(), &options, Tracking::Update).await {
             Err(status) if is_overtaken(&status, &options, attempt) => {}
             made => return call.answer(StatusCode::CREATED, made?),
@@ -194,6 +195,10 @@ async fn step(
     if new == *old {
         return Ok(Step::Done(call.present(&entry.value)?));
     }
+    let charge = match how.part {
+        Part::Main | Part::Resize => admission::quota::charge(call, &new, Some(old)).await?,
+        _ => admission::quota::Charge::default(),
+    };
     if how.options.dry_run {
         return Ok(Step::Done(response::to_json(&new)));
     }
@@ -204,8 +209,11 @@ async fn step(
     } else {
         Write::Put(key.to_owned(), objects::encode(&call.stored(new)))
     };
-    let txn = Txn { expect: vec![(key.to_owned(), Expect::At(entry.revision))], writes: vec![write] };
-    match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
+    let mut expect = vec![(key.to_owned(), Expect::At(entry.revision))];
+    expect.extend(charge.expect.iter().cloned());
+    let mut writes = vec![write];
+    writes.extend(charge.writes.iter().cloned());
+    match call.server.store.txn(Txn { expect, writes }).await.map_err(|error| store_failure(&error))? {
         Outcome::Conflict(_) => Ok(Step::Again),
         Outcome::Committed { entries, .. } => match (shown, entries.first()) {
             (Some(bytes), _) => Ok(Step::Done(bytes)),

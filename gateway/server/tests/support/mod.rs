@@ -26,6 +26,17 @@ pub struct Cluster {
 impl Cluster {
     /// A new one whose nodes are reached through `dialer`.
     pub async fn with_dialer(dialer: Arc<dyn NodeDialer>) -> Self {
+        Self::made(dialer, carob_gateway::Settings::default()).await
+    }
+
+    /// A new one with settings.
+    #[allow(dead_code, reason = "not every test file has settings")]
+    pub async fn with_settings(settings: serde_json::Value) -> Self {
+        let settings = serde_json::from_value(settings).expect("settings");
+        Self::made(Arc::new(NoNodes), settings).await
+    }
+
+    async fn made(dialer: Arc<dyn NodeDialer>, settings: carob_gateway::Settings) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = RedbStore::open(dir.path().join("store.redb"), Options::default()).expect("a store");
         let gateway = Gateway::new(Config {
@@ -36,7 +47,7 @@ impl Cluster {
             dialer,
             api_service: None,
             service_account_issuer: "https://kubernetes.default.svc".to_owned(),
-            settings: carob_gateway::Settings::default(),
+            settings,
             extensions: Vec::new(),
             max_body_bytes: 3 << 20,
         })

@@ -1,0 +1,364 @@
+//! Who may do what, tried by those who want more: rights that are passed on, borrowed, smuggled in by other verbs and
+//! other paths.
+
+mod support;
+
+use http::{Method, Request};
+use kube::client::Body;
+use serde_json::{Value, json};
+use support::Cluster;
+
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+
+/// Sends a request; gives the code and the answer.
+async fn send(
+    client: &kube::Client,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> (u16, Value) {
+    let mut request = Request::builder().method(method.clone()).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if method == Method::PATCH && !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/merge-patch+json");
+    }
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let answer = client.send(request.body(Body::from(body)).expect("a request")).await.expect("an answer");
+    let code = answer.status().as_u16();
+    let body = answer.into_body().collect_bytes().await.expect("a body");
+    (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+async fn post(client: &kube::Client, path: &str, body: &Value) -> (u16, Value) {
+    send(client, Method::POST, path, &[], body).await
+}
+
+async fn get(client: &kube::Client, path: &str) -> u16 {
+    send(client, Method::GET, path, &[], &Value::Null).await.0
+}
+
+async fn make(cluster: &Cluster, path: &str, body: &Value) -> Value {
+    let (code, made) = post(&cluster.admin(), path, body).await;
+    assert_eq!(code, 201, "{path}: {made}");
+    made
+}
+
+/// Gives a user some rights in the namespace `default`.
+async fn allow(cluster: &Cluster, user: &str, rules: &Value) -> kube::Client {
+    let role = json!({"metadata": {"name": user}, "rules": rules});
+    make(cluster, &format!("{RBAC}/namespaces/default/roles"), &role).await;
+    let binding = json!({"metadata": {"name": user}, "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user}});
+    make(cluster, &format!("{RBAC}/namespaces/default/rolebindings"), &binding).await;
+    cluster.gateway.client(user, &[])
+}
+
+/// Gives a user some rights everywhere.
+async fn allow_everywhere(cluster: &Cluster, user: &str, rules: &Value) -> kube::Client {
+    make(cluster, &format!("{RBAC}/clusterroles"), &json!({"metadata": {"name": user}, "rules": rules})).await;
+    let binding = json!({"metadata": {"name": user}, "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user}});
+    make(cluster, &format!("{RBAC}/clusterrolebindings"), &binding).await;
+    cluster.gateway.client(user, &[])
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
+}
+
+/// May write roles and bindings, but neither `escalate` nor `bind`.
+fn writes_roles() -> Value {
+    let verbs = ["create", "get", "update", "patch", "delete"];
+    rule(&["rbac.authorization.k8s.io"], &["roles", "rolebindings", "clusterroles", "clusterrolebindings"], &verbs)
+}
+
+#[tokio::test]
+async fn a_right_is_usable_as_soon_as_it_is_given_and_gone_with_its_binding() {
+    let cluster = Cluster::new().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    assert_eq!(get(&cluster.gateway.client("alice", &[]), pods).await, 403);
+    let alice = allow(&cluster, "alice", &json!([rule(&[""], &["pods"], &["list"])])).await;
+    assert_eq!(get(&alice, pods).await, 200);
+    assert_eq!(get(&alice, "/api/v1/namespaces/kube-system/pods").await, 403);
+    assert_eq!(get(&alice, "/api/v1/pods").await, 403);
+    let binding = format!("{RBAC}/namespaces/default/rolebindings/alice");
+    assert_eq!(send(&cluster.admin(), Method::DELETE, &binding, &[], &Value::Null).await.0, 200);
+    // What is taken away is gone a moment later.
+    let gone = async { while get(&alice, pods).await == 200 {} };
+    tokio::time::timeout(std::time::Duration::from_secs(5), gone).await.expect("soon");
+}
+
+#[tokio::test]
+async fn nobody_writes_a_role_with_more_than_they_have_by_any_verb() {
+    let cluster = Cluster::new().await;
+    let mallory = allow(&cluster, "mallory", &json!([writes_roles(), rule(&[""], &["pods"], &["get"])])).await;
+    let roles = format!("{RBAC}/namespaces/default/roles");
+    let role = |name: &str, resources: &[&str], verbs: &[&str]| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name},
+            "rules": [rule(&[""], resources, verbs)]})
+    };
+    let (code, _) = post(&mallory, &roles, &role("own", &["pods"], &["get"])).await;
+    assert_eq!(code, 201, "what she has, she may give");
+    let greedy = role("greedy", &["secrets", "pods"], &["get", "list"]);
+    let (code, refusal) = post(&mallory, &roles, &greedy).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        refusal["message"],
+        "roles.rbac.authorization.k8s.io \"greedy\" is forbidden: user \"mallory\" (groups=[\"system:authenticated\"]) is \
+         attempting to grant RBAC permissions not currently held:\n\
+         {APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\"]}\n\
+         {APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\"]}"
+    );
+    // A PUT and an apply make what isn't there; a PUT, a patch and an apply change what is.
+    for name in ["greedy", "own"] {
+        let path = format!("{roles}/{name}");
+        let wanted = role(name, &["secrets"], &["get"]);
+        assert_eq!(send(&mallory, Method::PUT, &path, &[], &wanted).await.0, 403, "PUT {name}");
+        let apply = [("content-type", "application/apply-patch+yaml")];
+        let forced = format!("{path}?fieldManager=m&force=true");
+        assert_eq!(send(&mallory, Method::PATCH, &forced, &apply, &wanted).await.0, 403, "apply {name}");
+    }
+    let path = format!("{roles}/own");
+    let rules = json!({"rules": [rule(&["*"], &["*"], &["*"])]});
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &rules).await.0, 403);
+    let json_patch = [("content-type", "application/json-patch+json")];
+    let operations = json!([{"op": "add", "path": "/rules/0/verbs/-", "value": "*"}]);
+    assert_eq!(send(&mallory, Method::PATCH, &path, &json_patch, &operations).await.0, 403);
+    assert_eq!(send(&mallory, Method::PATCH, &format!("{path}?dryRun=All"), &[], &rules).await.0, 403);
+    let labels = json!({"metadata": {"finalizers": ["example.com/f"]}});
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &labels).await.0, 200, "that gives nothing");
+}
+
+#[tokio::test]
+async fn nobody_binds_a_role_that_they_do_not_have_unless_they_may_bind_it() {
+    let cluster = Cluster::new().await;
+    let bind = json!({"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["bind"],
+        "resourceNames": ["view"]});
+    let mallory = allow(&cluster, "mallory", &json!([writes_roles(), bind])).await;
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    let binding = |role: &str| {
+        json!({"metadata": {"name": role}, "subjects": [{"kind": "User", "name": "mallory"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}})
+    };
+    assert_eq!(post(&mallory, &bindings, &binding("cluster-admin")).await.0, 403);
+    assert_eq!(post(&mallory, &bindings, &binding("edit")).await.0, 403);
+    assert_eq!(post(&mallory, &bindings, &binding("missing")).await.0, 404);
+    assert_eq!(post(&mallory, &bindings, &binding("view")).await.0, 201);
+    // More subjects are more of the same gift.
+    make(&cluster, &bindings, &binding("cluster-admin")).await;
+    let path = format!("{bindings}/cluster-admin");
+    let more = json!({"subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "eve"}]});
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &more).await.0, 200, "she has it now herself");
+    let trudy = allow(&cluster, "trudy", &json!([writes_roles()])).await;
+    assert_eq!(send(&trudy, Method::PATCH, &path, &[], &json!({"subjects": []})).await.0, 403);
+}
+
+#[tokio::test]
+async fn an_aggregated_role_is_only_for_those_who_may_do_everything() {
+    let cluster = Cluster::new().await;
+    let mallory = allow_everywhere(&cluster, "mallory", &json!([writes_roles()])).await;
+    let role = json!({"metadata": {"name": "collect"}, "rules": [],
+        "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}]}});
+    let (code, refusal) = post(&mallory, &format!("{RBAC}/clusterroles"), &role).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        refusal["message"],
+        "clusterroles.rbac.authorization.k8s.io \"collect\" is forbidden: must have cluster-admin privileges to use the \
+         aggregationRule"
+    );
+    make(&cluster, &format!("{RBAC}/clusterroles"), &role).await;
+    let patch = json!({"aggregationRule": null});
+    let path = format!("{RBAC}/clusterroles/collect");
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &patch).await.0, 403);
+}
+
+#[tokio::test]
+async fn only_whoever_may_impersonate_acts_as_another_and_only_with_the_parts_they_may_borrow() {
+    let cluster = Cluster::new().await;
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"], "resourceNames": ["bob"]},
+        {"apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"], "resourceNames": ["dev"]},
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/scopes"], "verbs": ["impersonate"]},
+    ]);
+    let proxy = allow_everywhere(&cluster, "proxy", &rules).await;
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let as_ = async |headers: &[(&str, &str)]| send(&proxy, Method::POST, path, headers, &json!({})).await;
+    let (code, answer) =
+        as_(&[("impersonate-user", "bob"), ("impersonate-group", "dev"), ("impersonate-extra-scopes", "x")]).await;
+    assert_eq!((code, &answer["status"]["userInfo"]["username"]), (201, &json!("bob")), "{answer}");
+    let (code, answer) = as_(&[("impersonate-user", "bob"), ("impersonate-group", "system:masters")]).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        answer["message"],
+        "groups \"system:masters\" is forbidden: User \"proxy\" cannot impersonate resource \"groups\" in API group \"\" at \
+         the cluster scope"
+    );
+    for more in [("impersonate-group", "ops"), ("impersonate-extra-other", "x"), ("impersonate-uid", "1")] {
+        assert_eq!(as_(&[("impersonate-user", "bob"), more]).await.0, 403, "{more:?}");
+    }
+    assert_eq!(as_(&[("impersonate-user", "alice")]).await.0, 403);
+    assert_eq!(as_(&[("impersonate-user", "system:serviceaccount:kube-system:default")]).await.0, 403);
+    // Who may borrow accounts of one namespace gets none of another, and no user of that name.
+    let rules = json!([{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["impersonate"]}]);
+    let keeper = allow(&cluster, "keeper", &rules).await;
+    let borrow =
+        async |user: &str| send(&keeper, Method::POST, path, &[("impersonate-user", user)], &json!({})).await.0;
+    assert_eq!(borrow("system:serviceaccount:default:x").await, 201);
+    assert_eq!(borrow("system:serviceaccount:kube-system:x").await, 403);
+    assert_eq!(borrow("system:serviceaccount:default").await, 403);
+    assert_eq!(borrow("admin").await, 403);
+}
+
+#[tokio::test]
+async fn other_verbs_and_other_paths_lead_no_further() {
+    let cluster = Cluster::new().await;
+    let rules = json!([
+        rule(&[""], &["configmaps"], &["update", "patch", "get"]),
+        rule(&[""], &["pods"], &["get", "create"]),
+        rule(&[""], &["serviceaccounts"], &["create", "get", "update"]),
+        rule(&["apps"], &["deployments/scale"], &["get", "update", "patch"]),
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"], "resourceNames": ["one"]},
+    ]);
+    let mallory = allow(&cluster, "mallory", &rules).await;
+    let here = |rest: &str| format!("/api/v1/namespaces/default/{rest}");
+    // Update and apply make nothing for whoever may not create.
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "new"}});
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let (code, answer) = send(&mallory, Method::PATCH, &here("configmaps/new?fieldManager=m"), &apply, &map).await;
+    assert_eq!(code, 403, "{answer}");
+    assert!(answer["message"].as_str().is_some_and(|text| text.contains("cannot create resource")), "{answer}");
+    // A Pod's parts are not the Pod, nor is an account's token the account.
+    for path in ["pods/p/log", "pods/p/exec?command=id", "pods/p/portforward", "pods/p/proxy", "pods/p/status"] {
+        assert_eq!(get(&mallory, &here(path)).await, 403, "{path}");
+    }
+    for path in ["pods/p/eviction", "pods/p/binding", "serviceaccounts/default/token"] {
+        assert_eq!(post(&mallory, &here(path), &json!({})).await.0, 403, "{path}");
+    }
+    // Nor is a scale the deployment.
+    let deployment = "/apis/apps/v1/namespaces/default/deployments/d";
+    assert_eq!(get(&mallory, deployment).await, 403);
+    assert_eq!(send(&mallory, Method::PATCH, deployment, &[], &json!({})).await.0, 403);
+    assert_eq!(get(&mallory, &format!("{deployment}/scale")).await, 404);
+    // One secret by name, in a list as well, and no other.
+    assert_eq!(get(&mallory, &here("secrets/one")).await, 404);
+    assert_eq!(get(&mallory, &here("secrets?fieldSelector=metadata.name%3Done")).await, 200);
+    for path in [
+        "secrets",
+        "secrets/two",
+        "secrets?fieldSelector=metadata.name%3Dtwo",
+        "secrets?fieldSelector=metadata.name!%3Dtwo",
+        "secrets?fieldSelector=metadata.name%3Done,metadata.name%3Dtwo&watch=1",
+    ] {
+        let code = get(&mallory, &here(path)).await;
+        assert!(code == 403 || path.contains("one,"), "{path}: {code}");
+    }
+    assert_eq!(
+        send(&mallory, Method::DELETE, &here("secrets?fieldSelector=metadata.name%3Done"), &[], &Value::Null).await.0,
+        403
+    );
+}
+
+#[tokio::test]
+async fn a_node_touches_itself_and_its_pods() {
+    let cluster = Cluster::new().await;
+    let node = cluster.gateway.client("system:node:n", &["system:nodes"]);
+    let other = cluster.gateway.client("system:node:m", &["system:nodes"]);
+    let body = |name: &str| json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+    assert_eq!(post(&node, "/api/v1/nodes", &body("m")).await.0, 403, "another's");
+    assert_eq!(post(&node, "/api/v1/nodes", &body("n")).await.0, 201);
+    assert_eq!(post(&other, "/api/v1/nodes", &body("m")).await.0, 201);
+    assert_eq!((get(&node, "/api/v1/nodes/n").await, get(&node, "/api/v1/nodes/m").await), (200, 403));
+    let patch = async |who: &kube::Client, name: &str, body: &Value| {
+        send(who, Method::PATCH, &format!("/api/v1/nodes/{name}"), &[], body).await.0
+    };
+    assert_eq!(patch(&node, "n", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 200);
+    let role = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
+    assert_eq!(patch(&node, "n", &role).await, 403);
+    assert_eq!(patch(&node, "n", &json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}})).await, 403);
+    assert_eq!(patch(&node, "m", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 403);
+
+    let account = json!({"metadata": {"name": "default"}});
+    make(&cluster, "/api/v1/namespaces/default/serviceaccounts", &account).await;
+    make(&cluster, "/api/v1/namespaces/default/secrets", &json!({"metadata": {"name": "s"}})).await;
+    make(&cluster, "/api/v1/namespaces/default/secrets", &json!({"metadata": {"name": "t"}})).await;
+    let pod = |name: &str, node: &str| {
+        json!({"metadata": {"name": name}, "spec": {"nodeName": node,
+            "volumes": [{"name": "v", "secret": {"secretName": "s"}}],
+            "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+    assert_eq!(post(&node, pods, &pod("own", "n")).await.0, 403, "nodes make only mirrors");
+    let made = make(&cluster, pods, &pod("p", "n")).await;
+    let secret = |name: &str| format!("/api/v1/namespaces/default/secrets/{name}");
+    assert_eq!((get(&node, &secret("s")).await, get(&node, &secret("t")).await), (200, 403));
+    assert_eq!(get(&other, &secret("s")).await, 403);
+    let phase = json!({"status": {"phase": "Running"}});
+    let status = format!("{pods}/p/status");
+    assert_eq!(send(&other, Method::PATCH, &status, &[], &phase).await.0, 403);
+    assert_eq!(send(&node, Method::PATCH, &status, &[], &phase).await.0, 200);
+    assert_eq!(send(&other, Method::DELETE, &format!("{pods}/p"), &[], &Value::Null).await.0, 403);
+    // Tokens are for the Pods that the node runs.
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound =
+        |uid: &Value| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}}});
+    let uid = &made["metadata"]["uid"];
+    assert_eq!(post(&node, path, &json!({"spec": {}})).await.0, 403);
+    assert_eq!(post(&node, path, &bound(&json!("another"))).await.0, 403);
+    assert_eq!(post(&other, path, &bound(uid)).await.0, 403);
+    assert_eq!(post(&node, path, &bound(uid)).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_token_in_a_secret_holds_as_long_as_the_secret() {
+    let cluster = Cluster::new().await;
+    make(&cluster, "/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "robot"}})).await;
+    let secret = json!({"metadata": {"name": "t", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token"});
+    make(&cluster, "/api/v1/namespaces/default/secrets", &secret).await;
+    let path = "/api/v1/namespaces/default/secrets/t";
+    let filled = async {
+        loop {
+            let (_, secret) = send(&cluster.admin(), Method::GET, path, &[], &Value::Null).await;
+            if let Some(token) = secret["data"]["token"].as_str() {
+                return token.to_owned();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let token = tokio::time::timeout(std::time::Duration::from_secs(10), filled).await.expect("soon");
+    let token = String::from_utf8(base64_decode(&token)).expect("text");
+    let review = async || {
+        let body = json!({"spec": {"token": token}});
+        post(&cluster.admin(), "/apis/authentication.k8s.io/v1/tokenreviews", &body).await.1
+    };
+    let answer = review().await;
+    assert_eq!(answer["status"]["authenticated"], true, "{answer}");
+    assert_eq!(answer["status"]["user"]["username"], "system:serviceaccount:default:robot");
+    assert_eq!(send(&cluster.admin(), Method::DELETE, path, &[], &Value::Null).await.0, 200);
+    let answer = review().await;
+    assert_eq!(answer["status"], json!({"user": {}, "error": "invalid bearer token"}));
+}
+
+fn base64_decode(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (mut bits, mut count) = (0u32, 0);
+    for c in text.bytes().filter(|c| *c != b'=') {
+        let value = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            _ => 63,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from(bits >> count & 0xff).expect("a byte"));
+        }
+    }
+    bytes
+}
