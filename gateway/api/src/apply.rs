@@ -7,6 +7,7 @@ mod conflict;
 mod last_applied;
 mod merge;
 mod prune;
+mod scale;
 mod validate;
 
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use crate::managed_fields::{Conflict, before_first_apply, conflicts, drop_unknow
 pub use crate::managed_fields::{Manager, Operation, keep_times, track_update};
 use crate::schema::{Schema, Type, schema_of};
 use crate::status::Status;
+pub use scale::{Scaled, apply_scale};
 
 /// What came of an apply.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,8 @@ const ATOMIC_TYPES: [&str; 3] = [
     "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",
 ];
 
+const EMBEDDED: &str = "runtime.RawExtension";
+
 /// How a value is owned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shape<'a> {
@@ -36,6 +38,14 @@ pub(crate) enum Shape<'a> {
 
 /// The shape of a value; where the schema doesn't tell, the value does.
 pub(crate) fn shape<'a>(node: Node<'a>, value: Option<&Value>) -> Shape<'a> {
+    // Embedded objects are foreign to their surroundings and owned as a whole.
+    if node.is_some_and(|schema| schema.go_type() == EMBEDDED) {
+        return match value {
+            Some(Value::Array(_)) => Shape::AtomicList(None),
+            Some(Value::Object(_) | Value::Null) | None => Shape::AtomicMap(None),
+            Some(_) => Shape::Scalar,
+        };
+    }
     let Some(schema) = node.filter(|schema| schema.type_() != Type::Any) else {
         return match value {
             Some(Value::Array(_)) => Shape::AtomicList(None),
