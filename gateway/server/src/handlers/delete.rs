@@ -14,6 +14,7 @@ use super::namespace;
 use super::update::MODIFIED;
 use crate::admission;
 use crate::call::Call;
+use crate::definitions;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::response;
@@ -60,12 +61,7 @@ pub(crate) async fn delete(call: &Call, body: &Bytes) -> Result<Response, Status
                 "status": "Success",
                 "details": details(call, &object),
             });
-            response::object(
-                StatusCode::OK,
-                response::to_json(&status),
-                call.accept.format,
-                call.is_pretty(),
-            )
+            response::object(StatusCode::OK, response::to_json(&status), call.accept.format, call.is_pretty())
         }
         Deleted::Gone(object) | Deleted::Going(object) => call.answer(StatusCode::OK, response::to_json(&object)),
     }
@@ -148,7 +144,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
 fn check_preconditions(call: &Call, name: &str, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let uid = text(old, "/metadata/uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        if namespace::is_namespace(&call.kind) {
+        if namespace::is_namespace(&call.kind) || definitions::is_definition(&call.kind) {
             let text = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
             return Err(Status::conflict(&call.resource(), name, text));
         }
@@ -191,6 +187,9 @@ fn plan(kind: &Kind, old: Value, options: &DeleteOptions, now: Timestamp) -> Pla
     if namespace::is_namespace(kind) {
         return plan_namespace(old, now);
     }
+    if definitions::is_definition(kind) && old.pointer("/metadata/deletionTimestamp").is_none() {
+        return plan_definition(old, now);
+    }
     let mut new = old.clone();
     let finalizers = finalizers(kind, &old, options);
     let graceful = kind.strategy.default_grace_seconds.is_some();
@@ -220,6 +219,11 @@ fn plan(kind: &Kind, old: Value, options: &DeleteOptions, now: Timestamp) -> Pla
         return Plan::Remove(if graceful { new } else { old });
     }
     if new == old { Plan::Wait(old) } else { Plan::Mark(new) }
+}
+
+fn plan_definition(old: Value, now: Timestamp) -> Plan {
+    let new = definitions::terminate(&old, now);
+    Plan::Mark(new)
 }
 
 fn plan_namespace(old: Value, now: Timestamp) -> Plan {

@@ -157,7 +157,7 @@ async fn apply_new(
 }
 
 /// An applied configuration is YAML, of which JSON is a part.
-fn read_yaml(body: &Bytes) -> Result<Value, Status> {
+pub(super) fn read_yaml(body: &Bytes) -> Result<Value, Status> {
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
         && let Ok(value) = serde_json::from_slice(body)
     {
@@ -172,7 +172,7 @@ fn read_yaml(body: &Bytes) -> Result<Value, Status> {
     serde_saphyr::from_str(text).map_err(|error| bad(&error))
 }
 
-fn check_config(call: &Call, config: &mut Value) -> Result<(), Status> {
+pub(super) fn check_config(call: &Call, config: &mut Value) -> Result<(), Status> {
     let kind = &call.kind;
     let api_version = text(config, "/apiVersion");
     if text(config, "/kind") != kind.kind || api_version != objects::api_version(kind) {

@@ -18,11 +18,6 @@ use crate::objects::{self, text};
 use crate::options::{WriteOptions, WriteVerb};
 use crate::response;
 
-/// A Scale has no fields of its own that somebody could own, so it cannot be applied.
-const NO_APPLY: &str = "the body of the request was in an unknown format - accepted media types include: \
-                        application/json-patch+json, application/merge-patch+json, \
-                        application/strategic-merge-patch+json";
-
 /// GET
 pub(crate) async fn get(call: &Call, scale: &'static Kind) -> Result<Response, Status> {
     let entry = get::find(call).await?;
@@ -42,7 +37,7 @@ pub(crate) async fn update(call: &Call, scale: &'static Kind, body: &Bytes) -> R
 pub(crate) async fn patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<Response, Status> {
     let form = PatchType::of(call)?;
     if form == PatchType::Apply {
-        return Err(Status::unsupported_media_type(NO_APPLY));
+        return apply_patch(call, scale, body).await;
     }
     let options = WriteOptions::read(call, WriteVerb::Patch)?;
     change(call, scale, &options, |old| {
@@ -51,6 +46,30 @@ pub(crate) async fn patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Re
         Ok(wanted)
     })
     .await
+}
+
+/// Server-side apply of the number: the object's managers know it by its path there.
+async fn apply_patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<Response, Status> {
+    let options = WriteOptions::read(call, WriteVerb::Apply)?;
+    let mut config = patch::read_yaml(body)?;
+    patch::check_config(&about(call, scale), &mut config)?;
+    let time = objects::timestamp(Timestamp::now());
+    let manager =
+        Manager { name: &options.manager, operation: Operation::Apply, subresource: "scale", time: &time };
+    let how = Change { subresource: "scale", tracking: Tracking::Done, ..Change::new(Part::Main, &options) };
+    let changed = update::change(call, &how, |old| {
+        let paths = call.kind.scale_paths();
+        let before = scale_of(old, paths);
+        let scaled = Scaled { kind: &call.kind, object: old, replicas: paths.spec_replicas, scale: &before };
+        let (wanted, mut new) = apply_scale(scale, scaled, &config, &manager, options.force)?;
+        set_wanted(call, scale, old, &wanted, &mut new)?;
+        Ok(new)
+    })
+    .await?;
+    match changed {
+        Some(bytes) => answer(call, scale, &bytes),
+        None => Err(call.not_found()),
+    }
 }
 
 async fn change(
@@ -62,24 +81,8 @@ async fn change(
     let how = Change { subresource: "scale", ..Change::new(Part::Main, options) };
     let changed = update::change(call, &how, |old| {
         let wanted = make(&scale_of(old, call.kind.scale_paths()))?;
-        let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-        if replicas < 0 {
-            let path = Path::new("spec").child("replicas");
-            let error = path.invalid(replicas, "must be greater than or equal to 0");
-            return Err(Status::invalid((scale.group, scale.kind), call.name(), vec![error]));
-        }
-        let (uid, old_uid) = (text(&wanted, "/metadata/uid"), text(old, "/metadata/uid"));
-        if !uid.is_empty() && uid != old_uid {
-            let resource = GroupResource::new(call.kind.group, format!("{}/scale", call.kind.plural));
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
-            return Err(Status::conflict(&resource, call.name(), why));
-        }
-        let version = text(&wanted, "/metadata/resourceVersion");
         let mut new = old.clone();
-        if !version.is_empty() {
-            objects::set_metadata(&mut new, "resourceVersion", version);
-        }
-        set(&mut new, call.kind.scale_paths().spec_replicas, replicas.into());
+        set_wanted(call, scale, old, &wanted, &mut new)?;
         Ok(new)
     })
     .await?;
@@ -89,8 +92,36 @@ async fn change(
     }
 }
 
+/// Checks a Scale, and sets what it wants of the object.
+fn set_wanted(
+    call: &Call,
+    scale: &'static Kind,
+    old: &Value,
+    wanted: &Value,
+    new: &mut Value,
+) -> Result<(), Status> {
+    let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas < 0 {
+        let path = Path::new("spec").child("replicas");
+        let error = path.invalid(replicas, "must be greater than or equal to 0");
+        return Err(Status::invalid((scale.group, scale.kind), call.name(), vec![error]));
+    }
+    let (uid, old_uid) = (text(wanted, "/metadata/uid"), text(old, "/metadata/uid"));
+    if !uid.is_empty() && uid != old_uid {
+        let resource = GroupResource::new(call.kind.group, format!("{}/scale", call.kind.plural));
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+        return Err(Status::conflict(&resource, call.name(), why));
+    }
+    let version = text(wanted, "/metadata/resourceVersion");
+    if !version.is_empty() {
+        objects::set_metadata(new, "resourceVersion", version);
+    }
+    set(new, call.kind.scale_paths().spec_replicas, replicas.into());
+    Ok(())
+}
+
 fn answer(call: &Call, scale: &'static Kind, object: &Bytes) -> Result<Response, Status> {
-    let scaled = scale_of(&objects::decode(object)?, call.kind.scale_paths());
+    let scaled = scale_of(&call.shown(object)?, call.kind.scale_paths());
     about(call, scale).answer(StatusCode::OK, response::to_json(&scaled))
 }
 
@@ -156,8 +187,11 @@ mod tests {
             status_replicas: "/status/replicas",
             selector: Some("/spec/selector"),
         };
-        let scale = scale_of(&json!({"metadata": {"name": "x", "labels": {"a": "b"}},
-            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}}, "status": {"replicas": 1}}), paths);
+        let scale = scale_of(
+            &json!({"metadata": {"name": "x", "labels": {"a": "b"}},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}}, "status": {"replicas": 1}}),
+            paths,
+        );
         assert_eq!(
             scale,
             json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "x"},

@@ -53,7 +53,6 @@ impl Continuation {
     }
 }
 
-
 /// 410 with a token that goes on where the list stopped, in the newest state.
 pub(super) fn expired(prefix: &str, start: &str) -> Value {
     let start = start.strip_prefix(prefix).unwrap_or(start).to_owned();

@@ -8,8 +8,8 @@ use carob_api::table::{self, Rows};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Found, let_others};
 use crate::call::Call;
@@ -47,7 +47,11 @@ fn head(kind: &str, api_version: &str, meta: &Value, list: &str) -> Vec<u8> {
 /// The stored bytes of the items, without their kind and apiVersion.
 async fn objects_in_a_row(call: &Call, found: &Found) -> Result<Bytes, Status> {
     let kind = &call.kind;
-    let mut out = head(&list_kind(call), &objects::api_version(kind), &found.meta(), "items");
+    let mut meta = found.meta();
+    if kind.custom.is_some() && meta["continue"].is_null() {
+        meta["continue"] = "".into();
+    }
+    let mut out = head(&list_kind(call), &objects::api_version(kind), &meta, "items");
     out.reserve(found.entries.iter().map(|entry| entry.value.len() + 1).sum::<usize>() + 2);
     let opening = objects::opening(kind);
     for (index, entry) in found.entries.iter().enumerate() {
@@ -77,7 +81,10 @@ async fn objects_in_a_row(call: &Call, found: &Found) -> Result<Bytes, Status> {
 }
 
 fn list_kind(call: &Call) -> String {
-    format!("{}List", call.kind.kind)
+    match &call.kind.custom {
+        Some(custom) => custom.list_kind.clone(),
+        None => format!("{}List", call.kind.kind),
+    }
 }
 
 async fn rows(call: &Call, found: &Found, version: &str) -> Result<Bytes, Status> {
