@@ -179,6 +179,7 @@ async fn the_request_floor_bills_what_was_asked_for_where_less_was_used() {
     let report = run(&billing, &query());
     assert_eq!(report.total.cost, "2.000000000");
     assert_eq!(report.total.cpu_nanoseconds, 1, "usage stays what it was");
+    assert_eq!(report.total.billed_cpu_nanoseconds, 2_000_000_000, "and what is billed can be checked");
 }
 
 #[tokio::test]
@@ -244,6 +245,11 @@ proptest! {
                 assert_eq!(memory, report.total.memory_byte_seconds);
             }
             assert_eq!(whole.total.cost, stepped.total.cost);
+            // What a pod cost that has ended doesn't depend on who else is on the bill.
+            for row in &whole.rows {
+                let alone = run(&billing, &Query { pod: row.pod.clone(), ..query() });
+                assert_eq!(alone.total.cost, row.cost);
+            }
             assert_eq!(billing.ledger().verify().unwrap(), usage.len() as u64);
         });
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use carob_billing::http::{PREFIX, ReportParameters};
 use carob_billing::report::{Report, Row};
 use clap::ValueEnum;
@@ -45,28 +45,38 @@ enum Output {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let client = client(options.kubeconfig).await?;
+    let (client, address) = client(options.kubeconfig).await?;
+    let group_by = options.group_by;
     let parameters = ReportParameters {
         namespace: options.namespace,
         pod: options.pod,
         from: options.from,
         to: options.to,
         step: options.step,
-        group_by: Some(options.group_by),
+        group_by: Some(group_by.clone()),
     };
     let query = serde_urlencoded::to_string(&parameters)?;
     let request = axum::http::Request::get(format!("{PREFIX}/report?{query}")).body(Vec::new())?;
-    let text = client.request_text(request).await.context("the gateway gives no bill")?;
+    let text = client.request_text(request).await.map_err(|error| refusal(error, &address))?;
     let report: Report = serde_json::from_str(&text).context("the gateway's answer is no report")?;
     match options.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Csv => print_csv(&report)?,
-        Output::Table => println!("{}", table(&report)),
+        Output::Table => println!("{}", table(&report, &group_by)),
     }
     Ok(())
 }
 
-async fn client(kubeconfig: Option<PathBuf>) -> Result<kube::Client> {
+/// What the gateway said, or that it said nothing.
+fn refusal(error: kube::Error, address: &str) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) => anyhow!("{}", status.message),
+        error => anyhow::Error::from(error).context(format!("no answer from the gateway at {address}; is it running?")),
+    }
+}
+
+/// A client, and where it looks for the gateway.
+async fn client(kubeconfig: Option<PathBuf>) -> Result<(kube::Client, String)> {
     let config = match kubeconfig {
         Some(path) => {
             let file = kube::config::Kubeconfig::read_from(&path)
@@ -75,50 +85,123 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<kube::Client> {
         }
         None => kube::Config::infer().await.context("no kubeconfig: name one with --kubeconfig")?,
     };
-    Ok(kube::Client::try_from(config)?)
+    let address = config.cluster_url.to_string();
+    Ok((kube::Client::try_from(config)?, address))
 }
 
-/// A column's name and what it shows of a row.
-type Column = (&'static str, fn(&Row) -> String);
+/// A column of a bill, for people and for spreadsheets.
+struct Column {
+    name: &'static str,
+    /// In the header of CSV.
+    csv: &'static str,
+    cell: fn(&Row) -> String,
+    number: bool,
+    /// A table has it only if this holds for a report.
+    shown: fn(&Report, &str) -> bool,
+}
 
-/// The columns of a report, for people and for spreadsheets.
-const COLUMNS: [Column; 10] = [
-    ("START", |row| row.start.to_string()),
-    ("END", |row| row.end.to_string()),
-    ("NAMESPACE", |row| row.namespace.clone().unwrap_or_default()),
-    ("POD", |row| row.pod.clone().unwrap_or_default()),
-    ("LABEL", |row| row.label.clone().unwrap_or_default()),
-    ("CONTAINERS", |row| row.containers.to_string()),
-    ("CPU-SECONDS", |row| {
-        format!("{}.{:09}", row.cpu_nanoseconds / 1_000_000_000, row.cpu_nanoseconds % 1_000_000_000)
-    }),
-    ("GIB-SECONDS", |row| gib_seconds(row.memory_byte_seconds)),
-    ("±GIB-SECONDS", |row| gib_seconds(row.memory_byte_seconds_error)),
-    ("COST", |row| row.cost.clone()),
+const COLUMN: Column = Column { name: "", csv: "", cell: |_| String::new(), number: false, shown: |_, _| true };
+
+const COLUMNS: &[Column] = &[
+    Column { name: "START", csv: "start", cell: |row| row.start.to_string(), ..COLUMN },
+    Column { name: "END", csv: "end", cell: |row| row.end.to_string(), ..COLUMN },
+    Column {
+        name: "NAMESPACE",
+        csv: "namespace",
+        cell: |row| row.namespace.clone().unwrap_or_default(),
+        shown: |_, group_by| !by_label(group_by),
+        ..COLUMN
+    },
+    Column {
+        name: "POD",
+        csv: "pod",
+        cell: |row| row.pod.clone().unwrap_or_default(),
+        shown: |_, group_by| group_by == "pod",
+        ..COLUMN
+    },
+    Column {
+        name: "LABEL",
+        csv: "label",
+        cell: |row| row.label.clone().unwrap_or_default(),
+        shown: |_, group_by| by_label(group_by),
+        ..COLUMN
+    },
+    Column { name: "CONTAINERS", csv: "containers", cell: |row| row.containers.to_string(), number: true, ..COLUMN },
+    Column {
+        name: "CPU-SECONDS",
+        csv: "cpu-seconds",
+        cell: |row| seconds(row.cpu_nanoseconds),
+        number: true,
+        ..COLUMN
+    },
+    Column {
+        name: "GIB-SECONDS",
+        csv: "gib-seconds",
+        cell: |row| gib_seconds(row.memory_byte_seconds),
+        number: true,
+        ..COLUMN
+    },
+    Column {
+        name: "±GIB-SECONDS",
+        csv: "gib-seconds-error",
+        cell: |row| gib_seconds(row.memory_byte_seconds_error),
+        number: true,
+        ..COLUMN
+    },
+    Column {
+        name: "BILLED-CPU",
+        csv: "billed-cpu-seconds",
+        cell: |row| seconds(row.billed_cpu_nanoseconds),
+        number: true,
+        shown: |report, _| bills_more(report),
+    },
+    Column {
+        name: "BILLED-GIB",
+        csv: "billed-gib-seconds",
+        cell: |row| gib_seconds(row.billed_memory_byte_seconds),
+        number: true,
+        shown: |report, _| bills_more(report),
+    },
+    Column { name: "COST", csv: "cost", cell: |row| row.cost.clone(), number: true, ..COLUMN },
 ];
 
-/// Columns that say nothing in any row of this report are left out of a table.
-fn table(report: &Report) -> Table {
-    let used: Vec<_> = COLUMNS
-        .iter()
-        .filter(|(_, cell)| report.rows.is_empty() || report.rows.iter().any(|row| !cell(row).is_empty()))
-        .collect();
+/// Of pods without the label.
+const NONE: &str = "<none>";
+
+fn by_label(group_by: &str) -> bool {
+    group_by.starts_with("label:")
+}
+
+/// Whether requests are billed somewhere instead of usage.
+fn bills_more(report: &Report) -> bool {
+    let total = &report.total;
+    total.billed_cpu_nanoseconds != total.cpu_nanoseconds
+        || total.billed_memory_byte_seconds != total.memory_byte_seconds
+}
+
+fn table(report: &Report, group_by: &str) -> Table {
+    let used: Vec<_> = COLUMNS.iter().filter(|column| (column.shown)(report, group_by)).collect();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(
-        used.iter()
-            .map(|(name, _)| if *name == "COST" { format!("COST {}", report.currency) } else { (*name).to_owned() }),
-    );
+    table.set_header(used.iter().map(|column| match column.name {
+        "COST" => format!("COST {}", report.currency),
+        name => name.to_owned(),
+    }));
     for row in &report.rows {
-        table.add_row(used.iter().map(|(_, cell)| shown(cell(row))));
+        table.add_row(used.iter().map(|column| match (column.name, (column.cell)(row)) {
+            ("LABEL", value) if value.is_empty() => NONE.to_owned(),
+            (_, cell) => shown(cell),
+        }));
     }
-    table.add_row(
-        used.iter().map(|(name, cell)| if *name == "START" { "TOTAL".to_owned() } else { shown(cell(&report.total)) }),
-    );
-    for (index, (name, _)) in used.iter().enumerate() {
-        if matches!(*name, "CONTAINERS" | "CPU-SECONDS" | "GIB-SECONDS" | "±GIB-SECONDS" | "COST")
-            && let Some(column) = table.column_mut(index)
-        {
+    // Nothing has no begin and no end.
+    let empty = report.rows.is_empty();
+    table.add_row(used.iter().map(|column| match column.name {
+        "START" => "TOTAL".to_owned(),
+        "END" if empty => String::new(),
+        _ => shown((column.cell)(&report.total)),
+    }));
+    for (index, _) in used.iter().enumerate().filter(|(_, column)| column.number) {
+        if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -135,12 +218,17 @@ fn shown(cell: String) -> String {
 
 fn print_csv(report: &Report) -> Result<()> {
     let mut writer = csv::Writer::from_writer(std::io::stdout().lock());
-    writer.write_record(COLUMNS.iter().map(|(name, _)| name.to_ascii_lowercase()).chain(["currency".to_owned()]))?;
+    writer.write_record(COLUMNS.iter().map(|column| column.csv).chain(["currency"]))?;
     for row in &report.rows {
-        writer.write_record(COLUMNS.iter().map(|(_, cell)| cell(row)).chain([report.currency.clone()]))?;
+        writer.write_record(COLUMNS.iter().map(|column| (column.cell)(row)).chain([report.currency.clone()]))?;
     }
     writer.flush()?;
     Ok(())
+}
+
+/// With nine decimals, as the kernel counts.
+fn seconds(nanoseconds: u64) -> String {
+    format!("{}.{:09}", nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000)
 }
 
 /// With six decimals: about a KiB-second.

@@ -1,5 +1,6 @@
 //! `carob down`: stops the pods of a data directory and removes what Carob made on the machine.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,13 +9,14 @@ use carob_billing::{Billing, BillingConfig};
 use carob_image::{Images, RegistryConfig};
 use carob_network::Network;
 use carob_sandbox::{Runtime, RuntimeConfig};
+use carob_worker::Unobserved;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::DataDirOption;
 use crate::data_dir::{DataDir, Lock, Locked};
-use crate::wiring::Metered;
+use crate::wiring::LastReadings;
 
 /// How long a running gateway may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,11 +28,29 @@ pub struct Options {
     /// Seconds that containers get to stop by themselves.
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     grace: u32,
+    /// Go on when the ledger can't be written: what containers used last is then on no bill
+    #[arg(long)]
+    force: bool,
+}
+
+/// The last readings are not in the ledger.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the ledger {} cannot be written. The pods are stopped, and what they used last is kept in {}: when the ledger can be \
+     written, run carob down again; or give these readings up with --force",
+    ledger.display(),
+    sandboxes.display()
+)]
+struct Unbilled {
+    ledger: PathBuf,
+    sandboxes: PathBuf,
+    #[source]
+    cause: anyhow::Error,
 }
 
 pub async fn run(options: Options) -> Result<()> {
     let dir = DataDir::open(&options.data.data_dir)?;
-    let Some(instance) = dir.instance()? else {
+    let Some(mut instance) = dir.instance()? else {
         println!("nothing to stop: no carob was started on {}", dir.root().display());
         return Ok(());
     };
@@ -38,6 +58,9 @@ pub async fn run(options: Options) -> Result<()> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: instance.id.clone(), exe };
     if let Err(error) = stop_pods(&dir, runtime_config.clone(), Duration::from_secs(options.grace.into())).await {
+        if error.is::<Unbilled>() && !options.force {
+            return Err(error);
+        }
         eprintln!("carob: pods could not be stopped in order, they are killed: {error:#}");
     }
     carob_sandbox::teardown(runtime_config).await.context("cannot remove the sandboxes")?;
@@ -47,7 +70,13 @@ pub async fn run(options: Options) -> Result<()> {
         carob_sandbox::remove_tree(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
     }
     release_images(&dir).await.context("cannot release the containers' images")?;
-    println!("stopped; objects, images and the ledger stay in {}", dir.root().display());
+    // Another Carob may take the pods' addresses meanwhile: the next start looks for free ones.
+    instance.pod_cidr = None;
+    dir.save_instance(&instance)?;
+    println!(
+        "stopped; objects, images and the ledger stay in {}: carob up starts the pods again",
+        dir.root().display()
+    );
     Ok(())
 }
 
@@ -57,12 +86,18 @@ async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Re
         return Ok(());
     }
     let (runtime, pods, exits) = Runtime::start(runtime).await.context("cannot reach the spawner")?;
-    let billing = Billing::open(BillingConfig {
-        dir: dir.ledger(),
-        prices: PriceBook::default(),
-        interval: Duration::from_secs(1),
-    })?;
-    let stuck = carob_worker::drain(&runtime, pods, exits, &Metered(billing), grace).await;
+    let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: dir.sandboxes(), cause };
+    let config = BillingConfig { dir: dir.ledger(), prices: PriceBook::default(), interval: Duration::from_secs(1) };
+    let (stuck, written) = match Billing::open(config) {
+        Ok(billing) => {
+            let observer = LastReadings::new(billing);
+            let stuck = carob_worker::drain(&runtime, pods, exits, &observer, grace).await;
+            (stuck, observer.outcome().map_err(anyhow::Error::from))
+        }
+        // Who says that the pods are stopped has to stop them.
+        Err(error) => (carob_worker::drain(&runtime, pods, exits, &Unobserved, grace).await, Err(error.into())),
+    };
+    written.map_err(unbilled)?;
     if stuck > 0 {
         bail!("{stuck} containers did not end");
     }

@@ -54,7 +54,11 @@ enum Action {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    let dir = DataDir::create(&options.data.data_dir)?;
+    let path = &options.data.data_dir;
+    let dir = match options.action {
+        Action::Import { .. } | Action::Pull { .. } => DataDir::create(path)?,
+        Action::Ls | Action::Rm { .. } => DataDir::open(path)?,
+    };
     let config = ConfigFile::read(options.config.as_deref())?;
     let images = Images::open(&dir.images(), config.images)?;
     match options.action {
@@ -82,13 +86,14 @@ pub async fn run(options: Options) -> Result<()> {
             println!("{table}");
         }
         Action::Rm { references } => {
+            let mut freed = 0;
             for reference in &references {
-                if !images.remove(reference).await? {
-                    bail!("there is no image {reference}");
+                match images.remove(reference).await? {
+                    Some(collected) => freed += collected.bytes,
+                    None => bail!("there is no image {reference}"),
                 }
             }
-            let collected = images.collect_garbage().await?;
-            println!("freed {}", HumanBytes(collected.bytes));
+            println!("freed {}", HumanBytes(freed));
         }
     }
     Ok(())

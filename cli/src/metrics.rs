@@ -50,9 +50,7 @@ pub fn extension(billing: Arc<Billing>, node: String) -> Extension {
         .route("/namespaces/{namespace}/pods", get(pods))
         .route("/namespaces/{namespace}/pods/{name}", get(pod_named))
         .with_state(source);
-    let resource = |name: &str, kind: &str, namespaced: bool| {
-        json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": ["get", "list"]})
-    };
+    let resource = |name: &str, kind: &str, namespaced: bool| json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": ["get", "list"]});
     let resources = vec![resource("nodes", "NodeMetrics", false), resource("pods", "PodMetrics", true)];
     Extension { prefix: PREFIX, router, group: Some(GroupExtension { name: GROUP, version: VERSION, resources }) }
 }
@@ -131,7 +129,8 @@ fn pod(namespace: &str, name: &str, mut containers: Vec<Usage>) -> Value {
     let at = containers.iter().map(|usage| usage.at).min().unwrap_or_default();
     let shortest = containers.iter().map(|usage| usage.window_seconds).fold(f64::INFINITY, f64::min);
     let labels = containers.first().map(|usage| usage.labels.clone()).unwrap_or_default();
-    let used = |usage: &Usage| json!({"name": usage.container, "usage": amounts(usage.cpu_nanocores, usage.memory_bytes)});
+    let used =
+        |usage: &Usage| json!({"name": usage.container, "usage": amounts(usage.cpu_nanocores, usage.memory_bytes)});
     json!({
         "kind": "PodMetrics", "apiVersion": API_VERSION,
         "metadata": {"name": name, "namespace": namespace, "labels": labels, "creationTimestamp": second(Timestamp::now())},

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::DataDirOption;
 use crate::config::ConfigFile;
-use crate::metrics;
 use crate::data_dir::{DataDir, Instance, random_id};
+use crate::metrics;
 use crate::wiring::{LocalNode, Metered};
 
 /// What pods are told of the cluster's names.
@@ -195,8 +195,11 @@ async fn gateway(
     measured: Option<String>,
     settings: carob_gateway::Settings,
 ) -> Result<Gateway, carob_gateway::Error> {
-    let bill =
-        Extension { prefix: carob_billing::http::PREFIX, router: carob_billing::http::router(Arc::clone(billing)), group: None };
+    let bill = Extension {
+        prefix: carob_billing::http::PREFIX,
+        router: carob_billing::http::router(Arc::clone(billing)),
+        group: None,
+    };
     let metrics = measured.map(|node| metrics::extension(Arc::clone(billing), node));
     Gateway::new(carob_gateway::Config {
         listen: vec![site.address],

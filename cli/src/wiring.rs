@@ -2,8 +2,8 @@
 //! tells billing of its containers.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::Router;
@@ -64,17 +64,63 @@ impl ContainerObserver for Metered {
     }
 
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
-        let end = End {
-            finished_at: end.finished_at,
-            unknown: end.unknown,
-            cpu_ns: end.cpu_ns,
-            memory_peak_bytes: end.memory_peak_bytes,
-        };
         // The container's counters stay until this returns: no reading is given up.
-        while let Err(error) = self.0.container_exited(meterable(container), end).await {
+        while let Err(error) = self.0.container_exited(meterable(container), ended(end)).await {
             tracing::error!(container = %container.container_id, %error, "the ledger did not take a container's end");
             tokio::time::sleep(LEDGER_RETRY).await;
         }
+    }
+}
+
+/// How long `carob down` tries to write one container's end.
+const LAST_READING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tells billing of the last ends, for `carob down`: a ledger that doesn't take one in time is not asked again, and
+/// [`LastReadings::outcome`] says why.
+pub struct LastReadings {
+    billing: Arc<Billing>,
+    failure: Mutex<Option<carob_billing::LedgerError>>,
+}
+
+impl LastReadings {
+    /// Into this ledger.
+    pub fn new(billing: Arc<Billing>) -> Self {
+        Self { billing, failure: Mutex::new(None) }
+    }
+
+    /// Why an end could not be written, if any could not.
+    pub fn outcome(self) -> Result<(), carob_billing::LedgerError> {
+        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+#[async_trait]
+impl ContainerObserver for LastReadings {
+    async fn started(&self, _container: &ObservedContainer) {}
+
+    async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
+        let begin = Instant::now();
+        while !self.failed() {
+            let Err(error) = self.billing.container_exited(meterable(container), ended(end)).await else { return };
+            if begin.elapsed() >= LAST_READING_PATIENCE {
+                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            } else {
+                tokio::time::sleep(LEDGER_RETRY).await;
+            }
+        }
+    }
+}
+
+fn ended(end: &ContainerEnd) -> End {
+    End {
+        finished_at: end.finished_at,
+        unknown: end.unknown,
+        cpu_ns: end.cpu_ns,
+        memory_peak_bytes: end.memory_peak_bytes,
     }
 }
 

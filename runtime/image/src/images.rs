@@ -149,9 +149,9 @@ impl Images {
         Ok(records.into_iter().map(summary).collect())
     }
 
-    /// Forgets a reference (or, by image id, all references of that image); false if there was none. Layers go with
-    /// the next garbage collection, which is tried at once.
-    pub async fn remove(&self, reference: &str) -> Result<bool, Error> {
+    /// Forgets a reference (or, by image id, all references of that image), then collects garbage; none if there was no
+    /// such reference.
+    pub async fn remove(&self, reference: &str) -> Result<Option<Collected>, Error> {
         let reference = reference.to_owned();
         let remove = move |inner: &Inner| {
             let names: Vec<String> = match Digest::parse(&reference) {
@@ -162,8 +162,8 @@ impl Images {
             for name in names {
                 removed |= inner.store.delete_record(&name)?;
             }
-            inner.store.collect()?;
-            Ok(removed)
+            let collected = inner.store.collect()?;
+            Ok(removed.then_some(collected))
         };
         self.inner.blocking(remove).await
     }

@@ -98,7 +98,20 @@ fn index(path: &Path, label: &str) -> Result<HashMap<Vec<u8>, Place>, Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut archive = Archive::new(Positioned { reader: BufReader::with_capacity(64 << 10, file), position: 0 });
     let mut index = HashMap::new();
-    while let Some(entry) = archive.next()? {
+    let mut first = true;
+    loop {
+        let entry = match archive.next() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(index),
+            // What doesn't even begin like one is no damaged archive.
+            Err(Error::Malformed { problem, .. }) if first => {
+                let problem =
+                    format!("it is no OCI layout, no docker archive and no compressed one of them: {problem}");
+                return Err(Error::Malformed { what: label.to_owned(), problem });
+            }
+            Err(error) => return Err(error),
+        };
+        first = false;
         if index.len() >= MAX_ENTRIES {
             let problem = format!("more than {MAX_ENTRIES} entries");
             return Err(Error::TooLarge { what: label.to_owned(), problem });
@@ -119,7 +132,6 @@ fn index(path: &Path, label: &str) -> Result<HashMap<Vec<u8>, Place>, Error> {
         };
         index.insert(name, place);
     }
-    Ok(index)
 }
 
 /// A name as index keys are: without dots and doubled slashes; `None` if it leads out of the archive.

@@ -19,14 +19,14 @@ async fn layers_go_when_nobody_names_or_uses_them() {
     assert_eq!(one.layers[1], two.layers[1]);
     assert_eq!(disk.names("layers").len(), 3);
     drop(two);
-    assert!(disk.images.remove("two").await.unwrap());
+    assert!(disk.images.remove("two").await.unwrap().is_some());
     assert_eq!(disk.names("layers").len(), 2);
-    assert!(!disk.images.remove("two").await.unwrap());
+    assert!(disk.images.remove("two").await.unwrap().is_none());
     // Removed by name, but still in use.
     let lease = one.lease();
     let paths = one.layers.clone();
     drop(one);
-    assert!(disk.images.remove("one").await.unwrap());
+    assert!(disk.images.remove("one").await.unwrap().is_some());
     assert!(paths.iter().all(|path| path.is_dir()));
     assert!(disk.images.get("one").await.unwrap().is_none());
     drop(lease);
@@ -41,7 +41,7 @@ async fn another_process_leaves_leased_and_held_layers_alone() {
     let image = disk.import(&[tar("used")]).await.unwrap();
     let other = Images::open(&disk.path(""), RegistryConfig::default()).unwrap();
     assert_eq!(other.list().await.unwrap().len(), 1);
-    assert!(other.remove("test").await.unwrap());
+    assert!(other.remove("test").await.unwrap().is_some());
     assert!(image.layers[0].join("used").is_file(), "leased");
 
     disk.images.hold("container-1", &image).await.unwrap();
@@ -95,6 +95,6 @@ async fn images_are_removed_by_id_with_all_their_names() {
     assert_eq!(names, ["docker.io/library/one:latest", "docker.io/library/two:v2"]);
     let id = image.image_id.clone();
     drop(image);
-    assert!(disk.images.remove(&id).await.unwrap());
+    assert!(disk.images.remove(&id).await.unwrap().is_some());
     disk.assert_nothing_left();
 }
