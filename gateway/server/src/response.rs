@@ -1,5 +1,7 @@
 //! Answers: objects, failures, warnings.
 
+use std::collections::HashSet;
+
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -63,7 +65,8 @@ fn written(json: Bytes, format: Format, pretty: bool) -> Result<Bytes, Status> {
     match format {
         Format::Json if !pretty => Ok(json),
         Format::Json => {
-            let mut text = serde_json::to_vec_pretty(&parse()?).map_err(|_| Status::internal("an answer is not JSON"))?;
+            let mut text =
+                serde_json::to_vec_pretty(&parse()?).map_err(|_| Status::internal("an answer is not JSON"))?;
             text.push(b'\n');
             Ok(text.into())
         }
@@ -98,27 +101,41 @@ pub(crate) fn to_json(value: &Value) -> Bytes {
     serde_json::to_vec(value).expect("a JSON value is written into memory").into()
 }
 
+/// The characters of all warnings of an answer; beyond them, warnings are cut and then left out, as in Kubernetes.
+const MOST_WARNING: usize = 4 << 10;
+/// The characters of one warning where there are too many.
+const MOST_OF_ONE: usize = 256;
+
 /// Adds a `Warning: 299 - "…"` header per text, each text once.
 pub(crate) fn warn(headers: &mut HeaderMap, warnings: &[String]) {
-    for (index, warning) in warnings.iter().enumerate() {
-        if warnings[..index].contains(warning) {
-            continue;
+    let mut told = HashSet::new();
+    let texts: Vec<&str> = warnings.iter().map(String::as_str).filter(|text| told.insert(*text)).collect();
+    let too_many = texts.iter().map(|text| text.chars().count()).sum::<usize>() > MOST_WARNING;
+    let mut written = 0;
+    for text in texts {
+        let length = text.chars().count().min(if too_many { MOST_OF_ONE } else { MOST_WARNING });
+        written += length;
+        if written > MOST_WARNING {
+            break;
         }
-        let mut quoted = String::with_capacity(warning.len() + 10);
-        quoted.push_str("299 - \"");
-        for c in warning.chars() {
-            match c {
-                '"' | '\\' => quoted.extend(['\\', c]),
-                '\n' | '\t' => quoted.push(' '),
-                c if c.is_control() => {}
-                c => quoted.push(c),
-            }
-        }
-        quoted.push('"');
-        if let Ok(value) = HeaderValue::from_bytes(quoted.as_bytes()) {
+        if let Ok(value) = HeaderValue::from_bytes(quoted(text.chars().take(length)).as_bytes()) {
             headers.append(WARNING, value);
         }
     }
+}
+
+fn quoted(text: impl Iterator<Item = char>) -> String {
+    let mut quoted = String::from("299 - \"");
+    for c in text {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' | '\t' => quoted.push(' '),
+            c if c.is_control() => {}
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]
@@ -131,5 +148,15 @@ mod tests {
         warn(&mut headers, &["unknown field \"x\"".into(), "unknown field \"x\"".into(), "b\nc".into()]);
         let values: Vec<_> = headers.get_all(WARNING).iter().map(|v| v.to_str().expect("ASCII")).collect();
         assert_eq!(values, [r#"299 - "unknown field \"x\"""#, r#"299 - "b c""#]);
+    }
+
+    #[test]
+    fn many_warnings_are_cut_and_then_left_out() {
+        let mut headers = HeaderMap::new();
+        let many: Vec<String> = (0..100).map(|number| format!("{number:03}{}", "x".repeat(500))).collect();
+        warn(&mut headers, &many);
+        let values: Vec<_> = headers.get_all(WARNING).iter().collect();
+        assert_eq!(values.len(), MOST_WARNING / MOST_OF_ONE);
+        assert_eq!(values[0].len(), MOST_OF_ONE + "299 - \"\"".len());
     }
 }

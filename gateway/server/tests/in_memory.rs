@@ -292,7 +292,7 @@ async fn a_binding_for_another_pod_of_the_name_or_another_state_of_it_is_409() {
 }
 
 #[tokio::test]
-async fn a_scale_cannot_be_applied_and_not_be_put_onto_another_object() {
+async fn a_scale_conflicts_with_who_set_the_number_and_is_not_put_onto_another_object() {
     let cluster = Cluster::new().await;
     let deployments = "/apis/apps/v1/namespaces/default/deployments";
     let deployment = json!({ "kind": "Deployment", "apiVersion": "apps/v1", "metadata": { "name": "d" },
@@ -302,7 +302,7 @@ async fn a_scale_cannot_be_applied_and_not_be_put_onto_another_object() {
     let path = format!("{deployments}/d/scale?fieldManager=m");
     let scale = |metadata: serde_json::Value| json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": { "replicas": 2 } });
     let named = scale(json!({ "name": "d", "namespace": "default" }));
-    assert_eq!(raw(&cluster, "PATCH", &path, "application/apply-patch+yaml", &named).await, 415);
+    assert_eq!(raw(&cluster, "PATCH", &path, "application/apply-patch+yaml", &named).await, 409);
     let other = scale(json!({ "name": "d", "namespace": "default", "uid": "another" }));
     assert_eq!(raw(&cluster, "PUT", &path, "application/json", &other).await, 409);
     assert_eq!(raw(&cluster, "PUT", &path, "application/json", &named).await, 200);

@@ -2,16 +2,18 @@
 
 use axum::response::Response;
 use bytes::Bytes;
+use carob_api::apply::{Manager, Operation, Scaled, apply_scale};
 use carob_api::field::Path;
 use carob_api::kind::{Kind, Part, ScalePaths};
 use carob_api::selector::LabelSelector;
 use carob_api::status::{GroupResource, Status};
 use http::StatusCode;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::create;
+use super::create::{self, Tracking};
 use super::get;
-use super::patch::{PatchType, patched};
+use super::patch::{self, PatchType, patched};
 use super::update::{self, Change};
 use crate::call::Call;
 use crate::objects::{self, text};
@@ -101,7 +103,8 @@ fn set_wanted(
     new: &mut Value,
 ) -> Result<(), Status> {
     let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-    if replicas < 0 {
+    // Custom resources are judged by their own rules, in which the path has another name.
+    if replicas < 0 && call.kind.custom.is_none() {
         let path = Path::new("spec").child("replicas");
         let error = path.invalid(replicas, "must be greater than or equal to 0");
         return Err(Status::invalid((scale.group, scale.kind), call.name(), vec![error]));
@@ -159,9 +162,18 @@ fn scale_of(object: &Value, paths: ScalePaths<'_>) -> Value {
     let spec = if wanted == 0 { json!({}) } else { json!({ "replicas": wanted }) };
     let mut status = json!({ "replicas": number(paths.status_replicas) });
     match paths.selector.and_then(|path| object.pointer(path)) {
+        // The oldest kind has labels in the place of a selector.
+        Some(labels @ Value::Object(_)) if object["kind"] == "ReplicationController" => {
+            if let Ok(selector) = LabelSelector::from_object(&json!({ "matchLabels": labels })) {
+                status["selector"] = selector.to_string().into();
+            }
+        }
         Some(Value::String(text)) if !text.is_empty() => status["selector"] = text.as_str().into(),
-        Some(selector @ Value::Object(_)) => {
-            if let Ok(selector) = LabelSelector::from_object(selector) {
+        Some(selector @ Value::Object(fields)) => {
+            // ReplicationControllers select by a plain map of labels.
+            let plain = fields.values().all(Value::is_string);
+            let labels = json!({ "matchLabels": selector });
+            if let Ok(selector) = LabelSelector::from_object(if plain { &labels } else { selector }) {
                 status["selector"] = selector.to_string().into();
             }
         }

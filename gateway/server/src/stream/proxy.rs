@@ -8,7 +8,9 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use carob_api::status::Status;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -26,6 +28,17 @@ const PASSED: [&str; 6] = [
     "sec-websocket-extensions",
     "x-stream-protocol-version",
     "user-agent",
+];
+/// What streams over a WebSocket are called.
+const SUBPROTOCOLS: [&str; 8] = [
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "v3.channel.k8s.io",
+    "v2.channel.k8s.io",
+    "SPDY/3.1+portforward.k8s.io",
 ];
 /// The longest error text that is taken from a worker.
 const MAX_ERROR: usize = 64 << 10;
@@ -51,12 +64,25 @@ pub(super) async fn fetch(call: &Call, target: &Target) -> Result<Response, Stat
     Ok(response)
 }
 
+/// 400 for a WebSocket client that knows none of the subprotocols. One that names none gets the oldest.
+fn check_subprotocol(headers: &HeaderMap) -> Result<(), Status> {
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let offered: Vec<&str> = offered.flat_map(|value| value.split(',')).map(str::trim).collect();
+    if offered.is_empty() || offered.iter().any(|name| SUBPROTOCOLS.contains(name)) {
+        return Ok(());
+    }
+    Err(Status::bad_request(format!(
+        "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {SUBPROTOCOLS:?}"
+    )))
+}
+
 /// Connects the client with the worker.
 pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgrade>) -> Result<Response, Status> {
     let wanted = call.headers.get(UPGRADE).filter(|_| asks_for_upgrade(&call.headers)).cloned();
     let (Some(wanted), Some(upgrade)) = (wanted, upgrade) else {
         return Err(Status::bad_request("Upgrade request required"));
     };
+    check_subprotocol(&call.headers)?;
     let mut headers = HeaderMap::new();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, wanted.clone());
