@@ -9,6 +9,7 @@ pub mod cron;
 pub mod devices;
 pub mod diff;
 pub mod env;
+pub mod expressions;
 pub mod go;
 pub mod json;
 pub mod metadata;

@@ -8,7 +8,7 @@ use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{get, items, str_at, texts};
 use crate::validation::selectors::label_selector;
-use crate::validation::{names, webhook};
+use crate::validation::{expressions, names, webhook};
 
 /// What is peculiar to ValidatingAdmissionPolicies.
 pub const POLICY: Strategy = Strategy {
@@ -76,7 +76,7 @@ fn policy_errors(object: &Value) -> ErrorList {
             }
         }
     }
-    errors.extend(webhook::conditions(spec, &path));
+    errors.extend(webhook::conditions(spec, expressions::OF_POLICIES, &path));
     errors.extend(variable_errors(spec, &path.child("variables")));
     let (validations, annotations) = (path.child("validations"), path.child("auditAnnotations"));
     if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
@@ -156,23 +156,31 @@ fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
         if all[..index].iter().any(|one| str_at(one, "name") == name) {
             errors.push(field.duplicate(name));
         }
-        if str_at(variable, "expression").trim().is_empty() {
-            errors.push(path.child("expression").required("expression is not specified"));
-        }
+        errors.extend(expression_errors(variable, "expression", &[], &path));
     }
     errors
+}
+
+/// What is wrong with an expression that must be there.
+fn expression_errors(owner: &Value, field: &str, types: &[&str], path: &Path) -> ErrorList {
+    let (path, source) = (path.child(field), str_at(owner, field));
+    if source.trim().is_empty() {
+        return vec![path.required(format!("{field} is not specified"))];
+    }
+    expressions::errors(source, expressions::OF_POLICIES, types, &path)
 }
 
 fn validation_errors(validation: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let (expression, message) = (str_at(validation, "expression").trim(), str_at(validation, "message"));
     let said = get(validation, "messageExpression").and_then(Value::as_str);
-    if expression.is_empty() {
-        errors.push(path.child("expression").required("expression is not specified"));
-    }
-    if said.is_some_and(|text| text.trim().is_empty()) {
-        let why = "must be non-empty if specified";
-        errors.push(path.child("messageExpression").invalid(said.unwrap_or(""), why));
+    errors.extend(expression_errors(validation, "expression", &["bool"], path));
+    match said {
+        None => {}
+        Some(text) if text.trim().is_empty() => {
+            errors.push(path.child("messageExpression").invalid(text, "must be non-empty if specified"));
+        }
+        Some(_) => errors.extend(expression_errors(validation, "messageExpression", &["string"], path)),
     }
     let field = path.child("message");
     if !message.is_empty() && message.trim().is_empty() {
@@ -204,9 +212,7 @@ fn annotation_errors(spec: &Value, path: &Path) -> ErrorList {
                 errors.push(path.child("key").duplicate(key));
             }
         }
-        if str_at(annotation, "valueExpression").trim().is_empty() {
-            errors.push(path.child("valueExpression").required("valueExpression is not specified"));
-        }
+        errors.extend(expression_errors(annotation, "valueExpression", &["string", "null_type"], &path));
     }
     errors
 }

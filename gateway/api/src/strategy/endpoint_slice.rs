@@ -8,7 +8,7 @@ use super::{BASE, bump_generation, first_generation, set_default};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::addresses::{self, parse_ip};
-use crate::validation::json::{get, items, str_at, texts};
+use crate::validation::json::{dig, get, items, str_at, texts};
 use crate::validation::{metadata, names};
 
 /// What is peculiar to EndpointSlices.
@@ -54,13 +54,14 @@ fn drop_topology(object: &mut Value) {
     }
 }
 
-/// Everything but the metadata counts.
+/// Everything counts but the metadata, of which labels do.
 fn prepare_update(new: &mut Value, old: &Value, _: Part) {
     if get(new, "endpoints") != get(old, "endpoints") {
         drop_topology(new);
     }
     let fields = ["addressType", "endpoints", "ports"];
-    let changed = fields.into_iter().any(|field| get(new, field) != get(old, field));
+    let labels = |object| dig(object, &["metadata", "labels"]);
+    let changed = fields.into_iter().any(|field| get(new, field) != get(old, field)) || labels(new) != labels(old);
     bump_generation(new, old, changed);
 }
 
@@ -214,11 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn the_generation_counts_all_but_metadata() {
+    fn the_generation_counts_labels_of_the_metadata_alone() {
         let old = json!({"metadata": {"generation": 1}, "endpoints": [], "ports": []});
-        let mut new = json!({"metadata": {"labels": {"a": "b"}}, "endpoints": [], "ports": []});
+        let mut new = json!({"metadata": {"annotations": {"a": "b"}}, "endpoints": [], "ports": []});
         prepare_update(&mut new, &old, Part::Main);
         assert_eq!(new["metadata"]["generation"], 1);
+        let mut labelled = json!({"metadata": {"labels": {"a": "b"}}, "endpoints": [], "ports": []});
+        prepare_update(&mut labelled, &old, Part::Main);
+        assert_eq!(labelled["metadata"]["generation"], 2);
         new["ports"] = json!([{"port": 1}]);
         prepare_update(&mut new, &old, Part::Main);
         assert_eq!(new["metadata"]["generation"], 2);

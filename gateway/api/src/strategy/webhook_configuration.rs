@@ -6,7 +6,7 @@ use super::{BASE, bump_generation, first_generation, set_default};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{get, int, items, str_at, texts};
-use crate::validation::{names, webhook};
+use crate::validation::{expressions, names, webhook};
 
 /// What is peculiar to MutatingWebhookConfigurations.
 pub const MUTATING: Strategy = Strategy {
@@ -104,7 +104,7 @@ fn one_errors(hook: &Value, mutating: bool, path: &Path) -> ErrorList {
         errors.extend(choice_errors(hook, "reinvocationPolicy", &REINVOCATION_POLICIES, path));
     }
     errors.extend(webhook::client(hook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig")));
-    errors.extend(webhook::conditions(hook, path));
+    errors.extend(webhook::conditions(hook, expressions::OF_REQUESTS, path));
     errors
 }
 

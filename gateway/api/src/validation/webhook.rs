@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
 use crate::validation::json::{get, int, items, str_at, texts};
-use crate::validation::names;
 use crate::validation::selectors::label_selector;
+use crate::validation::{expressions, names};
 
 const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 const SCOPES: [&str; 3] = ["*", "Cluster", "Namespaced"];
@@ -163,8 +163,8 @@ pub fn selectors(value: &Value, path: &Path) -> ErrorList {
     fields.filter_map(|field| Some(label_selector(get(value, field)?, &path.child(field)))).flatten().collect()
 }
 
-/// What is wrong with conditions for being asked (`matchConditions`); whether their expressions compile is asked elsewhere.
-pub fn conditions(value: &Value, path: &Path) -> ErrorList {
+/// What is wrong with conditions for being asked (`matchConditions`), whose expressions may use these variables.
+pub fn conditions(value: &Value, variables: &[&str], path: &Path) -> ErrorList {
     const MOST: usize = 64;
     let path = path.child("matchConditions");
     let all = items(value, "matchConditions");
@@ -174,8 +174,11 @@ pub fn conditions(value: &Value, path: &Path) -> ErrorList {
     }
     for (index, condition) in all.iter().enumerate() {
         let path = path.index(index);
-        if str_at(condition, "expression").trim().is_empty() {
-            errors.push(path.child("expression").required(""));
+        let (field, expression) = (path.child("expression"), str_at(condition, "expression"));
+        if expression.trim().is_empty() {
+            errors.push(field.required(""));
+        } else {
+            errors.extend(expressions::errors(expression, variables, &["bool"], &field));
         }
         let (field, name) = (path.child("name"), str_at(condition, "name"));
         if name.is_empty() {
@@ -228,7 +231,8 @@ mod tests {
     #[test]
     fn conditions_have_names_of_their_own() {
         let value = json!({"matchConditions": [{"name": "a", "expression": "true"}, {"name": "a", "expression": " "}]});
-        let paths: Vec<String> = conditions(&value, &Path::root()).into_iter().map(|error| error.path).collect();
+        let paths: Vec<String> =
+            conditions(&value, expressions::OF_REQUESTS, &Path::root()).into_iter().map(|error| error.path).collect();
         assert_eq!(paths, ["matchConditions[1].expression", "matchConditions[1].name"]);
     }
 }
