@@ -12,7 +12,7 @@ use std::fmt;
 pub use compile::Program;
 pub use eval::{Access, Budget, Scope, wrap as optional};
 pub use kube_cel::cel::Value;
-pub use value::{from_json, text_of, to_json, typed};
+pub use value::{from_json, object, text_of, to_json, typed};
 
 /// What one evaluation may cost, in steps.
 pub const PER_CALL: u64 = 1_000_000;

@@ -173,6 +173,8 @@ pub(crate) struct Server {
     pub flow: Arc<flow::Flow>,
     /// The audit log, if one is kept.
     pub audit: Option<audit::Audit>,
+    /// Webhooks and policies.
+    pub registered: Arc<admission::extension::Registered>,
     pub pod_security: admission::pod_security::Configuration,
     /// Requests that are charged to quotas wait for each other.
     pub turns: admission::quota::Turns,
@@ -214,6 +216,11 @@ impl Gateway {
         let authorizer = authz::Authorizer::open(&config.store, &stopping).await.map_err(Error::Store)?;
         let metrics = metrics::Metrics::new();
         let store = Arc::clone(&config.store);
+        let registered = Arc::<admission::extension::Registered>::default();
+        let mirror: Arc<dyn authz::follow::Mirror> = registered.clone();
+        authz::follow::follow(&config.store, admission::extension::PREFIX, mirror, stopping.clone())
+            .await
+            .map_err(Error::Store)?;
         let server = Server {
             store,
             dialer: config.dialer,
@@ -224,6 +231,7 @@ impl Gateway {
                 .await
                 .map_err(Error::Store)?,
             audit: config.settings.audit.as_ref().map(audit::Audit::open).transpose().map_err(Error::Settings)?,
+            registered,
             pod_security: admission::pod_security::Configuration::new(&config.settings.pod_security)
                 .map_err(Error::Settings)?,
             turns: admission::quota::Turns::default(),

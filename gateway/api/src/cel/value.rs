@@ -139,6 +139,11 @@ pub(super) fn map(entries: impl Iterator<Item = (String, Value)>) -> Value {
     Value::Map(Map { map: Arc::new(map) })
 }
 
+/// A map of named values.
+pub fn object(fields: &[(String, Value)]) -> Value {
+    map(fields.iter().cloned())
+}
+
 /// The value that `type()` gives.
 pub(super) fn type_value(name: &str) -> Value {
     map(std::iter::once((TYPE.to_owned(), string(name))))

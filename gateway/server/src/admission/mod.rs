@@ -5,6 +5,7 @@
 
 mod amounts;
 mod certificates;
+pub(crate) mod extension;
 mod ingress_class;
 mod limit_range;
 mod namespace;
@@ -225,6 +226,16 @@ impl<F> Plugin<F> {
 
 /// Completes the request's object, or refuses the request.
 pub(crate) async fn mutate(request: &mut Request<'_>) -> Result<(), Status> {
+    mutate_by_plugins(request).await?;
+    // What webhooks change is completed again, and those of them that want to know are asked again.
+    if extension::mutate(request).await.inspect_err(|status| refused("MutatingAdmissionWebhook", status))? {
+        mutate_by_plugins(request).await?;
+        extension::mutate_again(request).await?;
+    }
+    Ok(())
+}
+
+async fn mutate_by_plugins(request: &mut Request<'_>) -> Result<(), Status> {
     for plugin in MUTATING.iter().filter(|plugin| plugin.concerns(request)).collect::<Vec<_>>() {
         (plugin.run)(request).await.inspect_err(|status| refused(plugin.name, status))?;
     }
@@ -236,7 +247,7 @@ pub(crate) async fn validate(request: &Request<'_>) -> Result<(), Status> {
     for plugin in VALIDATING.iter().filter(|plugin| plugin.concerns(request)) {
         (plugin.run)(request).await.inspect_err(|status| refused(plugin.name, status))?;
     }
-    Ok(())
+    extension::validate(request).await.inspect_err(|status| refused("ValidatingAdmissionPolicy or webhook", status))
 }
 
 /// Both, for requests whose object nothing else looks at: deletes, connects, bindings, …

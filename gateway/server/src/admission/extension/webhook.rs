@@ -1,0 +1,344 @@
+//! Admission webhooks: servers that are asked about a request, and may change its object or refuse it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use carob_api::cel::{self, Budget, Scope};
+use carob_api::status::{Cause, Details, Status};
+use carob_api::{decode, patch};
+use carob_store::KeyRange;
+use serde_json::{Value, json};
+
+use super::matching::{Facts, Matcher};
+use super::policy::Conditions;
+use super::review::{self, Rights};
+use crate::Server;
+use crate::admission::Request;
+use crate::objects::{self, text};
+use crate::random;
+
+/// How long a webhook is waited for that doesn't say so.
+const PATIENCE: i64 = 10;
+/// The largest answer that is read, in bytes.
+const LARGEST: usize = 8 << 20;
+
+/// One webhook of a configuration.
+pub(super) struct Webhook {
+    name: String,
+    matcher: Matcher,
+    conditions: Conditions,
+    client: Client,
+    patience: Duration,
+    ignores_failures: bool,
+    has_side_effects: bool,
+    wants_to_know: bool,
+}
+
+/// How a webhook is reached.
+enum Client {
+    Url(String, Result<reqwest::Client, String>),
+    Service { namespace: String, name: String, path: String, port: i64, authority: Option<Vec<u8>> },
+}
+
+impl Webhook {
+    pub fn of_configuration(configuration: &Value) -> Vec<Self> {
+        let hooks = configuration["webhooks"].as_array().map_or(&[][..], Vec::as_slice);
+        hooks.iter().map(Self::read).collect()
+    }
+
+    fn read(hook: &Value) -> Self {
+        let seconds = hook["timeoutSeconds"].as_i64().unwrap_or(PATIENCE);
+        Self {
+            name: text(hook, "/name").to_owned(),
+            matcher: Matcher::of_webhook(hook),
+            conditions: Conditions::read(hook),
+            client: Client::read(&hook["clientConfig"]),
+            patience: Duration::from_secs(u64::try_from(seconds).unwrap_or(1).clamp(1, 30)),
+            ignores_failures: hook["failurePolicy"] == "Ignore",
+            has_side_effects: !matches!(text(hook, "/sideEffects"), "None" | "NoneOnDryRun"),
+            wants_to_know: hook["reinvocationPolicy"] == "IfNeeded",
+        }
+    }
+
+    fn fits(&self, request: &Request<'_>, facts: &Facts) -> bool {
+        self.matcher.fits_rules(request) && self.matcher.fits_otherwise(request, facts)
+    }
+
+    /// Whether the webhook is to be asked, all its conditions considered.
+    fn is_concerned(&self, request: &Request<'_>, facts: &Facts) -> Result<bool, Status> {
+        if !self.fits(request, facts) {
+            return Ok(false);
+        }
+        if self.conditions.is_empty() {
+            return Ok(true);
+        }
+        let variables = review::variables(request, facts);
+        let rights = Rights(request);
+        let root = Scope::root().with_access(&rights);
+        let mut budget = Budget::new(cel::PER_OBJECT);
+        match self.conditions.hold(&root.with_all(&variables), &mut budget) {
+            Ok(holds) => Ok(holds),
+            Err(_) if self.ignores_failures => Ok(false),
+            Err(why) => Err(Status::forbidden(&request.call.resource(), &request.name, why)),
+        }
+    }
+
+    /// Asks. None if it could not be asked and that doesn't matter.
+    async fn ask(&self, request: &Request<'_>) -> Result<Option<Value>, Status> {
+        if request.dry_run && self.has_side_effects {
+            let why = format!("admission webhook {:?} does not support dry run", self.name);
+            return Err(Status::bad_request(why));
+        }
+        match self.call(request).await {
+            Ok(answer) => {
+                self.note(request, &answer);
+                if answer["allowed"] == true { Ok(Some(answer)) } else { Err(self.denied(&answer)) }
+            }
+            Err(why) if self.ignores_failures => {
+                tracing::warn!(webhook = self.name, why, "a webhook failed, which its configuration ignores");
+                let round = "failed-open.validating.webhook.admission.k8s.io/round_0_index_0";
+                request.call.annotate(round, || self.name.clone());
+                Ok(None)
+            }
+            Err(why) => {
+                let told = format!("failed calling webhook {:?}: {why}", self.name);
+                let cause = Cause { reason: String::new(), message: told.clone(), field: String::new() };
+                Err(Status::internal(told).with_details(Details { causes: vec![cause], ..Details::default() }))
+            }
+        }
+    }
+
+    fn note(&self, request: &Request<'_>, answer: &Value) {
+        for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            request.call.warn(warning);
+        }
+        for (key, note) in answer["auditAnnotations"].as_object().into_iter().flatten() {
+            request.call.annotate(&format!("{}/{key}", self.name), || note.as_str().unwrap_or_default().to_owned());
+        }
+    }
+
+    fn denied(&self, answer: &Value) -> Status {
+        let by = format!("admission webhook {:?} denied the request", self.name);
+        let (message, reason) = (text(answer, "/status/message"), text(answer, "/status/reason"));
+        let told = match (message, reason) {
+            ("", "") => format!("{by} without explanation"),
+            ("", reason) => format!("{by}: {reason}"),
+            (message, _) => format!("{by}: {message}"),
+        };
+        let code = answer.pointer("/status/code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+        Status::generic(code.filter(|code| *code >= 400).unwrap_or(400), reason, told)
+    }
+
+    /// The `response` of an answer, or why there is none.
+    async fn call(&self, request: &Request<'_>) -> Result<Value, String> {
+        let uid = random::uuid();
+        let mut asked = review::describe(request);
+        asked["uid"] = uid.as_str().into();
+        asked["object"] = request.object.clone();
+        asked["oldObject"] = request.old.cloned().unwrap_or_default();
+        let body = json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": asked });
+        let (client, address, shown) = self.client.reach(&request.call.server, self.patience).await?;
+        let url = format!("{address}{}timeout={}s", if address.contains('?') { '&' } else { '?' }, self.patience.as_secs());
+        let failed = |error: &reqwest::Error| {
+            let target = format!("{shown}{}timeout={}s", if shown.contains('?') { '&' } else { '?' }, self.patience.as_secs());
+            format!("failed to call webhook: Post {target:?}: {}", in_gos_words(error, &shown))
+        };
+        let sent = client.post(&url).timeout(self.patience).json_body(&body).send().await.map_err(|error| failed(&error))?;
+        let status = sent.status();
+        if !status.is_success() {
+            return Err(format!("failed to call webhook: the server rejected our request for an unknown reason ({status})"));
+        }
+        let bytes = sent.bytes().await.map_err(|error| failed(&error))?;
+        if bytes.len() > LARGEST {
+            return Err("received a response that is too large".to_owned());
+        }
+        let mut answer: Value =
+            serde_json::from_slice(&bytes).map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))?;
+        if answer["kind"] != "AdmissionReview" {
+            return Err(format!("received invalid webhook response: expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}", answer["kind"]));
+        }
+        let response = answer["response"].take();
+        if !response.is_object() {
+            return Err("webhook response was absent".to_owned());
+        }
+        if response["uid"] != uid {
+            return Err(format!("received invalid webhook response: expected response.uid={uid:?}, got {}", response["uid"]));
+        }
+        Ok(response)
+    }
+}
+
+/// A body of JSON.
+trait JsonBody {
+    fn json_body(self, body: &Value) -> Self;
+}
+
+impl JsonBody for reqwest::RequestBuilder {
+    fn json_body(self, body: &Value) -> Self {
+        self.header("Content-Type", "application/json").header("Accept", "application/json").body(body.to_string())
+    }
+}
+
+/// What went wrong with a connection, as Go's client says it.
+fn in_gos_words(error: &reqwest::Error, url: &str) -> String {
+    if error.is_timeout() {
+        return "context deadline exceeded".to_owned();
+    }
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            let host = url.split('/').nth(2).unwrap_or_default();
+            let host = if host.contains(':') { host.to_owned() } else { format!("{host}:443") };
+            return format!("dial tcp {host}: connect: connection refused");
+        }
+        source = cause.source();
+    }
+    let mut last: &dyn std::error::Error = error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
+}
+
+impl Client {
+    fn read(client: &Value) -> Self {
+        let authority = client["caBundle"].as_str().and_then(|bundle| STANDARD.decode(bundle).ok()).filter(|pem| !pem.is_empty());
+        if let Some(url) = client["url"].as_str() {
+            return Self::Url(url.to_owned(), build(authority.as_deref(), None));
+        }
+        let service = &client["service"];
+        Self::Service {
+            namespace: text(service, "/namespace").to_owned(),
+            name: text(service, "/name").to_owned(),
+            path: service["path"].as_str().unwrap_or_default().to_owned(),
+            port: service["port"].as_i64().unwrap_or(443),
+            authority,
+        }
+    }
+
+    /// A client, the address that it calls, and the address as it is shown.
+    async fn reach(&self, server: &Server, _: Duration) -> Result<(reqwest::Client, String, String), String> {
+        match self {
+            Self::Url(url, client) => Ok((client.clone()?, url.clone(), url.clone())),
+            Self::Service { namespace, name, path, port, authority } => {
+                let host = format!("{name}.{namespace}.svc");
+                let address = resolve(server, namespace, name, *port).await?;
+                let client = build(authority.as_deref(), Some((&host, address)))?;
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                let shown = format!("https://{host}:{port}{slash}{path}");
+                Ok((client, format!("https://{host}:{}{slash}{path}", address.port()), shown))
+            }
+        }
+    }
+}
+
+fn build(authority: Option<&[u8]>, resolved: Option<(&str, SocketAddr)>) -> Result<reqwest::Client, String> {
+    let mut builder = reqwest::Client::builder().https_only(true).no_proxy().redirect(reqwest::redirect::Policy::none());
+    if let Some(pem) = authority {
+        let authorities = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
+        builder = builder.tls_certs_only(authorities);
+    }
+    if let Some((host, address)) = resolved {
+        builder = builder.resolve(host, address);
+    }
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// Where a Service's port leads: to one of its ready endpoints, or if there are none known, to its own address.
+async fn resolve(server: &Server, namespace: &str, name: &str, port: i64) -> Result<SocketAddr, String> {
+    let failed = |error: carob_store::Error| objects::store_failure(&error).message().to_owned();
+    let key = objects::core_key("services", Some(namespace), name);
+    let Some(entry) = server.store.get(&key).await.map_err(failed)? else {
+        return Err(format!("failed to call webhook: service {name:?} not found"));
+    };
+    let service = objects::decode(&entry.value).map_err(|status| status.message().to_owned())?;
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let Some(wanted) = ports.iter().find(|known| known["port"] == port) else {
+        return Err(format!("failed to call webhook: no service port {port} found for service {name:?}"));
+    };
+    let range = KeyRange::prefix(format!("/discovery.k8s.io/endpointslices/{namespace}/"));
+    for slice in server.store.range(&range, None, None).await.map_err(failed)?.entries {
+        let Ok(slice) = objects::decode(&slice.value) else { continue };
+        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name {
+            continue;
+        }
+        let ports = slice["ports"].as_array().into_iter().flatten();
+        let same = |known: &&Value| known["name"].as_str().unwrap_or_default() == wanted["name"].as_str().unwrap_or_default();
+        let Some(target) = ports.filter(same).find_map(|known| known["port"].as_u64()) else { continue };
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] != false);
+        let mut addresses = ready.flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten());
+        if let Some(address) = addresses.find_map(|address| address.as_str()?.parse().ok())
+            && let Ok(target) = u16::try_from(target)
+        {
+            return Ok(SocketAddr::new(address, target));
+        }
+    }
+    let address = text(&service, "/spec/clusterIP").parse();
+    let address = address.map_err(|_| format!("failed to call webhook: no endpoints available for service {name:?}"))?;
+    Ok(SocketAddr::new(address, u16::try_from(port).unwrap_or(443)))
+}
+
+/// Asks the mutating webhooks, one after the other. Says whether the object changed.
+pub(super) async fn mutate(hooks: &[Webhook], request: &mut Request<'_>) -> Result<bool, Status> {
+    let facts = Facts::of(request).await?;
+    let mut changed = false;
+    for hook in hooks {
+        changed |= mutate_by(hook, request, &facts).await?;
+    }
+    Ok(changed)
+}
+
+/// Asks those again that want to know what others changed.
+pub(super) async fn mutate_again(hooks: &[Webhook], request: &mut Request<'_>) -> Result<(), Status> {
+    let facts = Facts::of(request).await?;
+    for hook in hooks.iter().filter(|hook| hook.wants_to_know) {
+        mutate_by(hook, request, &facts).await?;
+    }
+    Ok(())
+}
+
+async fn mutate_by(hook: &Webhook, request: &mut Request<'_>, facts: &Facts) -> Result<bool, Status> {
+    if !hook.is_concerned(request, facts)? {
+        return Ok(false);
+    }
+    let Some(answer) = hook.ask(request).await? else { return Ok(false) };
+    let Some(encoded) = answer["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
+    let failed = |why: String| Status::internal(format!("failed calling webhook {:?}: {why}", hook.name));
+    if text(&answer, "/patchType") != "JSONPatch" {
+        return Err(failed(format!("unsupported patch type {:?}", text(&answer, "/patchType"))));
+    }
+    let bytes = STANDARD.decode(encoded).map_err(|error| failed(error.to_string()))?;
+    if !request.object.is_object() {
+        return Err(failed("admission webhook attempted to modify the object, which is not supported for this operation".to_owned()));
+    }
+    let mut new = patch::json_patch(&request.object, &bytes).map_err(|status| failed(status.message().to_owned()))?;
+    if new == request.object {
+        return Ok(false);
+    }
+    if request.subresource.is_empty() || request.subresource == "status" {
+        let kind = &request.call.kind;
+        new = decode::check(kind, new, decode::FieldValidation::Ignore)?.value;
+        kind.default(&mut new);
+    }
+    request.object = new;
+    Ok(true)
+}
+
+/// Asks the validating webhooks, all at once. The first in their order that refuses is heard.
+pub(super) async fn validate(hooks: &[Webhook], request: &Request<'_>, facts: &Facts) -> Result<(), Status> {
+    let mut asked = Vec::new();
+    for hook in hooks {
+        if hook.is_concerned(request, facts)? {
+            asked.push(hook.ask(request));
+        }
+    }
+    for answer in futures::future::join_all(asked).await {
+        answer?;
+    }
+    Ok(())
+}
