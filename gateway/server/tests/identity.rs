@@ -250,10 +250,9 @@ async fn other_verbs_and_other_paths_lead_no_further() {
         "secrets/two",
         "secrets?fieldSelector=metadata.name%3Dtwo",
         "secrets?fieldSelector=metadata.name!%3Dtwo",
-        "secrets?fieldSelector=metadata.name%3Done,metadata.name%3Dtwo&watch=1",
+        "secrets?fieldSelector=metadata.name%3Dtwo&watch=1",
     ] {
-        let code = get(&mallory, &here(path)).await;
-        assert!(code == 403 || path.contains("one,"), "{path}: {code}");
+        assert_eq!(get(&mallory, &here(path)).await, 403, "{path}");
     }
     assert_eq!(
         send(&mallory, Method::DELETE, &here("secrets?fieldSelector=metadata.name%3Done"), &[], &Value::Null).await.0,

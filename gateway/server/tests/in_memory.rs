@@ -216,7 +216,8 @@ async fn an_identity_may_only_do_what_its_groups_allow() {
         "{refused}"
     );
     let node: Api<Pod> = Api::all(cluster.gateway.client("system:node:n", &["system:nodes"]));
-    node.list(&ListParams::default()).await.expect("a node lists pods");
+    node.list(&ListParams::default().fields("spec.nodeName=n")).await.expect("a node lists its own pods");
+    assert_eq!(code(node.list(&ListParams::default()).await.expect_err("all pods")), 403);
 }
 
 #[tokio::test]
