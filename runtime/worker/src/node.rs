@@ -17,6 +17,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -32,6 +33,8 @@ const MAX_PODS: i64 = 500;
 /// Memory kept back for Carob itself and the machine: 1 part in 16, half a GiB at most.
 const RESERVED_PART: i64 = 16;
 const RESERVED_MOST: i64 = 512 << 20;
+/// Disk kept back: the kubelet evicts when so little is left (`nodefs.available<10%`).
+const DISK_RESERVED_PART: u64 = 10;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -176,6 +179,12 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
     Ok(())
 }
 
+/// The size of the file system that pods write to.
+fn disk_bytes(root: &Path) -> Option<u64> {
+    let system = nix::sys::statvfs::statvfs(root).ok()?;
+    Some(system.blocks() * system.fragment_size())
+}
+
 fn labels(node: &str) -> BTreeMap<String, String> {
     [
         ("kubernetes.io/hostname", node),
@@ -190,18 +199,23 @@ fn labels(node: &str) -> BTreeMap<String, String> {
 
 async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
-    let amounts = |cpu_millis: i64, memory_bytes: i64| -> BTreeMap<String, Quantity> {
+    let disk = disk_bytes(ctx.dirs.pods()).unwrap_or(0);
+    let amounts = |cpu_millis: i64, memory_bytes: i64, disk_bytes: u64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
-        [("cpu", cpu), ("memory", format!("{}Ki", memory_bytes / 1024)), ("pods", MAX_PODS.to_string())]
-            .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
-            .into()
+        let amounts = [
+            ("cpu", cpu),
+            ("ephemeral-storage", format!("{}Ki", disk_bytes / 1024)),
+            ("memory", format!("{}Ki", memory_bytes / 1024)),
+            ("pods", MAX_PODS.to_string()),
+        ];
+        amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount))).into()
     };
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let images = ctx.images.list().await.unwrap_or_default();
     NodeStatus {
         addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
-        capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes)),
-        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes)),
+        capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk)),
+        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk - disk / DISK_RESERVED_PART)),
         conditions: Some(conditions(before, now)),
         node_info: Some(machine.info.clone()),
         images: Some(
