@@ -80,7 +80,7 @@ fn port_errors(entry: &Value, path: &Path) -> ErrorList {
     let end = int(entry, "endPort");
     match get(entry, "port") {
         None => {
-            errors.extend(end.map(|end| end_field.invalid(end, "may not be specified when `port` is not specified")))
+            errors.extend(end.map(|end| end_field.invalid(end, "may not be specified when `port` is not specified")));
         }
         Some(Value::String(name)) => {
             errors.extend(end.map(|end| end_field.invalid(end, "may not be specified when `port` is non-numeric")));

@@ -48,10 +48,9 @@ fn default_webhooks(object: &mut Value, mutating: bool) {
         if mutating {
             set_default(hook, "reinvocationPolicy", "Never");
         }
-        if let Some(service) = hook.get_mut("clientConfig").and_then(|config| config.get_mut("service")) {
-            if let Some(service) = service.as_object_mut() {
-                set_default(service, "port", 443);
-            }
+        let service = hook.get_mut("clientConfig").and_then(|config| config.get_mut("service"));
+        if let Some(service) = service.and_then(Value::as_object_mut) {
+            set_default(service, "port", 443);
         }
         default_scopes(hook.get_mut("rules"));
     }

@@ -5,8 +5,8 @@
 
 mod amounts;
 mod certificates;
+mod default_class;
 pub(crate) mod extension;
-mod ingress_class;
 mod limit_range;
 mod namespace;
 mod node_restriction;
@@ -153,7 +153,13 @@ static MUTATING: &[Plugin<Mutate>] = &[
         name: "DefaultIngressClass",
         operations: &[Operation::Create],
         resources: Resources::Only(&[("networking.k8s.io", "ingresses", "")]),
-        run: |request| Box::pin(ingress_class::admit(request.call, &mut request.object)),
+        run: |request| Box::pin(default_class::OF_INGRESSES.admit(request.call, &mut request.object)),
+    },
+    Plugin {
+        name: "DefaultStorageClass",
+        operations: &[Operation::Create],
+        resources: Resources::Only(&[("", "persistentvolumeclaims", "")]),
+        run: |request| Box::pin(default_class::OF_CLAIMS.admit(request.call, &mut request.object)),
     },
     // No plugin of Kubernetes', whose storage of roles does it at this point.
     Plugin {
