@@ -48,15 +48,16 @@ pub(super) async fn open(
     let streams = accepted.map_err(|_| OpenError::Late)??;
     let ((inputs, outgoing), (input, output)) = queues();
     let gone = connection.gone();
-    // The directions that nobody uses: the client waits for their ends.
-    if let Some(stdin) = streams.stdin {
+    // Nothing is sent on it, but its end tells the client that no more input is wanted.
+    let stdin = streams.stdin.map(|stdin| {
         tokio::spawn(feed(stdin.reader, inputs.clone()));
-        stdin.writer.finish().await;
-    }
+        stdin.writer
+    });
     if let Some(resize) = streams.resize {
         tokio::spawn(sizes(resize.reader, inputs));
     }
     let writers = Writers {
+        stdin,
         stdout: streams.stdout.map(|stream| stream.writer),
         stderr: streams.stderr.map(|stream| stream.writer),
         error: streams.error.map(|stream| stream.writer),
@@ -124,6 +125,7 @@ async fn sizes(mut stream: StreamReader, inputs: mpsc::Sender<Input>) {
 }
 
 struct Writers {
+    stdin: Option<StreamWriter>,
     stdout: Option<StreamWriter>,
     stderr: Option<StreamWriter>,
     error: Option<StreamWriter>,
@@ -163,7 +165,7 @@ impl Writers {
         if let Some(error) = &self.error {
             error.send(text.as_bytes()).await;
         }
-        for stream in [&self.error, &self.stdout, &self.stderr].into_iter().flatten() {
+        for stream in [&self.error, &self.stdout, &self.stderr, &self.stdin].into_iter().flatten() {
             stream.finish().await;
         }
     }
