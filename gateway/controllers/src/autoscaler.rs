@@ -15,7 +15,7 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
     HorizontalPodAutoscalerStatus, MetricStatus,
 };
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, PostParams};
 use serde_json::{Value, json};
 
 use self::behavior::History;
@@ -41,6 +41,7 @@ pub(crate) struct Autoscaler {
 struct Scale {
     api: Api<DynamicObject>,
     name: String,
+    object: DynamicObject,
     /// Replicas that are wanted now.
     wanted: i32,
     /// Replicas that there are.
@@ -123,6 +124,15 @@ impl Look {
     }
 }
 
+impl Scale {
+    /// Writes how many replicas are wanted, unless that was changed meanwhile.
+    async fn set(&self, replicas: i32) -> Result<DynamicObject, kube::Error> {
+        let mut scale = self.object.clone();
+        scale.data["spec"]["replicas"] = json!(replicas);
+        self.api.replace_subresource("scale", &self.name, &PostParams::default(), &scale).await
+    }
+}
+
 const ABLE: &str = "AbleToScale";
 const ACTIVE: &str = "ScalingActive";
 const LIMITED: &str = "ScalingLimited";
@@ -169,8 +179,7 @@ impl Autoscaler {
         if desired == current {
             return;
         }
-        let patch = Patch::Merge(json!({"spec": {"replicas": desired}}));
-        match scale.api.patch_subresource("scale", &scale.name, &PatchParams::default(), &patch).await {
+        match scale.set(desired).await {
             Ok(_) => {
                 self.voice.normal(object, "SuccessfulRescale", format!("New size: {desired}; reason: {reason}"));
                 let text = format!("the HPA controller was able to update the target scale to {desired}");
@@ -206,9 +215,11 @@ impl Autoscaler {
                 .unwrap_or(0)
         };
         let selector = scale.data.pointer("/status/selector").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (wanted, there) = (number("/spec/replicas"), number("/status/replicas"));
         Ok(Scale {
-            wanted: number("/spec/replicas"),
-            there: number("/status/replicas"),
+            wanted,
+            there,
+            object: scale,
             selector,
             name: target.name.clone(),
             api,

@@ -12,6 +12,7 @@ mod orphans;
 mod policy;
 mod scale;
 mod tally;
+pub(crate) mod ttl;
 mod verdict;
 
 use std::sync::Arc;
@@ -21,8 +22,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use kube::api::{Api, PostParams};
 
 use self::freed::Freed;
 use self::tally::Tally;
@@ -137,8 +137,7 @@ impl Controller {
         let pods = self.claim(&job, &key).await?;
         let unseen = pod_control::still_unseen(&unseen, &pods);
         if finished(&job).is_some() {
-            self.untrack(&pods).await?;
-            return self.expire(&job, &key).await;
+            return self.untrack(&pods).await.map(|_| None);
         }
         let now = Timestamp::now();
         let deleted: Vec<bool> = pods.iter().map(|pod| self.expected.is_deleted(&key, pod)).collect();
@@ -213,37 +212,12 @@ impl Controller {
         }
     }
 
-    /// Removes a finished Job when its time is over.
-    async fn expire(&self, job: &Job, key: &Key) -> Result<Again, kube::Error> {
-        let Some(ttl) = job.spec.as_ref().and_then(|spec| spec.ttl_seconds_after_finished) else { return Ok(None) };
-        if job.metadata.deletion_timestamp.is_some() {
-            return Ok(None);
-        }
-        let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
-        let since = finished(job).and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0);
-        let passed = since.map_or(Duration::ZERO, |since| passed(since, Timestamp::now()));
-        if let Some(left) = ttl.checked_sub(passed).filter(|left| !left.is_zero()) {
-            return Ok(Some(left));
-        }
-        let api: Api<Job> = Api::namespaced(self.cluster.client.clone(), &key.namespace);
-        let preconditions =
-            Preconditions { uid: job.metadata.uid.clone(), resource_version: job.metadata.resource_version.clone() };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::foreground() };
-        match api.delete(&key.name, &params).await {
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
-            outcome => outcome.map(|_| None),
-        }
-    }
-
     /// Writes the status, of the very Job that was looked at, and gives the Job as it is then.
     async fn write(&self, job: &Job, status: &JobStatus) -> Result<Job, kube::Error> {
         let api: Api<Job> =
             Api::namespaced(self.cluster.client.clone(), job.metadata.namespace.as_deref().unwrap_or_default());
-        let patch = Patch::Merge(json!({
-            "metadata": {"resourceVersion": job.metadata.resource_version}, "status": accounting::explicit(status),
-        }));
-        let name = job.metadata.name.as_deref().unwrap_or_default();
-        let job = api.patch_status(name, &PatchParams::default(), &patch).await?;
+        let whole = Job { status: Some(status.clone()), ..job.clone() };
+        let job = api.replace_status(job.metadata.name.as_deref().unwrap_or_default(), &PostParams::default(), &whole).await?;
         self.cluster.jobs.learn(job.clone());
         Ok(job)
     }

@@ -62,6 +62,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<stateful_set::Controller>,
     start::<daemon_set::Controller>,
     start::<job::Controller>,
+    start::<job::ttl::Ttl>,
     start::<cron_job::Controller>,
     start::<disruption::Budgets>,
     start::<endpoints::slices::Slices>,
@@ -130,6 +131,9 @@ pub async fn run(clients: Clients, options: Options, shutdown: CancellationToken
     }
     // In Kubernetes the server itself forgets events.
     let server = clients("system:apiserver", &["system:masters", "system:authenticated"]);
+    if options.volumes.is_some() {
+        tasks.spawn(volumes::furnish_class(server.clone(), cluster.clone()));
+    }
     event_expiry::start(server, &options, &shutdown, &mut tasks);
     // Handlers are in place: nothing that the informers see from here on is missed.
     inventory.start(&reader, &cluster, &shutdown, &mut tasks);

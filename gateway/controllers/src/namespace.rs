@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -20,6 +20,7 @@ use crate::informer::Key;
 use crate::inventory::News;
 use crate::kinds::{Kind, Kinds};
 use crate::queue::{Again, Queue};
+use crate::status;
 
 /// The finalizer that this controller takes off.
 const FINALIZER: &str = "kubernetes";
@@ -137,18 +138,16 @@ impl Controller {
 
     /// Says in the namespace's conditions what is left of it. Gives the namespace as it is then.
     async fn report(&self, namespace: &Arc<Namespace>, remains: &Remains) -> Result<Arc<Namespace>, kube::Error> {
-        let status = namespace.status.clone().unwrap_or_default();
-        let conditions = remains.conditions(&status, Timestamp::now());
-        if status.conditions.as_ref() == Some(&conditions) {
+        let known = namespace.status.clone().unwrap_or_default();
+        let conditions = remains.conditions(&known, Timestamp::now());
+        if known.conditions.as_ref() == Some(&conditions) {
             return Ok(Arc::clone(namespace));
         }
         let api: Api<Namespace> = Api::all(self.cluster.client.clone());
         let patch = json!({
-            "metadata": {"resourceVersion": namespace.metadata.resource_version},
             "status": {"phase": "Terminating", "conditions": conditions},
         });
-        let name = namespace.metadata.name.as_deref().unwrap_or_default();
-        let namespace = api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let namespace = status::change_status(&api, namespace, patch).await?;
         self.cluster.namespaces.learn(namespace.clone());
         Ok(Arc::new(namespace))
     }

@@ -59,7 +59,11 @@ impl Selector {
 
 /// What can be adopted: objects in namespaces.
 pub(crate) trait Owned:
-    Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned
+    Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+    + Clone
+    + std::fmt::Debug
+    + DeserializeOwned
+    + Serialize
 {
 }
 
@@ -68,6 +72,7 @@ impl<K> Owned for K where
         + Clone
         + std::fmt::Debug
         + DeserializeOwned
+        + Serialize
 {
 }
 

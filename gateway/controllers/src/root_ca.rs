@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams};
-use serde_json::json;
+use kube::api::{Api, ObjectMeta, PostParams};
 
 use crate::cluster::Cluster;
 use crate::controller::{Controller, Setup};
@@ -76,13 +75,10 @@ impl RootCa {
         if known.data.as_ref() == Some(&data) {
             return Ok(());
         }
-        // A merge keeps keys that it doesn't name: those that don't belong there are named to go.
-        let mut wanted = json!({});
-        known.data.iter().flatten().for_each(|(key, _)| wanted[key] = json!(null));
-        wanted["ca.crt"] = json!(self.authority);
+        let mut wanted = (*known).clone();
+        wanted.data = Some(data);
         let api: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), namespace);
-        let patch = Patch::Merge(json!({"data": wanted}));
-        match api.patch(AUTHORITY, &PatchParams::default(), &patch).await {
+        match api.replace(AUTHORITY, &PostParams::default(), &wanted).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             outcome => outcome.map(|_| ()),
         }

@@ -2,8 +2,9 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, PostParams};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::informer::Informer;
@@ -56,26 +57,65 @@ pub(crate) async fn write_in<K, S>(
     new: &S,
 ) -> Result<bool, kube::Error>
 where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
     S: Serialize,
 {
     let (before, after) = (old.map_or_else(|| json!({}), |old| json!(old)), json!(new));
     if old.is_some() && before == after {
         return Ok(true);
     }
-    let meta = object.meta();
-    let patch = json!({
-        "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
-        "status": difference(&before, &after),
-    });
-    let name = meta.name.as_deref().unwrap_or_default();
-    match api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+    let patch = json!({"status": difference(&before, &after)});
+    match change_status(api, object, patch).await {
         Ok(written) => {
             informer.learn(written);
             Ok(true)
         }
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Changes an object as a merge patch says, by an update of the very version that was looked at: to update is what the
+/// roles of Kubernetes' controllers allow, and what was changed meanwhile is a conflict.
+pub(crate) async fn change<K>(api: &Api<K>, object: &K, patch: Value) -> Result<K, kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let name = object.meta().name.as_deref().unwrap_or_default();
+    api.replace(name, &PostParams::default(), &merged(object, &patch)?).await
+}
+
+/// The same for the status, and what of the metadata goes with it.
+pub(crate) async fn change_status<K>(api: &Api<K>, object: &K, patch: Value) -> Result<K, kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let name = object.meta().name.as_deref().unwrap_or_default();
+    api.replace_status(name, &PostParams::default(), &merged(object, &patch)?).await
+}
+
+fn merged<K: DeserializeOwned + Serialize>(object: &K, patch: &Value) -> Result<K, kube::Error> {
+    let mut whole = serde_json::to_value(object).map_err(kube::Error::SerdeError)?;
+    merge(&mut whole, patch);
+    serde_json::from_value(whole).map_err(kube::Error::SerdeError)
+}
+
+/// A merge patch, RFC 7386.
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        into.clone_from(patch);
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    let Value::Object(into) = into else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            into.shift_remove(key);
+        } else {
+            merge(into.entry(key.clone()).or_insert(Value::Null), value);
+        }
     }
 }
 
@@ -96,7 +136,7 @@ mod tests {
         let patch = difference(&old, &new);
         assert_eq!(patch, json!({"b": {"c": 3, "d": null}, "f": true, "e": null}));
         let mut made = old;
-        json_patch::merge(&mut made, &patch);
+        merge(&mut made, &patch);
         assert_eq!(made, new);
     }
 }

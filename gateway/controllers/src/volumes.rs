@@ -5,7 +5,11 @@ mod directory;
 pub(crate) mod protection;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::Client;
+use kube::api::{Api, PostParams};
 
+use crate::cluster::Cluster;
 use crate::informer::Key;
 
 /// On a claim whose volume is settled.
@@ -14,6 +18,18 @@ const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 /// On a volume: who made it.
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+
+/// Makes the default StorageClass where there is none at all. No controller may; the server does.
+pub(crate) async fn furnish_class(server: Client, cluster: Cluster) {
+    cluster.storage_classes.synced().await;
+    if !cluster.storage_classes.list(|_| true).is_empty() {
+        return;
+    }
+    let api: Api<StorageClass> = Api::all(server);
+    if let Err(error) = api.create(&PostParams::default(), &directory::default_class()).await {
+        tracing::warn!(%error, "there is no default StorageClass");
+    }
+}
 
 fn annotation<'a>(meta: &'a kube::api::ObjectMeta, key: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)

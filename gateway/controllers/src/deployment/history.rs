@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use serde_json::{Value, json};
 
 use super::{Controller, DESIRED, MAXIMUM, Rollout, wanted};
@@ -14,6 +14,7 @@ use crate::ownership::{self, is_controlled_by};
 use crate::pod_control::message;
 use crate::replica_set::{replicas, tolerate_gone};
 use crate::revisions::short_hash;
+use crate::status;
 
 /// The label that tells the pods of one template from those of another.
 const HASH_LABEL: &str = "pod-template-hash";
@@ -73,9 +74,9 @@ impl Controller {
             return Ok(());
         }
         let patch = json!({"metadata": {"annotations": {REVISION: text}}});
-        let (api, name) = self.api(&rollout.deployment);
+        let (api, _) = self.api(&rollout.deployment);
         // Through the status: there annotations may change without it counting as a change of what is wanted.
-        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match status::change_status(&api, &*rollout.deployment, patch).await {
             Ok(deployment) => {
                 self.cluster.deployments.learn(deployment.clone());
                 // One that was changed meanwhile is looked at anew; what is known here is of the older one.
@@ -143,8 +144,8 @@ impl Controller {
         let taken = taken_by(found, &rollout.deployment, set);
         if let Taken::ByAnother = taken {
             let patch = json!({"status": {"collisionCount": collisions + 1}});
-            let (deployments, name) = self.api(&rollout.deployment);
-            deployments.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            let (deployments, _) = self.api(&rollout.deployment);
+            status::change_status(&deployments, &*rollout.deployment, patch).await?;
         }
         Ok(taken)
     }

@@ -5,12 +5,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
-use serde_json::{Value, json};
 
 use super::{Controller, Rollout, available, wanted};
 use crate::queue::Again;
-use crate::replica_set::tolerate_gone;
+use crate::status;
 
 const AVAILABLE: &str = "Available";
 const PROGRESSING: &str = "Progressing";
@@ -135,25 +133,11 @@ impl Controller {
     /// Brings the status up to date; asks to be called again when the rollout's deadline will have passed.
     pub(super) async fn report(&self, rollout: &Rollout) -> Result<Again, kube::Error> {
         let now = Timestamp::now();
-        let status = rollout.status(now);
-        let conditions = Conditions { list: status.conditions.clone().unwrap_or_default(), now };
+        let new = rollout.status(now);
+        let conditions = Conditions { list: new.conditions.clone().unwrap_or_default(), now };
         let again = rollout.overdue(&conditions).map(|left| left + Duration::from_millis(100));
-        if rollout.deployment.status.as_ref() != Some(&status) {
-            let mut explicit = json!({
-                "replicas": null, "updatedReplicas": null, "readyReplicas": null, "availableReplicas": null,
-                "unavailableReplicas": null, "conditions": null,
-            });
-            if let (Value::Object(explicit), Value::Object(known)) = (&mut explicit, json!(status)) {
-                explicit.extend(known);
-            }
-            let version = &rollout.deployment.metadata.resource_version;
-            let patch = json!({"metadata": {"resourceVersion": version}, "status": explicit});
-            let (api, name) = self.api(&rollout.deployment);
-            match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                Ok(deployment) => self.cluster.deployments.learn(deployment),
-                other => tolerate_gone(other.map(|_| ()))?,
-            }
-        }
+        let (deployment, copy) = (&*rollout.deployment, &self.cluster.deployments);
+        status::write(&self.cluster.client, copy, deployment, deployment.status.as_ref(), &new).await?;
         Ok(again)
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::batch::v1::{Job, JobStatus, UncountedTerminatedPods};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::tally::{Tally, has_failed, is_indexed, is_tracked};
 use super::{
@@ -167,25 +167,6 @@ fn count_notes(status: &mut JobStatus, held: &HashSet<&String>, indexed: bool) {
 
 fn listed(notes: &UncountedTerminatedPods) -> usize {
     notes.succeeded.as_ref().map_or(0, Vec::len) + notes.failed.as_ref().map_or(0, Vec::len)
-}
-
-/// A status for a merge patch: what it leaves out is to go.
-pub(super) fn explicit(status: &JobStatus) -> Value {
-    let mut value = json!({
-        "active": null, "succeeded": null, "failed": null, "completedIndexes": null, "failedIndexes": null, "startTime": null,
-        "completionTime": null, "conditions": null,
-    });
-    if let (Value::Object(value), Value::Object(known)) = (&mut value, json!(status)) {
-        value.extend(known);
-    }
-    let mut notes = json!({"succeeded": null, "failed": null});
-    if let (Value::Object(notes), Some(Value::Object(known))) =
-        (&mut notes, value.get_mut("uncountedTerminatedPods").map(Value::take))
-    {
-        notes.extend(known);
-    }
-    value["uncountedTerminatedPods"] = notes;
-    value
 }
 
 fn count(number: usize) -> i32 {

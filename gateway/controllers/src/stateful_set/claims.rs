@@ -4,13 +4,14 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PostParams};
 use serde_json::json;
 
 use super::{Controller, Look};
 use crate::informer::Key;
 use crate::ownership;
 use crate::pod_control::message;
+use crate::status;
 
 /// A claim that a pod needs.
 pub(super) struct Claim {
@@ -106,16 +107,15 @@ impl Controller {
                 continue;
             }
             let owners: Vec<&OwnerReference> = owners().filter(|owner| !is_ours(owner)).chain(&wanted).collect();
-            let patch = Patch::Merge(json!({"metadata": {
+            let patch = json!({"metadata": {
                 "uid": known.metadata.uid, "resourceVersion": known.metadata.resource_version,
                 "ownerReferences": owners,
-            }}));
+            }});
             let namespace = known.metadata.namespace.as_deref().unwrap_or_default();
             let api: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client.clone(), namespace);
-            let name = known.metadata.name.as_deref().unwrap_or_default();
-            match api.patch(name, &PatchParams::default(), &patch).await {
+            match status::change(&api, &*known, patch).await {
                 Ok(claim) => self.cluster.claims.learn(claim),
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(kube::Error::Api(refusal)) if refusal.code == 404 => {}
                 Err(error) => return Err(error),
             }
         }

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
     Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, PersistentVolumeStatus,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use super::{
@@ -44,8 +44,6 @@ pub(crate) struct Binder {
 pub(crate) enum Item {
     Claim(Key),
     Volume(String),
-    /// The default class is there.
-    Class,
 }
 
 impl Controller for Binder {
@@ -82,7 +80,6 @@ impl Controller for Binder {
             let waiting = claims.list(|claim| claim_phase(claim) != "Bound");
             waiting.iter().for_each(|claim| items.add(Item::Claim(Key::of(&**claim))));
         });
-        queue.add(Item::Class);
     }
 
     async fn reconcile(&self, item: Item) -> Result<Again, kube::Error> {
@@ -100,21 +97,12 @@ impl Controller for Binder {
                     self.settle(&volume).await?;
                 }
             }
-            Item::Class => self.furnish_class().await?,
         }
         Ok(None)
     }
 }
 
 impl Binder {
-    async fn furnish_class(&self) -> Result<(), kube::Error> {
-        if self.root.is_none() || !self.cluster.storage_classes.list(|_| true).is_empty() {
-            return Ok(());
-        }
-        let api: Api<StorageClass> = Api::all(self.cluster.client.clone());
-        tolerate_gone(api.create(&PostParams::default(), &directory::default_class()).await.map(|_| ()))
-    }
-
     /// A claim that was bound: whether it still is.
     async fn keep(&self, claim: &Arc<PersistentVolumeClaim>) -> Result<(), kube::Error> {
         let volume = volume_name(claim).and_then(|name| self.cluster.volumes.get(&Key::new("", name)));
@@ -303,8 +291,7 @@ impl Binder {
                 patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
             }
             let api: Api<PersistentVolume> = Api::all(self.cluster.client.clone());
-            let name = volume.metadata.name.as_deref().unwrap_or_default();
-            match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            match status::change(&api, volume, patch).await {
                 Ok(volume) => self.cluster.volumes.learn(volume),
                 // Somebody was faster: another look, at what there is then.
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
@@ -440,8 +427,7 @@ impl Binder {
         patch["metadata"]["resourceVersion"] = json!(claim.metadata.resource_version);
         let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client.clone(), namespace);
-        let name = claim.metadata.name.as_deref().unwrap_or_default();
-        match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match status::change(&api, claim, patch).await {
             Ok(claim) => {
                 self.cluster.claims.learn(claim.clone());
                 Ok(Some(claim))

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::Resource;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -15,6 +16,7 @@ use crate::informer::Key;
 use crate::queue::{Again, Queue};
 use crate::replica_set::tolerate_gone;
 use crate::scheduler::volumes::uses;
+use crate::status;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
@@ -102,7 +104,7 @@ fn is_placed(pod: &Pod) -> bool {
 
 async fn hold<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), kube::Error>
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
     let known = object.meta().finalizers.iter().flatten();
     if known.clone().any(|known| known == finalizer) {
@@ -114,7 +116,7 @@ where
 
 async fn free<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), kube::Error>
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
     let known = object.meta().finalizers.iter().flatten();
     if !known.clone().any(|known| known == finalizer) {
@@ -126,13 +128,11 @@ where
 
 async fn set<K>(api: &Api<K>, object: &K, finalizers: &[&str]) -> Result<(), kube::Error>
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
     let meta = object.meta();
-    let patch = Patch::Merge(json!({"metadata": {
+    let patch = json!({"metadata": {
         "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
-    }}));
-    tolerate_gone(
-        api.patch(meta.name.as_deref().unwrap_or_default(), &PatchParams::default(), &patch).await.map(|_| ()),
-    )
+    }});
+    tolerate_gone(status::change(api, object, patch).await.map(|_| ()))
 }
