@@ -1,7 +1,8 @@
 //! `carob down`: stops the pods of a data directory and removes what Carob made on the machine.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
@@ -20,6 +21,8 @@ use crate::wiring::LastReadings;
 
 /// How long a running gateway may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a ledger that can't be opened is tried again.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -87,8 +90,7 @@ async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Re
     }
     let (runtime, pods, exits) = Runtime::start(runtime).await.context("cannot reach the spawner")?;
     let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: dir.sandboxes(), cause };
-    let config = BillingConfig { dir: dir.ledger(), prices: PriceBook::default(), interval: Duration::from_secs(1) };
-    let (stuck, written) = match Billing::open(config) {
+    let (stuck, written) = match open_ledger(dir).await {
         Ok(billing) => {
             let observer = LastReadings::new(billing);
             let stuck = carob_worker::drain(&runtime, pods, exits, &observer, grace).await;
@@ -102,6 +104,19 @@ async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Re
         bail!("{stuck} containers did not end");
     }
     runtime.shutdown().await.context("cannot end the spawner")
+}
+
+/// A gateway that is ending may still be closing it.
+async fn open_ledger(dir: &DataDir) -> Result<Arc<Billing>, carob_billing::Error> {
+    let begin = Instant::now();
+    loop {
+        let config =
+            BillingConfig { dir: dir.ledger(), prices: PriceBook::default(), interval: Duration::from_secs(1) };
+        match Billing::open(config) {
+            Err(_) if begin.elapsed() < LEDGER_PATIENCE => tokio::time::sleep(Duration::from_millis(50)).await,
+            other => return other,
+        }
+    }
 }
 
 /// No container is left: images that only they kept can be removed from here on.
