@@ -278,6 +278,7 @@ enum Operation {
     UpdateScale(&'static Kind),
     PatchScale(&'static Kind),
     Bind(&'static Kind),
+    CreateBinding,
     Evict(&'static Kind),
     Token(&'static Kind),
     Stream(Stream),
@@ -305,6 +306,7 @@ impl Operation {
             "get" => Self::Get,
             "list" => Self::List,
             "watch" => Self::Watch,
+            "create" if !named && !everywhere && is_binding(kind) => Self::CreateBinding,
             "create" if !named && !everywhere => Self::Create,
             "update" if named => Self::Update(Part::Main),
             "patch" if named => Self::Patch(Part::Main),
@@ -357,6 +359,11 @@ impl Operation {
     }
 }
 
+/// A Binding isn't kept: it is what is done to a pod.
+fn is_binding(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "bindings"
+}
+
 async fn perform(call: &Call, operation: Operation, body: Incoming) -> Result<Response, Status> {
     let held = match operation {
         Operation::Get | Operation::List | Operation::GetScale(_) => Held::default(),
@@ -375,6 +382,7 @@ async fn perform(call: &Call, operation: Operation, body: Incoming) -> Result<Re
         Operation::UpdateScale(scale) => scale::update(call, scale, body).await,
         Operation::PatchScale(scale) => scale::patch(call, scale, body).await,
         Operation::Bind(form) => binding::bind(call, form, body).await,
+        Operation::CreateBinding => binding::create(call, body).await,
         Operation::Evict(form) => eviction::evict(call, form, body).await,
         Operation::Token(form) => token::issue(call, form, body).await,
         Operation::Watch | Operation::Stream(_) => {

@@ -127,9 +127,9 @@ impl Choice<'_> {
         }
         let asked = text(spec, "/clusterIPs/0").to_owned();
         if asked.is_empty() {
-            let address = self.any_address().ok_or_else(|| {
-                Refusal::Empty("failed to allocate a serviceIP: range is full".to_owned())
-            })?;
+            let address = self
+                .any_address()
+                .ok_or_else(|| Refusal::Empty("failed to allocate a serviceIP: range is full".to_owned()))?;
             self.claim(Claim::Address(address));
             spec["clusterIP"] = address.to_string().into();
             spec["clusterIPs"] = vec![address.to_string()].into();
@@ -140,7 +140,10 @@ impl Choice<'_> {
             IpAddr::V4(ip) if own.contains(&Claim::Address(ip)) => return Ok(()),
             IpAddr::V4(ip) if self.range.contains(&ip) => {
                 if ip == self.range.network() || ip == self.range.broadcast() {
-                    format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}", self.range)
+                    format!(
+                        "the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
+                        self.range
+                    )
                 } else if self.is_free(&Claim::Address(ip)) {
                     self.claim(Claim::Address(ip));
                     return Ok(());
@@ -205,7 +208,9 @@ impl Choice<'_> {
     /// The port that is asked for, or any if that is 0.
     fn port(&mut self, asked: i64, index: usize) -> Result<i64, Refusal> {
         if asked == 0 {
-            let port = self.any_port().ok_or_else(|| Refusal::Empty("failed to allocate a nodePort: range is full".to_owned()))?;
+            let port = self
+                .any_port()
+                .ok_or_else(|| Refusal::Empty("failed to allocate a nodePort: range is full".to_owned()))?;
             self.claim(Claim::Port(port));
             return Ok(port.into());
         }

@@ -92,6 +92,7 @@ pub(super) static ROWS: &[Kind] = &[
         columns: table::horizontal_pod_autoscaler::COLUMNS_V1,
         schema: "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler",
         stored_as: Some(&strategy::horizontal_pod_autoscaler::STORED),
+        strategy: strategy::horizontal_pod_autoscaler::STRATEGY_V1,
         ..ROW
     },
     Kind {

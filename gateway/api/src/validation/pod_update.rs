@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
 use crate::kind::Part;
-use crate::validation::json::{dig, get, int, items, str_at};
+use crate::validation::json::{dig, entries, get, int, items, str_at};
 use crate::validation::metadata::immutable;
 use crate::validation::{diff, go, names, pod};
 
@@ -162,14 +162,68 @@ fn ephemeral(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
+/// Resources that a running container's amounts of may be changed.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
 /// A resize changes amounts of processor and memory, not the class of service.
 fn resize(new: &Value, old: &Value) -> ErrorList {
+    let path = Path::new("spec");
+    if dig(old, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
+        return vec![Path::root().forbidden("static pods cannot be resized")];
+    }
+    if dig(old, &["spec", "os", "name"]).is_some_and(|os| os == "windows") {
+        return vec![Path::root().forbidden("windows pods cannot be resized")];
+    }
     let mut errors = pod::whole(new);
+    let mut others = (Value::Array(Vec::new()), Value::Array(Vec::new()));
+    for list in ["containers", "initContainers"] {
+        let containers = items(spec_of(new), list).iter().zip(items(spec_of(old), list)).enumerate();
+        for (index, (now, before)) in containers {
+            let path = path.child(list).index(index).child("resources");
+            let resources = |container: &Value| get(container, "resources").cloned().unwrap_or_default();
+            let (now_resources, before_resources) = (resources(now), resources(before));
+            if list == "initContainers" && str_at(before, "restartPolicy") != "Always" {
+                if now_resources != before_resources {
+                    errors.push(path.forbidden("resources for non-sidecar init containers are immutable"));
+                }
+                continue;
+            }
+            for field in ["requests", "limits"] {
+                let removed = |(name, _): (&String, &Value)| dig(&now_resources, &[field, name]).is_none();
+                if entries(&before_resources, field).any(removed) {
+                    errors.push(path.child(field).forbidden(format!("resource {field} cannot be removed")));
+                }
+            }
+            for (side, resources) in [(&mut others.0, before_resources), (&mut others.1, now_resources)] {
+                if let Some(side) = side.as_array_mut() {
+                    side.push(without_resizable(resources));
+                }
+            }
+        }
+    }
+    if others.0 != others.1 {
+        let difference = diff::unified(&others.0, &others.1);
+        errors.push(path.forbidden(format!("only cpu and memory resources are mutable\n{difference}")));
+    }
     let class = |pod: &Value| crate::strategy::pod::qos_class(spec_of(pod));
     if class(new) != class(old) {
-        errors.push(Path::new("spec").invalid(class(new), "Pod QOS Class may not change as a result of resizing"));
+        errors.push(path.invalid(class(new), "Pod QOS Class may not change as a result of resizing"));
     }
     errors
+}
+
+fn without_resizable(mut resources: Value) -> Value {
+    for field in ["requests", "limits"] {
+        if let Some(amounts) = resources.get_mut(field).and_then(Value::as_object_mut) {
+            amounts.retain(|name, _| !RESIZABLE.contains(&name.as_str()));
+            if amounts.is_empty()
+                && let Some(resources) = resources.as_object_mut()
+            {
+                resources.shift_remove(field);
+            }
+        }
+    }
+    resources
 }
 
 fn status(new: &Value, old: &Value) -> ErrorList {
@@ -297,6 +351,27 @@ mod tests {
             validate(&pod(), &old, Part::EphemeralContainers)[0].to_string(),
             "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"e\" may not be removed\n"
         );
+    }
+
+    #[test]
+    fn a_resize_changes_amounts_of_processor_and_memory() {
+        let with = |resources: Value| {
+            let mut pod = pod();
+            pod["spec"]["containers"][0]["resources"] = resources;
+            pod
+        };
+        let old = with(json!({"requests": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"}}));
+        let causes = |resources: Value| {
+            let errors = validate(&with(resources), &old, Part::Resize);
+            errors.iter().map(|error| format!("{}: {}", error.path, error.detail)).collect::<Vec<_>>()
+        };
+        assert!(causes(json!({"requests": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "1Gi"}})).is_empty());
+        assert_eq!(
+            causes(json!({"requests": {"memory": "1Gi", "ephemeral-storage": "1Gi"}})),
+            ["spec.containers[0].resources.requests: resource requests cannot be removed"]
+        );
+        let other = causes(json!({"requests": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "2Gi"}}));
+        assert!(other[0].starts_with("spec: only cpu and memory resources are mutable\n"), "{other:?}");
     }
 
     #[test]

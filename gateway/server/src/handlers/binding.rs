@@ -29,6 +29,22 @@ pub(crate) async fn bind(call: &Call, binding_kind: &'static Kind, body: &Bytes)
     if !name.is_empty() && name != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
+    bind_to(call, binding, &options).await
+}
+
+/// POST to `bindings`, the older way: the pod is named by the binding.
+pub(crate) async fn create(call: &Call, body: &Bytes) -> Result<Response, Status> {
+    let options = WriteOptions::read(call, WriteVerb::Create)?;
+    let binding = create::decode_body(call, body, &options)?;
+    create::check_namespace(call, &binding)?;
+    let pods = call.server.kind("", "v1", "pods").ok_or_else(|| Status::internal("pods are not served"))?;
+    let mut about = Call::new(call.server.clone(), pods, call.identity.clone(), call.headers.clone(), call.accept);
+    about.namespace.clone_from(&call.namespace);
+    about.name = Some(text(&binding, "/metadata/name").to_owned());
+    bind_to(&about, binding, &options).await
+}
+
+async fn bind_to(call: &Call, binding: Value, options: &WriteOptions) -> Result<Response, Status> {
     let mut request = admission::Request::create_part(call, "binding", binding, options.dry_run);
     admission::review(&mut request).await?;
     let binding = request.object;

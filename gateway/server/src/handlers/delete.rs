@@ -49,7 +49,7 @@ const ANSWERED_WITH_OBJECT: [(&str, &str); 17] = [
 pub(crate) async fn delete(call: &Call, body: &Bytes) -> Result<Response, Status> {
     let options = DeleteOptions::read(call, body)?;
     warn_of_orphans(call, &options);
-    if namespace::is_namespace(&call.kind) {
+    if namespace::is_namespace(&call.kind) || definitions::is_definition(&call.kind) {
         namespace::check_mortal(call.name())?;
     }
     match delete_object(call, call.name(), &options).await? {
@@ -103,7 +103,7 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
 
 /// Jobs leave their pods behind unless told otherwise, which surprises; so Kubernetes warns.
 fn warn_of_orphans(call: &Call, options: &DeleteOptions) {
-    if orphans_by_default(&call.kind) && options.propagation.is_none() {
+    if is_job(&call.kind) && options.propagation.is_none() {
         call.warn(
             "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
              them or set propagationPolicy=Orphan to suppress this warning",
@@ -111,8 +111,13 @@ fn warn_of_orphans(call: &Call, options: &DeleteOptions) {
     }
 }
 
-fn orphans_by_default(kind: &Kind) -> bool {
+fn is_job(kind: &Kind) -> bool {
     (kind.group, kind.plural) == ("batch", "jobs")
+}
+
+/// What these own stays when they go, unless the client says otherwise: their first versions had it so.
+fn orphans_by_default(kind: &Kind) -> bool {
+    is_job(kind) || (kind.group, kind.plural) == ("", "replicationcontrollers")
 }
 
 /// How a deletion ended.
@@ -156,7 +161,7 @@ fn check_preconditions(call: &Call, name: &str, old: &Value, options: &DeleteOpt
     }
     let version = text(old, "/metadata/resourceVersion");
     if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
-        if namespace::is_namespace(&call.kind) {
+        if namespace::is_namespace(&call.kind) || definitions::is_definition(&call.kind) {
             let text = format!(
                 "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
             );

@@ -6,7 +6,7 @@ use carob_api::kind::Kind;
 use carob_api::status::Status;
 
 use super::binding::success;
-use super::{create, delete};
+use super::{create, delete, disruption, get};
 use crate::admission;
 use crate::call::Call;
 use crate::objects::text;
@@ -32,6 +32,8 @@ pub(crate) async fn evict(call: &Call, eviction_kind: &'static Kind, body: &Byte
         _ => DeleteOptions::default(),
     };
     how.dry_run |= options.dry_run;
+    let pod = call.shown(&get::find(call).await?.value)?;
+    disruption::take(call, &pod, how.dry_run).await?;
     delete::delete_object(call, call.name(), &how).await?;
     Ok(success())
 }

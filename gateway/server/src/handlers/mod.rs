@@ -3,6 +3,7 @@
 pub(crate) mod binding;
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod disruption;
 pub(crate) mod eviction;
 pub(crate) mod get;
 pub(crate) mod list;

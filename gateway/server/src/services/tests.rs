@@ -93,7 +93,8 @@ async fn ports_of_one_number_share_a_node_port() {
     let spec = json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"},
         {"port": 80}, {"port": 81, "nodePort": 30000}]});
     let (object, _hold) = fixture.give(service(spec), None).await.expect("free");
-    let ports: Vec<i64> = object["spec"]["ports"].as_array().unwrap().iter().map(|port| number(port, "nodePort")).collect();
+    let ports: Vec<i64> =
+        object["spec"]["ports"].as_array().unwrap().iter().map(|port| number(port, "nodePort")).collect();
     assert_eq!(ports[0], ports[1]);
     assert_eq!(HashSet::from([ports[0], ports[2], ports[3]]).len(), 3);
     let taken = service(json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30000}]}));
