@@ -181,8 +181,8 @@ async fn a_new_log_pump_reads_on_where_the_dead_one_stopped() {
         text.lines().last().and_then(|line| line.strip_prefix("last ")?.parse().ok()).expect("the last line");
     assert_eq!(numbers.last(), Some(&last));
     // What a dead pump had read: a turn's bytes at most, three times.
-    let lost = last - u64::try_from(numbers.len()).expect("count");
-    assert!(lost < 3 * 64 * 1024 / 2, "{lost} of {last} lines are lost");
+    let missing = last - u64::try_from(numbers.len()).expect("count");
+    assert!(missing < 3 * 64 * 1024 / 2, "{missing} of {last} lines are lost");
     live.end().await;
 }
 
