@@ -13,8 +13,10 @@ mod raw;
 mod time;
 mod walk;
 mod yaml;
+mod yaml_errors;
 
 pub use normalize::normalize;
+pub use yaml_errors::yaml_error;
 
 use std::fmt;
 

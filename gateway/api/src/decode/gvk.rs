@@ -11,6 +11,8 @@ use crate::status::{Status, quote};
 
 /// Where Kubernetes' list of types stands; part of an error text.
 const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
+/// Where its extension server's list stands.
+const EXTENSION_SCHEME: &str = "pkg/apiserver/apiserver.go:55";
 
 /// What the document says, or what it leaves to be understood.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ pub(super) fn accept(expected: &Kind, found: &Found, raw: &Raw) -> Result<(), Re
             "no kind {} is registered for version {} in scheme {}",
             quote(&found.kind),
             quote(&found.api_version),
-            quote(SCHEME)
+            quote(if expected.group == "apiextensions.k8s.io" { EXTENSION_SCHEME } else { SCHEME })
         )));
     };
     // It is read as what it says it is before that turns out to be the wrong thing.
@@ -99,6 +101,11 @@ pub(super) fn accept(expected: &Kind, found: &Found, raw: &Raw) -> Result<(), Re
         package(stored_group(expected)),
         expected.kind
     )))
+}
+
+/// Where the list of types stands of the server that serves the expected kind.
+fn scheme(expected: &Kind) -> &'static str {
+    if expected.group == "apiextensions.k8s.io" { "pkg/apiserver/apiserver.go:55" } else { SCHEME }
 }
 
 /// Writes kind and apiVersion, which the document may have left out.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::raw::{Entry, Key, Raw, Tree};
+use super::yaml_error;
 use crate::status::quote;
 
 impl Key for Spanned<String> {
@@ -23,11 +24,8 @@ pub(super) fn parse(body: &[u8]) -> Result<(Raw, Vec<String>), String> {
         return Ok((Raw::Null, Vec::new()));
     }
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::PassThrough };
-    let tree: Tree<Spanned<String>> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let line = error.location().map_or(String::new(), |location| format!("line {}: ", location.line()));
-        let full = error.to_string();
-        format!("yaml: {line}{}", full.lines().next().unwrap_or_default())
-    })?;
+    let tree: Tree<Spanned<String>> =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| yaml_error(&error, text))?;
     let mut raw = tree.0;
     let mut found = Vec::new();
     collect(&mut raw, &mut found);

@@ -163,13 +163,9 @@ pub(super) fn read_yaml(body: &Bytes) -> Result<Value, Status> {
     {
         return Ok(value);
     }
-    let bad = |why: &dyn std::fmt::Display| {
-        let why = why.to_string();
-        let why = why.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {why}"))
-    };
-    let text = std::str::from_utf8(body).map_err(|error| bad(&error))?;
-    serde_saphyr::from_str(text).map_err(|error| bad(&error))
+    let bad = |why: String| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"));
+    let text = std::str::from_utf8(body).map_err(|_| bad("yaml: invalid leading UTF-8 octet".to_owned()))?;
+    serde_saphyr::from_str(text).map_err(|error| bad(decode::yaml_error(&error, text)))
 }
 
 pub(super) fn check_config(call: &Call, config: &mut Value) -> Result<(), Status> {
