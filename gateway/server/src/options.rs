@@ -241,7 +241,7 @@ fn check_fields(call: &Call, fields: &FieldSelector) -> Result<(), Status> {
             continue;
         }
         if call.kind.field(&nothing, field).is_none() {
-            let only_metadata = !has_own_fields(call);
+            let only_metadata = call.kind.custom.is_none() && !has_own_fields(call);
             return Err(Status::bad_request(if only_metadata {
                 format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
             } else {

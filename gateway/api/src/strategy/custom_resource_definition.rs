@@ -196,9 +196,6 @@ impl Hoisted {
 fn check_versions(object: &Value, at: &Path, errors: &mut ErrorList) {
     let versions = items(&object["spec"], "versions");
     let place = at.child("versions");
-    if versions.is_empty() {
-        errors.push(place.required("must have at least one version"));
-    }
     let mut names: Vec<&str> = Vec::new();
     let mut unique = true;
     for (index, version) in versions.iter().enumerate() {
