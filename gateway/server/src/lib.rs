@@ -12,7 +12,9 @@ mod authz;
 mod body;
 mod bootstrap;
 mod call;
+mod callout;
 mod compress;
+mod conversion;
 mod decoded;
 mod definitions;
 mod deprecated;
@@ -184,6 +186,7 @@ pub(crate) struct Server {
     pub body_room: Arc<tokio::sync::Semaphore>,
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
+    pub converters: conversion::Converters,
     /// What Services can have.
     pub services: services::Pool,
     /// Ends long requests when the server stops.
@@ -240,6 +243,7 @@ impl Gateway {
             body_room: body::room(),
             metrics,
             decoded: decoded::Cache::default(),
+            converters: conversion::Converters::default(),
             services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
             stopping: stopping.clone(),
         };

@@ -18,7 +18,7 @@ use crate::call::Call;
 use crate::negotiate::{BodyFormat, body_format};
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
-use crate::{protobuf, random, response, services};
+use crate::{conversion, protobuf, random, response, services};
 
 /// How often another name is tried for an object with `generateName`.
 const NAME_ATTEMPTS: usize = 8;
@@ -153,6 +153,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
             }
             return Ok(Placed::Made(response::to_json(&object)));
         }
+        let object = conversion::to_storage(call, object).await?;
         let document = objects::encode(&call.stored(object));
         let mut expect = vec![(key.clone(), Expect::Absent)];
         expect.extend(place.expectation());
@@ -163,6 +164,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
             Outcome::Committed { entries, .. } => {
                 let entry = entries.first().ok_or_else(|| Status::internal("the store lost a write"))?;
+                let entry = conversion::entry(call, entry.clone()).await?;
                 return Ok(Placed::Made(call.present(&entry.value)?));
             }
             Outcome::Conflict(entries) if entries.first().is_some_and(Option::is_some) => {

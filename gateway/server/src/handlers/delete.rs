@@ -14,10 +14,10 @@ use super::namespace;
 use super::update::MODIFIED;
 use crate::admission;
 use crate::call::Call;
-use crate::definitions;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::response;
+use crate::{conversion, definitions};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -134,6 +134,7 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
     for _ in 0..ATTEMPTS {
         let entry = call.server.store.get(&key).await.map_err(|error| store_failure(&error))?;
         let Some(entry) = entry else { return Err(Status::not_found(&call.resource(), name)) };
+        let entry = conversion::entry(call, entry).await?;
         let old = call.shown(&entry.value)?;
         check_preconditions(call, name, &old, options)?;
         admission::review(&mut admission::Request::delete(call, name, &old, options.dry_run)).await?;
@@ -312,14 +313,20 @@ async fn carry_out(
         Plan::Remove(object) if dry_run => return Ok(Some(Deleted::Gone(object))),
         Plan::Mark(object) if dry_run => return Ok(Some(Deleted::Going(object))),
         Plan::Remove(object) => (Write::Delete(key.to_owned()), Some(object)),
-        Plan::Mark(object) => (Write::Put(key.to_owned(), objects::encode(&call.stored(object))), None),
+        Plan::Mark(object) => {
+            let object = conversion::to_storage(call, object).await?;
+            (Write::Put(key.to_owned(), objects::encode(&call.stored(object))), None)
+        }
     };
     let txn = Txn { expect: vec![(key.to_owned(), Expect::At(entry.revision))], writes: vec![write] };
     match call.server.store.txn(txn).await.map_err(|error| store_failure(&error))? {
         Outcome::Conflict(_) => Ok(None),
         Outcome::Committed { entries, .. } => match (shown, entries.first()) {
             (Some(object), _) => Ok(Some(Deleted::Gone(object))),
-            (None, Some(entry)) => Ok(Some(Deleted::Going(call.shown(&entry.value)?))),
+            (None, Some(entry)) => {
+                let entry = conversion::entry(call, entry.clone()).await?;
+                Ok(Some(Deleted::Going(call.shown(&entry.value)?)))
+            }
             (None, None) => Err(Status::internal("the store lost a write")),
         },
     }

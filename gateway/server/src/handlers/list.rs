@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::selection::Selection;
 use crate::call::Call;
 use crate::options::{Freshness, ListOptions};
-use crate::{objects, response};
+use crate::{conversion, objects, response};
 use continuation::{Continuation, expired};
 pub(crate) use written::{answer, metadata_of};
 
@@ -99,7 +99,7 @@ async fn read(
         at = Some(page.revision);
         let mut remaining = page.remaining;
         let mut last = None;
-        let mut rest = page.entries.into_iter();
+        let mut rest = conversion::entries(call, page.entries).await?.into_iter();
         let mut looked_at = 0_usize;
         for entry in rest.by_ref() {
             looked_at += 1;

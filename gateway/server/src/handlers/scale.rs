@@ -56,8 +56,7 @@ async fn apply_patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<
     let mut config = patch::read_yaml(body)?;
     patch::check_config(&about(call, scale), &mut config)?;
     let time = objects::timestamp(Timestamp::now());
-    let manager =
-        Manager { name: &options.manager, operation: Operation::Apply, subresource: "scale", time: &time };
+    let manager = Manager { name: &options.manager, operation: Operation::Apply, subresource: "scale", time: &time };
     let how = Change { subresource: "scale", tracking: Tracking::Done, ..Change::new(Part::Main, &options) };
     let changed = update::change(call, &how, |old| {
         let paths = call.kind.scale_paths();
@@ -95,13 +94,7 @@ async fn change(
 }
 
 /// Checks a Scale, and sets what it wants of the object.
-fn set_wanted(
-    call: &Call,
-    scale: &'static Kind,
-    old: &Value,
-    wanted: &Value,
-    new: &mut Value,
-) -> Result<(), Status> {
+fn set_wanted(call: &Call, scale: &'static Kind, old: &Value, wanted: &Value, new: &mut Value) -> Result<(), Status> {
     let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
     // Custom resources are judged by their own rules, in which the path has another name.
     if replicas < 0 && call.kind.custom.is_none() {

@@ -20,7 +20,7 @@ use super::namespace;
 use crate::call::Call;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
-use crate::{admission, authz};
+use crate::{admission, authz, conversion};
 use crate::{response, services};
 
 /// How often a change that names no revision is made again on a newer state.
@@ -123,6 +123,7 @@ pub(crate) async fn change(
         let Some(entry) = call.server.store.get(&key).await.map_err(|error| store_failure(&error))? else {
             return Ok(None);
         };
+        let entry = conversion::entry(call, entry).await?;
         let old = call.shown(&entry.value)?;
         let new = make(&old)?;
         match step(call, how, &key, &entry, &old, new, attempt == 0).await? {
@@ -207,6 +208,7 @@ async fn step(
     let write = if ends {
         Write::Delete(key.to_owned())
     } else {
+        let new = conversion::to_storage(call, new).await?;
         Write::Put(key.to_owned(), objects::encode(&call.stored(new)))
     };
     let mut expect = vec![(key.to_owned(), Expect::At(entry.revision))];
@@ -217,7 +219,10 @@ async fn step(
         Outcome::Conflict(_) => Ok(Step::Again),
         Outcome::Committed { entries, .. } => match (shown, entries.first()) {
             (Some(bytes), _) => Ok(Step::Done(bytes)),
-            (None, Some(entry)) => Ok(Step::Done(call.present(&entry.value)?)),
+            (None, Some(entry)) => {
+                let entry = conversion::entry(call, entry.clone()).await?;
+                Ok(Step::Done(call.present(&entry.value)?))
+            }
             (None, None) => Err(Status::internal("the store lost a write")),
         },
     }

@@ -21,7 +21,7 @@ use super::views;
 use crate::call::Call;
 use crate::negotiate::{Accept, Format, View};
 use crate::options::ListOptions;
-use crate::{events, objects, protobuf, response};
+use crate::{conversion, events, objects, protobuf, response};
 
 /// How often a watcher that takes bookmarks is told how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -121,7 +121,8 @@ impl Watcher {
         let wants_state = initial_events.unwrap_or(after == 0);
         let mut after = after;
         if wants_state {
-            let page = store.range(&range, None, None).await.map_err(|error| objects::store_failure(&error))?;
+            let mut page = store.range(&range, None, None).await.map_err(|error| objects::store_failure(&error))?;
+            page.entries = conversion::entries(&self.call, page.entries).await?;
             if after > page.revision {
                 return Err(Status::resource_version_too_large(&after.to_string(), page.revision));
             }
@@ -182,7 +183,8 @@ impl Watcher {
                 }
                 Turn::Happened(Some(Ok(Watched::Progress(revision)))) => self.revision = self.revision.max(revision),
                 Turn::Happened(Some(Ok(Watched::Events(happened)))) => {
-                    if let Err(status) = self.take(&happened) {
+                    let happened = conversion::events(&self.call, happened).await;
+                    if let Err(status) = happened.and_then(|happened| self.take(&happened)) {
                         let last = self.failure(&status);
                         self.fail(last);
                     }

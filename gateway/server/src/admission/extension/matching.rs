@@ -135,7 +135,11 @@ impl Matcher {
 fn fits_namespace(selector: &LabelSelector, request: &Request<'_>, facts: &Facts) -> bool {
     let kind = &request.call.kind;
     if (kind.group, kind.plural) == ("", "namespaces") {
-        let object = if request.object.is_object() && request.subresource.is_empty() { Some(&request.object) } else { request.old };
+        let object = if request.object.is_object() && request.subresource.is_empty() {
+            Some(&request.object)
+        } else {
+            request.old
+        };
         return object.is_none_or(|object| selector.matches(object.pointer("/metadata/labels")));
     }
     match &facts.namespace {

@@ -64,9 +64,8 @@ impl Expression {
 impl Conditions {
     pub fn read(of: &Value) -> Self {
         let list = of.get("matchConditions").and_then(Value::as_array);
-        let read = |condition: &Value| {
-            (text(condition, "/name").to_owned(), Expression::read(text(condition, "/expression")))
-        };
+        let read =
+            |condition: &Value| (text(condition, "/name").to_owned(), Expression::read(text(condition, "/expression")));
         Self { list: list.into_iter().flatten().map(read).collect() }
     }
 
@@ -120,9 +119,10 @@ impl Policy {
                 .map(|note| (text(note, "/key").to_owned(), Expression::read(text(note, "/valueExpression"))))
                 .collect(),
             ignores_failures: spec["failurePolicy"] == "Ignore",
-            params: spec.get("paramKind").filter(|kind| kind.is_object()).map(|kind| {
-                (text(kind, "/apiVersion").to_owned(), text(kind, "/kind").to_owned())
-            }),
+            params: spec
+                .get("paramKind")
+                .filter(|kind| kind.is_object())
+                .map(|kind| (text(kind, "/apiVersion").to_owned(), text(kind, "/kind").to_owned())),
         }
     }
 }
@@ -235,7 +235,12 @@ fn enforce(policy: &Policy, binding: &Binding, request: &Request<'_>, denial: &D
     }))
 }
 
-fn judge(policy: &Policy, request: &Request<'_>, variables: &[(&'static str, cel::Value)], params: &Value) -> Vec<Denial> {
+fn judge(
+    policy: &Policy,
+    request: &Request<'_>,
+    variables: &[(&'static str, cel::Value)],
+    params: &Value,
+) -> Vec<Denial> {
     let mut budget = Budget::new(cel::PER_OBJECT);
     let rights = Rights(request);
     let root = Scope::root().with_access(&rights);
@@ -263,15 +268,11 @@ fn judge(policy: &Policy, request: &Request<'_>, variables: &[(&'static str, cel
     for validation in &policy.validations {
         match validation.expression.evaluate(&scope, &mut budget) {
             Ok(cel::Value::Bool(true)) => {}
-            Ok(_) => denials.push(Denial {
-                message: validation.told(&scope, &mut budget),
-                reason: validation.reason.clone(),
-            }),
+            Ok(_) => denials
+                .push(Denial { message: validation.told(&scope, &mut budget), reason: validation.reason.clone() }),
             Err(_) if policy.ignores_failures => {}
-            Err(why) => denials.push(failed(format!(
-                "expression '{}' resulted in error: {why}",
-                validation.expression.text.trim()
-            ))),
+            Err(why) => denials
+                .push(failed(format!("expression '{}' resulted in error: {why}", validation.expression.text.trim()))),
         }
     }
     for (key, expression) in &policy.annotations {
@@ -307,12 +308,19 @@ async fn find_params(policy: &Policy, binding: &Binding, request: &Request<'_>) 
     let server = &request.call.server;
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let row = server.registry().by_gvk(group, version, kind).cloned();
-    let row = row.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{api_version}, Kind={kind}'"))?;
+    let row =
+        row.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{api_version}, Kind={kind}'"))?;
     let namespaced = row.scope == carob_api::kind::Scope::Namespaced;
     let given = text(&binding.params, "/namespace");
     let namespace = match (namespaced, given) {
         (false, _) => None,
-        (true, "") => Some(request.call.namespace.clone().ok_or("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources")?),
+        (true, "") => Some(
+            request
+                .call
+                .namespace
+                .clone()
+                .ok_or("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources")?,
+        ),
         (true, given) => Some(given.to_owned()),
     };
     let name = text(&binding.params, "/name");

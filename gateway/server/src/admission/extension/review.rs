@@ -129,6 +129,7 @@ impl Access for Rights<'_> {
 
 /// The groups of a ServiceAccount.
 fn account_groups(account: &str) -> Vec<String> {
-    let namespace = account.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split(':').next()).unwrap_or_default();
+    let namespace =
+        account.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split(':').next()).unwrap_or_default();
     vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]
 }

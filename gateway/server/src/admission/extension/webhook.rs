@@ -1,6 +1,5 @@
 //! Admission webhooks: servers that are asked about a request, and may change its object or refuse it.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -8,38 +7,29 @@ use base64::engine::general_purpose::STANDARD;
 use carob_api::cel::{self, Budget, Scope};
 use carob_api::status::{Cause, Details, Status};
 use carob_api::{decode, patch};
-use carob_store::KeyRange;
 use serde_json::{Value, json};
 
 use super::matching::{Facts, Matcher};
 use super::policy::Conditions;
 use super::review::{self, Rights};
-use crate::Server;
 use crate::admission::Request;
-use crate::objects::{self, text};
+use crate::callout::Callout;
+use crate::objects::text;
 use crate::random;
 
 /// How long a webhook is waited for that doesn't say so.
 const PATIENCE: i64 = 10;
-/// The largest answer that is read, in bytes.
-const LARGEST: usize = 8 << 20;
 
 /// One webhook of a configuration.
 pub(super) struct Webhook {
     name: String,
     matcher: Matcher,
     conditions: Conditions,
-    client: Client,
+    client: Callout,
     patience: Duration,
     ignores_failures: bool,
     has_side_effects: bool,
     wants_to_know: bool,
-}
-
-/// How a webhook is reached.
-enum Client {
-    Url(String, Result<reqwest::Client, String>),
-    Service { namespace: String, name: String, path: String, port: i64, authority: Option<Vec<u8>> },
 }
 
 impl Webhook {
@@ -54,7 +44,7 @@ impl Webhook {
             name: text(hook, "/name").to_owned(),
             matcher: Matcher::of_webhook(hook),
             conditions: Conditions::read(hook),
-            client: Client::read(&hook["clientConfig"]),
+            client: Callout::read(&hook["clientConfig"]),
             patience: Duration::from_secs(u64::try_from(seconds).unwrap_or(1).clamp(1, 30)),
             ignores_failures: hook["failurePolicy"] == "Ignore",
             has_side_effects: !matches!(text(hook, "/sideEffects"), "None" | "NoneOnDryRun"),
@@ -139,148 +129,25 @@ impl Webhook {
         asked["object"] = request.object.clone();
         asked["oldObject"] = request.old.cloned().unwrap_or_default();
         let body = json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": asked });
-        let (client, address, shown) = self.client.reach(&request.call.server, self.patience).await?;
-        let url = format!("{address}{}timeout={}s", if address.contains('?') { '&' } else { '?' }, self.patience.as_secs());
-        let failed = |error: &reqwest::Error| {
-            let target = format!("{shown}{}timeout={}s", if shown.contains('?') { '&' } else { '?' }, self.patience.as_secs());
-            format!("failed to call webhook: Post {target:?}: {}", in_gos_words(error, &shown))
-        };
-        let sent = client.post(&url).timeout(self.patience).json_body(&body).send().await.map_err(|error| failed(&error))?;
-        let status = sent.status();
-        if !status.is_success() {
-            return Err(format!("failed to call webhook: the server rejected our request for an unknown reason ({status})"));
-        }
-        let bytes = sent.bytes().await.map_err(|error| failed(&error))?;
-        if bytes.len() > LARGEST {
-            return Err("received a response that is too large".to_owned());
-        }
-        let mut answer: Value =
-            serde_json::from_slice(&bytes).map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))?;
+        let mut answer = self.client.ask(&request.call.server, &body, self.patience).await?;
         if answer["kind"] != "AdmissionReview" {
-            return Err(format!("received invalid webhook response: expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}", answer["kind"]));
+            return Err(format!(
+                "received invalid webhook response: expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {}",
+                answer["kind"]
+            ));
         }
         let response = answer["response"].take();
         if !response.is_object() {
             return Err("webhook response was absent".to_owned());
         }
         if response["uid"] != uid {
-            return Err(format!("received invalid webhook response: expected response.uid={uid:?}, got {}", response["uid"]));
+            return Err(format!(
+                "received invalid webhook response: expected response.uid={uid:?}, got {}",
+                response["uid"]
+            ));
         }
         Ok(response)
     }
-}
-
-/// A body of JSON.
-trait JsonBody {
-    fn json_body(self, body: &Value) -> Self;
-}
-
-impl JsonBody for reqwest::RequestBuilder {
-    fn json_body(self, body: &Value) -> Self {
-        self.header("Content-Type", "application/json").header("Accept", "application/json").body(body.to_string())
-    }
-}
-
-/// What went wrong with a connection, as Go's client says it.
-fn in_gos_words(error: &reqwest::Error, url: &str) -> String {
-    if error.is_timeout() {
-        return "context deadline exceeded".to_owned();
-    }
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::ConnectionRefused
-        {
-            let host = url.split('/').nth(2).unwrap_or_default();
-            let host = if host.contains(':') { host.to_owned() } else { format!("{host}:443") };
-            return format!("dial tcp {host}: connect: connection refused");
-        }
-        source = cause.source();
-    }
-    let mut last: &dyn std::error::Error = error;
-    while let Some(inner) = last.source() {
-        last = inner;
-    }
-    last.to_string()
-}
-
-impl Client {
-    fn read(client: &Value) -> Self {
-        let authority = client["caBundle"].as_str().and_then(|bundle| STANDARD.decode(bundle).ok()).filter(|pem| !pem.is_empty());
-        if let Some(url) = client["url"].as_str() {
-            return Self::Url(url.to_owned(), build(authority.as_deref(), None));
-        }
-        let service = &client["service"];
-        Self::Service {
-            namespace: text(service, "/namespace").to_owned(),
-            name: text(service, "/name").to_owned(),
-            path: service["path"].as_str().unwrap_or_default().to_owned(),
-            port: service["port"].as_i64().unwrap_or(443),
-            authority,
-        }
-    }
-
-    /// A client, the address that it calls, and the address as it is shown.
-    async fn reach(&self, server: &Server, _: Duration) -> Result<(reqwest::Client, String, String), String> {
-        match self {
-            Self::Url(url, client) => Ok((client.clone()?, url.clone(), url.clone())),
-            Self::Service { namespace, name, path, port, authority } => {
-                let host = format!("{name}.{namespace}.svc");
-                let address = resolve(server, namespace, name, *port).await?;
-                let client = build(authority.as_deref(), Some((&host, address)))?;
-                let slash = if path.starts_with('/') { "" } else { "/" };
-                let shown = format!("https://{host}:{port}{slash}{path}");
-                Ok((client, format!("https://{host}:{}{slash}{path}", address.port()), shown))
-            }
-        }
-    }
-}
-
-fn build(authority: Option<&[u8]>, resolved: Option<(&str, SocketAddr)>) -> Result<reqwest::Client, String> {
-    let mut builder = reqwest::Client::builder().https_only(true).no_proxy().redirect(reqwest::redirect::Policy::none());
-    if let Some(pem) = authority {
-        let authorities = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
-        builder = builder.tls_certs_only(authorities);
-    }
-    if let Some((host, address)) = resolved {
-        builder = builder.resolve(host, address);
-    }
-    builder.build().map_err(|error| error.to_string())
-}
-
-/// Where a Service's port leads: to one of its ready endpoints, or if there are none known, to its own address.
-async fn resolve(server: &Server, namespace: &str, name: &str, port: i64) -> Result<SocketAddr, String> {
-    let failed = |error: carob_store::Error| objects::store_failure(&error).message().to_owned();
-    let key = objects::core_key("services", Some(namespace), name);
-    let Some(entry) = server.store.get(&key).await.map_err(failed)? else {
-        return Err(format!("failed to call webhook: service {name:?} not found"));
-    };
-    let service = objects::decode(&entry.value).map_err(|status| status.message().to_owned())?;
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let Some(wanted) = ports.iter().find(|known| known["port"] == port) else {
-        return Err(format!("failed to call webhook: no service port {port} found for service {name:?}"));
-    };
-    let range = KeyRange::prefix(format!("/discovery.k8s.io/endpointslices/{namespace}/"));
-    for slice in server.store.range(&range, None, None).await.map_err(failed)?.entries {
-        let Ok(slice) = objects::decode(&slice.value) else { continue };
-        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name {
-            continue;
-        }
-        let ports = slice["ports"].as_array().into_iter().flatten();
-        let same = |known: &&Value| known["name"].as_str().unwrap_or_default() == wanted["name"].as_str().unwrap_or_default();
-        let Some(target) = ports.filter(same).find_map(|known| known["port"].as_u64()) else { continue };
-        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
-        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] != false);
-        let mut addresses = ready.flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten());
-        if let Some(address) = addresses.find_map(|address| address.as_str()?.parse().ok())
-            && let Ok(target) = u16::try_from(target)
-        {
-            return Ok(SocketAddr::new(address, target));
-        }
-    }
-    let address = text(&service, "/spec/clusterIP").parse();
-    let address = address.map_err(|_| format!("failed to call webhook: no endpoints available for service {name:?}"))?;
-    Ok(SocketAddr::new(address, u16::try_from(port).unwrap_or(443)))
 }
 
 /// Asks the mutating webhooks, one after the other. Says whether the object changed.
@@ -314,7 +181,9 @@ async fn mutate_by(hook: &Webhook, request: &mut Request<'_>, facts: &Facts) -> 
     }
     let bytes = STANDARD.decode(encoded).map_err(|error| failed(error.to_string()))?;
     if !request.object.is_object() {
-        return Err(failed("admission webhook attempted to modify the object, which is not supported for this operation".to_owned()));
+        return Err(failed(
+            "admission webhook attempted to modify the object, which is not supported for this operation".to_owned(),
+        ));
     }
     let mut new = patch::json_patch(&request.object, &bytes).map_err(|status| failed(status.message().to_owned()))?;
     if new == request.object {
