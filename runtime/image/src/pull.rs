@@ -210,6 +210,7 @@ fn naming_the_layer(error: Error, what: &str) -> Error {
             Error::Malformed { what: what.to_owned(), problem: format!("{part}: {problem}") }
         }
         Error::Hostile { entry, problem } => Error::Hostile { entry, problem: format!("{problem} (in {what})") },
+        Error::Protocol { host, problem } => Error::Protocol { host, problem: format!("{problem} (for {what})") },
         other => other,
     }
 }
