@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
 use kube::runtime::watcher;
@@ -103,6 +103,7 @@ informers! {
     claims: PersistentVolumeClaim = Part::All;
     volumes: PersistentVolume = Part::All;
     storage_classes: StorageClass = Part::All;
+    attributes_classes: VolumeAttributesClass = Part::All;
     node_leases: Lease = Part::In("kube-node-lease");
     signing_requests: CertificateSigningRequest = Part::All;
     cluster_roles: ClusterRole = Part::All;

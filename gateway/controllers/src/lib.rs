@@ -80,6 +80,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<volumes::binder::Binder>,
     start::<volumes::protection::Claims>,
     start::<volumes::protection::Volumes>,
+    start::<volumes::protection::Attributes>,
     start::<role_aggregation::Aggregation>,
 ];
 

@@ -1,8 +1,10 @@
-//! Claims that pods use, and volumes that are bound, don't go before they are free: a finalizer holds them.
+//! Claims that pods use, volumes that are bound, and classes of attributes that either has, don't go before they are free:
+//! a finalizer holds them.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Resource;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
@@ -20,6 +22,7 @@ use crate::status;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const ATTRIBUTES: &str = "kubernetes.io/vac-protection";
 
 pub(crate) struct Claims {
     cluster: Cluster,
@@ -96,6 +99,62 @@ impl Controller for Volumes {
         }
         Ok(None)
     }
+}
+
+pub(crate) struct Attributes {
+    cluster: Cluster,
+}
+
+impl Controller for Attributes {
+    type Item = Key;
+    const NAME: &'static str = "volumeattributesclass-protection-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self { cluster: setup.cluster.clone() }
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
+        controller::each(&self.cluster.attributes_classes, queue);
+        let then = queue.clone();
+        self.cluster.claims.on_change(move |change| {
+            let Some(claim) = change.old else { return };
+            classes_of_claim(claim).for_each(|name| then.add(Key::new("", name)));
+        });
+        let then = queue.clone();
+        self.cluster.volumes.on_change(move |change| {
+            let Some(volume) = change.old else { return };
+            class_of_volume(volume).into_iter().for_each(|name| then.add(Key::new("", name)));
+        });
+    }
+
+    async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
+        let Some(class) = self.cluster.attributes_classes.get(&key) else { return Ok(None) };
+        let api: Api<VolumeAttributesClass> = Api::all(self.cluster.client.clone());
+        if class.metadata.deletion_timestamp.is_none() {
+            return hold(&api, &*class, ATTRIBUTES).await.map(|()| None);
+        }
+        let name = key.name.as_str();
+        let claims = self.cluster.claims.list(|claim| classes_of_claim(claim).any(|used| used == name));
+        let volumes = self.cluster.volumes.list(|volume| class_of_volume(volume) == Some(name));
+        if claims.is_empty() && volumes.is_empty() {
+            free(&api, &*class, ATTRIBUTES).await?;
+        }
+        Ok(None)
+    }
+}
+
+/// The classes that a claim wants, has, or is being given.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str> {
+    let (spec, status) = (claim.spec.as_ref(), claim.status.as_ref());
+    let wanted = spec.and_then(|spec| spec.volume_attributes_class_name.as_deref());
+    let has = status.and_then(|status| status.current_volume_attributes_class_name.as_deref());
+    let given = status.and_then(|status| status.modify_volume_status.as_ref());
+    let given = given.and_then(|status| status.target_volume_attributes_class_name.as_deref());
+    [wanted, has, given].into_iter().flatten()
+}
+
+fn class_of_volume(volume: &PersistentVolume) -> Option<&str> {
+    volume.spec.as_ref()?.volume_attributes_class_name.as_deref()
 }
 
 fn is_placed(pod: &Pod) -> bool {
