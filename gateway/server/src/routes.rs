@@ -83,7 +83,7 @@ async fn answer(
         let long = flow::is_long_running(&wanted, &query);
         audit.begin(&parts, &sender, &wanted, long)
     });
-    let work = admitted(server, parts, body, query, info, sender, wanted, record.clone());
+    let work = Box::pin(admitted(server, parts, body, query, info, sender, wanted, record.clone()));
     match record {
         None => work.await,
         Some(record) => {
@@ -119,7 +119,7 @@ async fn admitted(
     }
     let seat = match server.flow.seat(&identity, &wanted, &query).await {
         Ok(seat) => seat,
-        Err(full) => return Ok(full.answer()),
+        Err(flow::Full) => return Ok(flow::Full::answer()),
     };
     let decision = server.authorizer.decide_for_sender(&*server.store, &identity, &wanted).await;
     if let Some(record) = &record {

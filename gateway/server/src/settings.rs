@@ -26,8 +26,8 @@ pub struct Settings {
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file that they name cannot be read.
-    #[error("cannot read {}", path.display())]
+    /// A file that they name cannot be read or made.
+    #[error("cannot open {}", path.display())]
     Read {
         /// Which.
         path: PathBuf,

@@ -122,12 +122,12 @@ async fn nobody_writes_a_role_with_more_than_they_have_by_any_verb() {
         assert_eq!(send(&mallory, Method::PATCH, &forced, &apply, &wanted).await.0, 403, "apply {name}");
     }
     let path = format!("{roles}/own");
-    let rules = json!({"rules": [rule(&["*"], &["*"], &["*"])]});
-    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &rules).await.0, 403);
+    let all = json!({"rules": [rule(&["*"], &["*"], &["*"])]});
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &all).await.0, 403);
     let json_patch = [("content-type", "application/json-patch+json")];
     let operations = json!([{"op": "add", "path": "/rules/0/verbs/-", "value": "*"}]);
     assert_eq!(send(&mallory, Method::PATCH, &path, &json_patch, &operations).await.0, 403);
-    assert_eq!(send(&mallory, Method::PATCH, &format!("{path}?dryRun=All"), &[], &rules).await.0, 403);
+    assert_eq!(send(&mallory, Method::PATCH, &format!("{path}?dryRun=All"), &[], &all).await.0, 403);
     let labels = json!({"metadata": {"finalizers": ["example.com/f"]}});
     assert_eq!(send(&mallory, Method::PATCH, &path, &[], &labels).await.0, 200, "that gives nothing");
 }
@@ -170,9 +170,9 @@ async fn an_aggregated_role_is_only_for_those_who_may_do_everything() {
          aggregationRule"
     );
     make(&cluster, &format!("{RBAC}/clusterroles"), &role).await;
-    let patch = json!({"aggregationRule": null});
+    let without = json!({"aggregationRule": null});
     let path = format!("{RBAC}/clusterroles/collect");
-    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &patch).await.0, 403);
+    assert_eq!(send(&mallory, Method::PATCH, &path, &[], &without).await.0, 403);
 }
 
 #[tokio::test]
@@ -270,14 +270,14 @@ async fn a_node_touches_itself_and_its_pods() {
     assert_eq!(post(&node, "/api/v1/nodes", &body("n")).await.0, 201);
     assert_eq!(post(&other, "/api/v1/nodes", &body("m")).await.0, 201);
     assert_eq!((get(&node, "/api/v1/nodes/n").await, get(&node, "/api/v1/nodes/m").await), (200, 403));
-    let patch = async |who: &kube::Client, name: &str, body: &Value| {
+    let change = async |who: &kube::Client, name: &str, body: &Value| {
         send(who, Method::PATCH, &format!("/api/v1/nodes/{name}"), &[], body).await.0
     };
-    assert_eq!(patch(&node, "n", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 200);
+    assert_eq!(change(&node, "n", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 200);
     let role = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
-    assert_eq!(patch(&node, "n", &role).await, 403);
-    assert_eq!(patch(&node, "n", &json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}})).await, 403);
-    assert_eq!(patch(&node, "m", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 403);
+    assert_eq!(change(&node, "n", &role).await, 403);
+    assert_eq!(change(&node, "n", &json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}})).await, 403);
+    assert_eq!(change(&node, "m", &json!({"metadata": {"labels": {"disk": "ssd"}}})).await, 403);
 
     let account = json!({"metadata": {"name": "default"}});
     make(&cluster, "/api/v1/namespaces/default/serviceaccounts", &account).await;

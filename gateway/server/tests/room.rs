@@ -28,11 +28,11 @@ async fn many_at_once_take_no_more_than_the_quota() {
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"configmaps": "5", "count/secrets": "3"}}});
     let here = |rest: &str| format!("/api/v1/namespaces/default/{rest}");
     assert_eq!(send(&admin, Method::POST, &here("resourcequotas"), &quota).await.0, 201);
-    let make = async |index: usize| {
+    let create = async |index: usize| {
         let map = json!({"metadata": {"name": format!("m{index}")}});
         send(&admin, Method::POST, &here("configmaps"), &map).await
     };
-    let answers = join_all((0..40).map(make)).await;
+    let answers = join_all((0..40).map(create)).await;
     let made = answers.iter().filter(|(code, _)| *code == 201).count();
     assert_eq!(made, 5, "{answers:?}");
     let refusal = answers.iter().find(|(code, _)| *code == 403).expect("a refusal");
@@ -85,10 +85,10 @@ async fn one_noisy_client_does_not_starve_another() {
     let noisy = cluster.gateway.client("noisy", &[]);
     let quiet = cluster.gateway.client("quiet", &[]);
     let (refused, served) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let mut noise = tokio::task::JoinSet::new();
+    let mut crowd = tokio::task::JoinSet::new();
     for _ in 0..400 {
         let (client, refused, served) = (noisy.clone(), Arc::clone(&refused), Arc::clone(&served));
-        noise.spawn(async move {
+        crowd.spawn(async move {
             let pod = json!({"metadata": {"generateName": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
             match send(&client, Method::POST, "/api/v1/namespaces/default/pods", &pod).await.0 {
                 429 => refused.fetch_add(1, Ordering::SeqCst),
@@ -109,7 +109,7 @@ async fn one_noisy_client_does_not_starve_another() {
     assert!(before < 150, "{before} of the noisy client's requests came first");
     let administrators = send(&cluster.admin(), Method::GET, "/api/v1/namespaces/default", &Value::Null).await.0;
     assert_eq!(administrators, 200, "who is exempt waits for nobody");
-    noise.abort_all();
+    crowd.abort_all();
 }
 
 #[tokio::test]

@@ -176,8 +176,11 @@ fn ratio_bound(
     }
 }
 
+/// Whether what is asked for lies on the wrong side of a bound.
+type IsWrong = fn(&Quantity, &Quantity) -> bool;
+
 fn claim_bounds(item: &Value, asked: &Amounts, wrong: &mut Vec<String>) {
-    let bounds: [(&str, &str, fn(&Quantity, &Quantity) -> bool); 2] =
+    let bounds: [(&str, &str, IsWrong); 2] =
         [("min", "minimum", |asked, bound| asked < bound), ("max", "maximum", |asked, bound| asked > bound)];
     for (field, word, is_wrong) in bounds {
         for (name, bound) in amounts::read(item.get(field)) {

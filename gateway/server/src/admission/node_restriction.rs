@@ -159,12 +159,12 @@ fn own_node(request: &Request<'_>, node: &str) -> Result<(), Status> {
     if request.name != node {
         return refuse(request, format!("node {node:?} is not allowed to modify node {:?}", request.name));
     }
-    let none = Map::new();
+    let nothing = Map::new();
     let labels = |object: Option<&Value>| {
         object.and_then(|object| object.pointer("/metadata/labels")).and_then(Value::as_object).cloned()
     };
-    let new = labels(Some(&request.object)).unwrap_or_else(|| none.clone());
-    let old = labels(request.old).unwrap_or(none);
+    let new = labels(Some(&request.object)).unwrap_or_else(|| nothing.clone());
+    let old = labels(request.old).unwrap_or(nothing);
     match request.operation {
         Operation::Create => {
             let bad = forbidden(&new, &old);

@@ -85,6 +85,7 @@ struct Rule {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "these are Kubernetes' names")]
 struct Resources {
     group: String,
     resources: Vec<String>,

@@ -117,7 +117,9 @@ impl Seen {
 
 impl Mirror for Seen {
     fn reset(&self, entries: &[Entry]) {
-        entries.iter().for_each(|entry| self.look(entry));
+        for entry in entries {
+            self.look(entry);
+        }
     }
 
     fn apply(&self, events: &[Event]) {

@@ -229,20 +229,20 @@ mod tests {
         .expect("settings")
     }
 
-    fn claims(value: Value) -> Map<String, Value> {
+    fn claims(value: &Value) -> Map<String, Value> {
         value.as_object().cloned().expect("an object")
     }
 
     #[test]
     fn claims_become_a_user_and_prefixes_keep_system_groups_out_of_reach() {
         let given =
-            claims(json!({"sub": "alice", "roles": ["dev", "system:masters"], "hd": "example.com", "team": "a"}));
+            claims(&json!({"sub": "alice", "roles": ["dev", "system:masters"], "hd": "example.com", "team": "a"}));
         let identity = user(&settings(), &given).expect("a user");
         assert_eq!(identity.user, "id:alice");
         assert_eq!(identity.groups, ["id:dev", "id:system:masters", "system:authenticated"]);
         assert_eq!(identity.extra["example.com/team"], ["a"]);
-        assert!(user(&settings(), &claims(json!({"sub": "alice"}))).is_err(), "a required claim is missing");
-        assert!(user(&settings(), &claims(json!({"hd": "example.com"}))).is_err(), "no name");
+        assert!(user(&settings(), &claims(&json!({"sub": "alice"}))).is_err(), "a required claim is missing");
+        assert!(user(&settings(), &claims(&json!({"hd": "example.com"}))).is_err(), "no name");
     }
 
     #[test]
@@ -257,5 +257,77 @@ mod tests {
         let mut other = settings();
         other.issuer.url = "http://id.example.com".to_owned();
         assert!(Provider::new(&other).is_err());
+    }
+
+    /// Serves documents by path over TLS; gives its address and its authority.
+    async fn provider(documents: impl Fn(&str, u16) -> Value + Send + 'static) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a configuration");
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.expect("a request"));
+                }
+                let head = String::from_utf8(head).expect("text");
+                let body = documents(head.split(' ').nth(1).unwrap_or_default(), port).to_string();
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+                stream.write_all(answer.as_bytes()).await.expect("sent");
+                let _ = stream.shutdown().await;
+            }
+        });
+        (port, made.cert.pem())
+    }
+
+    #[tokio::test]
+    async fn a_provider_is_asked_for_its_keys_and_only_tokens_for_us_hold() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let pki = crate::pki::Pki::open(folder.path(), &[]).expect("keys");
+        let tokens = super::super::token::Tokens::new(&pki, "x").expect("keys");
+        let keys = tokens.key_set();
+        let name = keys["keys"][0]["kid"].as_str().expect("a name").to_owned();
+        let (port, authority) = provider(move |path, port| match path {
+            "/.well-known/openid-configuration" => json!({"issuer": format!("https://localhost:{port}"),
+                "jwks_uri": format!("https://localhost:{port}/keys")}),
+            _ => keys.clone(),
+        })
+        .await;
+        let issuer = format!("https://localhost:{port}");
+        let mut settings = settings();
+        settings.claim_validation_rules.clear();
+        settings.issuer.url.clone_from(&issuer);
+        settings.issuer.certificate_authority = Some(authority);
+        let provider = Provider::new(&settings).expect("settings");
+        let signing = jsonwebtoken::EncodingKey::from_ec_pem(pki.token_key.as_bytes()).expect("a key");
+        let token = |claims: Value| {
+            let mut header = jsonwebtoken::Header::new(Algorithm::ES256);
+            header.kid = Some(name.clone());
+            jsonwebtoken::encode(&header, &claims, &signing).expect("signed")
+        };
+        let good = json!({"iss": issuer, "aud": "carob", "sub": "alice", "exp": 4_000_000_000_u64});
+        assert_eq!(provider.verify(&token(good.clone())).await.expect("known").user, "id:alice");
+        for (field, value) in [("aud", json!("other")), ("iss", json!("https://evil")), ("exp", json!(1))] {
+            let mut bad = good.clone();
+            bad[field] = value;
+            assert!(provider.verify(&token(bad)).await.is_err(), "{field}");
+        }
+        let secret = jsonwebtoken::EncodingKey::from_secret(pki.token_public_key.as_bytes());
+        let mut header = jsonwebtoken::Header::new(Algorithm::HS256);
+        header.kid = Some(name.clone());
+        let forged = jsonwebtoken::encode(&header, &good, &secret).expect("signed");
+        assert!(provider.verify(&forged).await.is_err(), "the public key is no shared secret");
     }
 }

@@ -258,7 +258,9 @@ impl Mirror for Roles {
 
     fn apply(&self, events: &[Event]) {
         let mut index = self.0.roles.write().unwrap_or_else(PoisonError::into_inner);
-        events.iter().for_each(|event| index.apply(event));
+        for event in events {
+            index.apply(event);
+        }
     }
 }
 
@@ -272,7 +274,9 @@ impl Mirror for Relations {
 
     fn apply(&self, events: &[Event]) {
         let mut graph = self.0.graph.write().unwrap_or_else(PoisonError::into_inner);
-        events.iter().for_each(|event| graph.apply(event));
+        for event in events {
+            graph.apply(event);
+        }
     }
 }
 

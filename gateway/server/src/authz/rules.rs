@@ -122,19 +122,19 @@ pub(crate) fn quoted(texts: &[String]) -> String {
 pub(crate) fn missing(held: &[Rule], wanted: &[Rule]) -> BTreeSet<String> {
     let atoms = wanted.iter().flat_map(Rule::atoms).filter(|atom| !held.iter().any(|rule| rule.covers(atom)));
     let mut merged: Vec<Rule> = Vec::new();
-    let mut places: HashMap<(Vec<String>, Vec<String>, Vec<String>), usize> = HashMap::new();
+    // By group, resource and name.
+    let mut places: HashMap<[Vec<String>; 3], usize> = HashMap::new();
     for atom in atoms {
         if !atom.paths.is_empty() {
             merged.push(atom);
             continue;
         }
-        let key = (atom.api_groups.clone(), atom.resources.clone(), atom.resource_names.clone());
-        match places.get(&key) {
-            Some(place) => merged[*place].verbs.extend(atom.verbs),
-            None => {
-                places.insert(key, merged.len());
-                merged.push(atom);
-            }
+        let key = [atom.api_groups.clone(), atom.resources.clone(), atom.resource_names.clone()];
+        if let Some(place) = places.get(&key) {
+            merged[*place].verbs.extend(atom.verbs);
+        } else {
+            places.insert(key, merged.len());
+            merged.push(atom);
         }
     }
     merged.iter().map(Rule::compact).collect()

@@ -93,6 +93,7 @@ struct Method {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[expect(clippy::struct_field_names, reason = "these are Kubernetes' names")]
 struct Rules {
     subjects: Vec<Subject>,
     resource_rules: Vec<ResourceRule>,

@@ -4,7 +4,7 @@
 mod config;
 mod queues;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,7 @@ pub(crate) fn is_long_running(wanted: &Attributes, query: &Query) -> bool {
 
 impl Full {
     /// 429, in Kubernetes' words.
-    pub fn answer(self) -> Response {
+    pub fn answer() -> Response {
         let mut answer = response::text(StatusCode::TOO_MANY_REQUESTS, "Too many requests, please try again later.\n");
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(TRY_AGAIN));
         answer
@@ -172,7 +172,7 @@ impl Flow {
             room.waiting.remove(&ticket);
         }
         let called = room.seats.call();
-        self.wake(&mut room, called);
+        self.wake(&mut room, None, called);
         drop(room);
         let by_name = levels.into_iter().map(|level| (level.name.clone(), level)).collect();
         *self.levels.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(by_name);
@@ -228,11 +228,13 @@ impl Flow {
     fn leave(self: &Arc<Self>, level: &str, queue: usize) {
         let mut room = self.room();
         let called = room.seats.leave(level, queue);
-        self.wake(&mut room, called);
+        self.wake(&mut room, Some(level), called);
     }
 
-    /// Tells those who got a seat. Whoever went away meanwhile leaves it to the next.
-    fn wake(&self, room: &mut Room, mut called: Vec<queues::Called>) {
+    /// Tells those who got a seat after somebody `left` one. Whoever went away meanwhile leaves it to the next.
+    fn wake(&self, room: &mut Room, left: Option<&str>, mut called: Vec<queues::Called>) {
+        let mut levels: BTreeSet<String> = left.into_iter().map(str::to_owned).collect();
+        levels.extend(called.iter().map(|(level, ..)| level.clone()));
         while let Some((level, queue, ticket)) = called.pop() {
             let sender = room.waiting.remove(&ticket);
             let told = sender.is_some_and(|sender| sender.send((level.clone(), queue)).is_ok());
@@ -240,8 +242,9 @@ impl Flow {
                 called.extend(room.seats.leave(&level, queue));
             }
         }
-        for (level, executing, waiting) in room.seats.occupancy() {
-            let label = LevelLabel { priority_level: level.to_owned() };
+        for level in levels {
+            let (executing, waiting) = room.seats.occupancy(&level);
+            let label = LevelLabel { priority_level: level };
             self.measures.executing.get_or_create(&label).set(i64::try_from(executing).unwrap_or(i64::MAX));
             self.measures.in_queue.get_or_create(&label).set(i64::try_from(waiting).unwrap_or(i64::MAX));
         }
@@ -285,7 +288,7 @@ impl Drop for Waiting {
         receiver.close();
         if let Ok((level, queue)) = receiver.try_recv() {
             let called = room.seats.leave(&level, queue);
-            self.flow.wake(&mut room, called);
+            self.flow.wake(&mut room, Some(&level), called);
         }
     }
 }

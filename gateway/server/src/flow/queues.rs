@@ -184,11 +184,9 @@ impl Seats {
     }
 
     /// How many of a level have seats, and how many wait.
-    pub fn occupancy(&self) -> impl Iterator<Item = (&str, u64, usize)> {
-        self.levels.values().map(|room| {
-            let waiting = room.queues.iter().map(|queue| queue.waiting.len()).sum();
-            (room.level.name.as_str(), room.executing, waiting)
-        })
+    pub fn occupancy(&self, level: &str) -> (u64, usize) {
+        let Some(room) = self.levels.get(level) else { return (0, 0) };
+        (room.executing, room.queues.iter().map(|queue| queue.waiting.len()).sum())
     }
 }
 

@@ -73,6 +73,7 @@ pub(super) fn evaluate(policy: LevelVersion, pod: &Subject<'_>) -> Vec<Finding> 
     checks.filter_map(|check| (check.run)(pod, minor)).collect()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what checks end with")]
 fn finding(reason: impl Into<String>, detail: impl Into<String>) -> Option<Finding> {
     Some(Finding { reason: reason.into(), detail: detail.into() })
 }
