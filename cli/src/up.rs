@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig};
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
-use carob_network::{ApiService, Ipv4Net, Network, NetworkConfig};
+use carob_network::{Ipv4Net, Network, NetworkConfig};
 use carob_sandbox::{Runtime, RuntimeConfig};
 use carob_store::redb::RedbStore;
 use carob_worker::{ClusterInfo, Worker, WorkerConfig};
@@ -55,7 +56,7 @@ pub struct Options {
     /// Pods' addresses [default: the first free /16 from 10.42.0.0/16 on]
     #[arg(long, value_name = "CIDR")]
     pod_cidr: Option<Ipv4Net>,
-    /// Services' addresses [default: 10.96.0.0/16]
+    /// Services' addresses [default: the first free /16 from 10.96.0.0/16 on]
     #[arg(long, value_name = "CIDR")]
     service_cidr: Option<Ipv4Net>,
     /// Workers in this process: 1, or 0 for a gateway alone.
@@ -171,7 +172,7 @@ async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Re
         instance: site.instance.id.clone(),
         pod_cidr: site.pod_cidr,
         pool: NAMESPACE_POOL,
-        api_service: Some(ApiService { service: site.service, target: site.api_on_bridge() }),
+        service_cidr: Some(site.instance.service_cidr),
     })
     .await
     .context("cannot set up the pods' network")?;
@@ -241,6 +242,7 @@ async fn worker(
         node_name: name.clone(),
         data_dir: dir.root().to_owned(),
         client: gateway.client(&format!("system:node:{name}"), &["system:nodes"]),
+        services: gateway.client("system:kube-proxy", &[]),
         runtime,
         recovered,
         exits,
@@ -281,14 +283,22 @@ fn instance(dir: &DataDir, options: &Options) -> Result<(Instance, Ipv4Net)> {
     }
     let (id, service_cidr, pod_cidr) = match kept {
         Some(Instance { id, service_cidr, pod_cidr }) => (id, service_cidr, pod_cidr),
-        None => (random_id()?, options.service_cidr.unwrap_or(SERVICE_CIDR).trunc(), None),
+        None => {
+            let id = random_id()?;
+            // Each has a range of its own: this machine, too, finds Services by their addresses.
+            let service_cidr = match options.service_cidr {
+                Some(cidr) => cidr.trunc(),
+                None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
+            };
+            (id, service_cidr, None)
+        }
     };
     let pod_cidr = match pod_cidr.or(options.pod_cidr) {
         Some(cidr) => cidr.trunc(),
         None => carob_network::free_cidr(
             &id,
-            (42..=250)
-                .map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
+            sixteens(POD_RANGES)
+                .filter(|candidate| !SERVICE_RANGES.contains(&candidate.network().octets()[1]))
                 .filter(|candidate| !overlap(*candidate, service_cidr)),
         )?,
     };
@@ -300,8 +310,13 @@ fn instance(dir: &DataDir, options: &Options) -> Result<(Instance, Ipv4Net)> {
     Ok((instance, pod_cidr))
 }
 
-/// Services' addresses where nobody chooses others.
-const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// Second bytes of the ranges of pods and of Services where nobody chooses others.
+const POD_RANGES: RangeInclusive<u8> = 42..=250;
+const SERVICE_RANGES: RangeInclusive<u8> = 96..=127;
+
+fn sixteens(second: RangeInclusive<u8>) -> impl Iterator<Item = Ipv4Net> {
+    second.map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
+}
 
 fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)

@@ -1,4 +1,6 @@
-//! The bridge that a worker's pods hang on, and its address.
+//! The interface that has a worker's own address among the pods, and the names of their links.
+//!
+//! It is a bridge, because every kernel has that, but no link hangs on it: pods are routed to.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,27 +8,35 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::Error;
 use crate::netlink::{self, Mode, Netlink};
 
+/// How the names of all bridges of Carobs begin.
+const PREFIX: &str = "cb-";
+
 /// The name of an instance's bridge.
 pub(crate) fn name(instance: &str) -> String {
-    format!("cb-{}", &instance[..instance.len().min(8)])
+    format!("{PREFIX}{}", &instance[..instance.len().min(8)])
 }
 
 /// The name of the host's end of a pod's link: unique on the machine, and it tells instance and address.
 pub(crate) fn port_name(instance: &str, address: Ipv4Addr) -> String {
-    format!("v{}{:08x}", &instance[..instance.len().min(6)], u32::from(address))
+    format!("{}{:08x}", port_prefix(instance), u32::from(address))
+}
+
+/// How the names of all of an instance's links begin.
+pub(crate) fn port_prefix(instance: &str) -> String {
+    format!("v{}", &instance[..instance.len().min(6)])
 }
 
 /// Makes the bridge with its address, or takes the one that is there; returns its index.
 pub(crate) fn ensure(instance: &str, address: Ipv4Net) -> Result<u32, Error> {
     let name = name(instance);
-    if let Some(error) = overlap(instance, address.trunc())? {
-        return Err(error);
+    if let Some((taken, interface)) = overlap(instance, address.trunc())? {
+        return Err(Error::Overlap { wanted: address.trunc(), taken, interface });
     }
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let index = match netlink::index_of(&name) {
@@ -39,6 +49,19 @@ pub(crate) fn ensure(instance: &str, address: Ipv4Net) -> Result<u32, Error> {
             Err(Error::kernel(format!("give bridge {name} the address {address}"))(error))
         }
         _ => Ok(index),
+    }
+}
+
+/// Leads this machine's own packets for services to the bridge, where the rules get hold of them; nothing else would make
+/// them leave where the machine has no way out.
+pub(crate) fn route(bridge: u32, services: Ipv4Net, source: Ipv4Addr) -> Result<(), Error> {
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    match netlink.request(vec![(netlink::network_route(services, bridge, Some(source)), Mode::Create)]) {
+        // Another Carob with the same range: its services are those that this machine sees.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::kernel(format!("route {services}"))(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -85,7 +108,7 @@ pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
 /// Removes the bridge and the links that hang on it.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-    let prefix = format!("v{}", &instance[..instance.len().min(6)]);
+    let prefix = port_prefix(instance);
     let bridge = name(instance);
     let links = netlink
         .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
@@ -115,36 +138,59 @@ fn if_name(attribute: &LinkAttribute) -> Option<&String> {
     }
 }
 
-/// The error, if an interface other than the instance's own bridge has an address that overlaps.
-pub(crate) fn overlap(instance: &str, wanted: Ipv4Net) -> Result<Option<Error>, Error> {
+/// The network and the interface other than the instance's own bridge whose addresses overlap, if there are any. Ranges
+/// that other Carobs lead to their bridges count.
+pub(crate) fn overlap(instance: &str, wanted: Ipv4Net) -> Result<Option<(Ipv4Net, String)>, Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let own = netlink::index_of(&name(instance));
     let mut query = AddressMessage::default();
     query.header.family = AddressFamily::Inet;
     let addresses =
         netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(Error::kernel("list network addresses"))?;
-    for message in addresses {
-        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
-        if Some(message.header.index) == own {
-            continue;
-        }
-        let Some(taken) = network_of(&message) else { continue };
-        if taken.contains(&wanted) || wanted.contains(&taken) {
-            let interface = nix::net::if_::if_indextoname(message.header.index)
-                .map_or_else(|_| message.header.index.to_string(), |name| name.to_string_lossy().into_owned());
-            return Ok(Some(Error::Overlap { wanted, taken, interface }));
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(Error::kernel("list routes"))?;
+    for message in addresses.iter().chain(&routes) {
+        let Some((taken, index)) = network_of(message) else { continue };
+        if Some(index) != own && (taken.contains(&wanted) || wanted.contains(&taken)) {
+            let interface = interface(index);
+            if matches!(message, RouteNetlinkMessage::NewAddress(_)) || interface.starts_with(PREFIX) {
+                return Ok(Some((taken, interface)));
+            }
         }
     }
     Ok(None)
 }
 
-fn network_of(message: &AddressMessage) -> Option<Ipv4Net> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(IpAddr::V4(address)) => {
-            Ipv4Net::new(*address, message.header.prefix_len).ok().map(|net| net.trunc())
+fn interface(index: u32) -> String {
+    nix::net::if_::if_indextoname(index).map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The network that a message is about, and the interface it is at.
+fn network_of(message: &RouteNetlinkMessage) -> Option<(Ipv4Net, u32)> {
+    match message {
+        RouteNetlinkMessage::NewAddress(message) => {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            })?;
+            Some((Ipv4Net::new(address, message.header.prefix_len).ok()?.trunc(), message.header.index))
+        }
+        RouteNetlinkMessage::NewRoute(message) => {
+            let find = |wanted: fn(&RouteAttribute) -> Option<u32>| message.attributes.iter().find_map(wanted);
+            let address = find(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(u32::from(*address)),
+                _ => None,
+            })?;
+            let index = find(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })?;
+            let network = Ipv4Net::new(Ipv4Addr::from(address), message.header.destination_prefix_length).ok()?;
+            Some((network.trunc(), index))
         }
         _ => None,
-    })
+    }
 }
 
 /// Lets the machine pass packets on between its interfaces, which a pod's way out needs.

@@ -1,264 +1,368 @@
-//! Packet rules, in one nftables table per instance: masquerade on the way out, and the way to the API server.
+//! An instance's nftables table: the chains that packets pass, the maps that services live in, and the fixed rules.
+//!
+//! What changes with services are elements of maps (`services.rs`); the rules here stay as they are while a worker runs.
 
-use std::io;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use netlink_bindings::nftables::{
-    self, CmpOps, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs, PushRuleAttrs, Registers,
-};
-use netlink_bindings::utils::RequestBuf;
-use netlink_socket2::NetlinkSocket;
 
+use crate::netfilter::{APPEND, CREATE, Messages, Transaction};
+use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
 use crate::{Error, NetworkConfig, bridge};
 
-/// `NF_INET_*` hooks and the priorities that nft calls by name (linux/netfilter.h, linux/netfilter_ipv4.h).
-const PREROUTING: (u32, i32) = (0, -100);
-const POSTROUTING: (u32, i32) = (4, 100);
-/// `NFT_NAT_DNAT` (linux/netfilter/nf_tables.h).
-const NAT_DESTINATION: u32 = 1;
-/// `AF_INET` and `IPPROTO_TCP` in the width that netfilter wants.
-const IPV4: u8 = 2;
-const TCP: u8 = 6;
-/// Offsets in the IPv4 and the TCP header.
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
-const DESTINATION_PORT: u32 = 2;
+/// Messages of nftables (`NFT_MSG_*`).
+pub(crate) const NEW_TABLE: u16 = 0;
+const DELETE_TABLE: u16 = 2;
+pub(crate) const NEW_CHAIN: u16 = 3;
+pub(crate) const NEW_RULE: u16 = 6;
+pub(crate) const DELETE_RULE: u16 = 8;
+const NEW_SET: u16 = 9;
+pub(crate) const NEW_ELEMENTS: u16 = 12;
+pub(crate) const DELETE_ELEMENTS: u16 = 14;
 
-fn table(instance: &str) -> String {
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const REDIRECT: u8 = 5;
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+/// Where clouds tell a machine its secrets.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// From where a connection comes: pods and this machine see a service's inside, the world its outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// Pods of this instance, and this machine itself.
+    Inside,
+    /// Everything else.
+    Outside,
+}
+
+impl Side {
+    pub(crate) const BOTH: [Self; 2] = [Self::Inside, Self::Outside];
+
+    /// (address, protocol, port) → what to do.
+    pub(crate) fn services(self) -> &'static str {
+        match self {
+            Self::Inside => "inside",
+            Self::Outside => "outside",
+        }
+    }
+
+    /// (address, protocol, port, number) → the endpoint of that number.
+    pub(crate) fn endpoints(self) -> &'static str {
+        match self {
+            Self::Inside => "inside-endpoints",
+            Self::Outside => "outside-endpoints",
+        }
+    }
+
+    /// (address, protocol, port, endpoint): which endpoints a remembered client may still be sent to.
+    pub(crate) fn live(self) -> &'static str {
+        match self {
+            Self::Inside => "inside-live",
+            Self::Outside => "outside-live",
+        }
+    }
+}
+
+/// (client, address, protocol, port) → the endpoint that the client was sent to.
+pub(crate) const AFFINITY: &str = "affinity";
+/// (address, address) of every endpoint: a pod that talks to itself by its service.
+pub(crate) const HAIRPIN: &str = "hairpin";
+/// (address, protocol, port) of services outside the service range that have no endpoint.
+pub(crate) const REFUSED: &str = "refused";
+
+/// nft's numbers of types, and how many bits of a concatenation one takes.
+const ADDRESS: u32 = 7;
+const PROTOCOL: u32 = 12;
+const PORT: u32 = 13;
+const NUMBER: u32 = 19;
+const VERDICT_TYPE: u32 = 0xffff_ff00;
+
+enum Holds {
+    Keys,
+    Verdicts,
+    Endpoints,
+}
+
+/// What `nft list` shows as the type of a concatenation.
+fn concatenated(types: &[u32]) -> u32 {
+    types.iter().fold(0, |whole, part| whole << 6 | part)
+}
+
+/// The sets and maps: name, key, what is found there, whether packets write it.
+fn sets() -> Vec<(&'static str, Vec<u32>, Holds, bool)> {
+    let service = [ADDRESS, PROTOCOL, PORT];
+    let with = |more: &[u32]| [&service[..], more].concat();
+    let mut all = vec![
+        (AFFINITY, [&[ADDRESS][..], &service].concat(), Holds::Endpoints, true),
+        (HAIRPIN, vec![ADDRESS, ADDRESS], Holds::Keys, false),
+        (REFUSED, service.to_vec(), Holds::Keys, false),
+    ];
+    for side in Side::BOTH {
+        all.push((side.services(), service.to_vec(), Holds::Verdicts, false));
+        all.push((side.endpoints(), with(&[NUMBER]), Holds::Endpoints, false));
+        all.push((side.live(), with(&[ADDRESS, PORT]), Holds::Keys, false));
+    }
+    all
+}
+
+/// How many clients with session affinity are remembered.
+const AFFINITY_SIZE: u32 = 1 << 18;
+
+/// Where in a packet's way a chain stands: hook (`NF_INET_*`), priority, and type.
+struct Place(u32, i32, &'static str);
+
+const CHAINS: [(&str, Place); 7] = [
+    ("spoofed", Place(0, -300, "filter")),
+    ("arriving", Place(0, -100, "nat")),
+    ("leaving", Place(3, -100, "nat")),
+    ("received", Place(1, 0, "filter")),
+    ("forwarded", Place(2, 0, "filter")),
+    ("sent", Place(3, 0, "filter")),
+    ("source", Place(4, 100, "nat")),
+];
+
+/// Looks a packet's destination up: under its address, or under none for ports of the machine.
+const LOOK_UP: [(Side, &str, &str); 2] =
+    [(Side::Inside, "to-inside", "to-inside-port"), (Side::Outside, "to-outside", "to-outside-port")];
+
+/// Where a connection's client, destination, protocol and port are loaded; a number or an endpoint follows.
+pub(crate) const CLIENT: Register = Register(0);
+pub(crate) const DESTINATION: Register = Register(1);
+const PROTOCOL_AT: Register = Register(2);
+const PORT_AT: Register = Register(3);
+
+/// Loads (address, protocol, port) from [`DESTINATION`] on; `address` false puts zeros for the address.
+pub(crate) fn load_destination(rule: Rule<'_>, address: bool) -> Rule<'_> {
+    let rule = if address { rule.load(Field::Destination, DESTINATION) } else { rule.load_value(&[0; 4], DESTINATION) };
+    rule.load_meta(Meta::Protocol, PROTOCOL_AT).load(Field::DestinationPort, PORT_AT)
+}
+
+/// The table's name.
+pub(crate) fn table(instance: &str) -> String {
     format!("carob-{instance}")
 }
 
-/// Puts an instance's table in place, replacing an earlier one, in one transaction.
+/// The writer of one table's changes.
+pub(crate) struct Changes<'a> {
+    pub(crate) table: &'a str,
+    pub(crate) transaction: Transaction,
+}
+
+impl<'a> Changes<'a> {
+    pub(crate) fn of(table: &'a str) -> Self {
+        Self { table, transaction: Transaction::begin() }
+    }
+
+    fn table(&mut self) {
+        self.transaction.message(NEW_TABLE, CREATE).name(1, self.table);
+    }
+
+    /// "Create" before "delete" makes the delete succeed whether or not the table was there.
+    fn remove_table(&mut self) {
+        self.table();
+        self.transaction.message(DELETE_TABLE, 0).name(1, self.table);
+    }
+
+    /// Makes a chain empty, whether or not it is there.
+    pub(crate) fn empty_chain(&mut self, name: &str) {
+        self.transaction.message(NEW_CHAIN, CREATE).name(1, self.table).name(3, name);
+        self.transaction.message(DELETE_RULE, 0).name(1, self.table).name(2, name);
+    }
+
+    fn base_chain(&mut self, name: &str, &Place(hook, priority, kind): &Place) {
+        let message = self.transaction.message(NEW_CHAIN, CREATE).name(1, self.table).name(3, name);
+        message.nested(4, |inner| {
+            inner.number(1, hook).number(2, priority.cast_unsigned());
+        });
+        message.name(7, kind);
+        self.transaction.message(DELETE_RULE, 0).name(1, self.table).name(2, name);
+    }
+
+    pub(crate) fn rule(&mut self, chain: &str, write: impl FnOnce(Rule<'_>)) {
+        let message = self.transaction.message(NEW_RULE, CREATE | APPEND).name(1, self.table).name(2, chain);
+        message.nested(4, |inner| write(Rule(inner)));
+    }
+
+    fn set(&mut self, id: u32, name: &str, key: &[u32], holds: &Holds, dynamic: bool) {
+        const MAP: u32 = 8;
+        const TIMEOUT_AND_WRITTEN_BY_PACKETS: u32 = 0x30;
+        let holds_data = !matches!(holds, Holds::Keys);
+        let flags = if holds_data { MAP } else { 0 } | if dynamic { TIMEOUT_AND_WRITTEN_BY_PACKETS } else { 0 };
+        let length = u32::try_from(key.len() * 4).unwrap_or(u32::MAX);
+        let message = self.transaction.message(NEW_SET, CREATE).name(1, self.table).name(2, name);
+        message.number(3, flags).number(4, concatenated(key)).number(5, length);
+        match holds {
+            Holds::Keys => {}
+            Holds::Verdicts => {
+                message.number(6, VERDICT_TYPE).number(7, 0);
+            }
+            Holds::Endpoints => {
+                message.number(6, concatenated(&[ADDRESS, PORT])).number(7, 8);
+            }
+        }
+        if dynamic {
+            message.nested(9, |inner| {
+                inner.number(1, AFFINITY_SIZE);
+            });
+        }
+        message.number(10, id);
+    }
+
+    /// Empties a set or map.
+    pub(crate) fn clear(&mut self, set: &str) {
+        self.transaction.message(DELETE_ELEMENTS, 0).name(1, self.table).name(2, set);
+    }
+
+    pub(crate) fn commit(self, action: &str) -> Result<(), Error> {
+        let table = self.table;
+        self.transaction.commit().map_err(Error::kernel(format!("{action} nftables table {table}")))
+    }
+}
+
+/// Puts an instance's table in place. Services of an earlier run go on until the first change of [`crate::Services`].
 pub(crate) fn install(config: &NetworkConfig) -> Result<(), Error> {
     let name = table(&config.instance);
-    let mut rules = Transaction::begin(&name);
-    rules.replace_table();
-    rules.base_chain("postrouting", POSTROUTING);
-    rules.rule("postrouting", |rule| {
-        masquerade(within(not_within(rule, DESTINATION, config.pod_cidr), SOURCE, config.pod_cidr))
-    });
-    if let Some(api) = config.api_service {
-        rules.base_chain("prerouting", PREROUTING);
-        let bridge = bridge::name(&config.instance);
-        rules.rule("prerouting", |rule| {
-            let rule = from_interface(rule, &bridge);
-            let rule = payload_is(rule, DESTINATION, api.service.ip().octets());
-            let rule = tcp_to_port(rule, api.service.port());
-            send_to(rule, *api.target.ip(), api.target.port())
+    match write(config, Changes::of(&name)) {
+        // What an earlier version left can be of another shape.
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() != Some(libc::EPERM) => {
+            let mut changes = Changes::of(&name);
+            changes.remove_table();
+            write(config, changes)
+        }
+        outcome => outcome,
+    }
+}
+
+fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> {
+    let pods = bridge::port_prefix(&config.instance);
+    let gateway = crate::address::gateway(config.pod_cidr)?;
+    changes.table();
+    for (id, (name, key, holds, dynamic)) in (1..).zip(sets()) {
+        changes.set(id, name, &key, &holds, dynamic);
+    }
+    for (name, place) in &CHAINS {
+        changes.base_chain(name, place);
+    }
+    for (side, by_address, by_port) in LOOK_UP {
+        changes.empty_chain(by_address);
+        changes.empty_chain(by_port);
+        changes.rule(by_address, |rule| {
+            load_destination(rule, true).verdict_of(side.services(), DESTINATION);
+        });
+        changes.rule(by_address, |rule| {
+            let rule = rule.to_this_machine().network(Field::Destination, Is::Other, LOOPBACK);
+            rule.verdict(&Verdict::Goto(by_port.to_owned()));
+        });
+        changes.rule(by_port, |rule| {
+            load_destination(rule, false).verdict_of(side.services(), DESTINATION);
         });
     }
-    rules.commit().map_err(Error::kernel(format!("install nftables table {name}")))
+    // A pod sends with no address but its own.
+    changes.rule("spoofed", |rule| {
+        rule.interface(Meta::InputName, Is::Equal, &pods).from_elsewhere().verdict(&Verdict::Drop);
+    });
+    let inside = Verdict::Jump("to-inside".to_owned());
+    changes.rule("arriving", |rule| rule.interface(Meta::InputName, Is::Equal, &pods).verdict(&inside));
+    changes.rule("arriving", |rule| {
+        rule.interface(Meta::InputName, Is::Other, &pods).verdict(&Verdict::Jump("to-outside".to_owned()));
+    });
+    changes.rule("leaving", |rule| rule.verdict(&inside));
+    // What is still for a service's address here has no endpoint.
+    for chain in ["received", "forwarded", "sent"] {
+        changes.rule(chain, |rule| without_endpoints(rule).protocol(Is::Equal, TCP).reset());
+        changes.rule(chain, |rule| without_endpoints(rule).refuse());
+        if let Some(range) = config.service_cidr {
+            changes.rule(chain, |rule| {
+                rule.network(Field::Destination, Is::Equal, range).protocol(Is::Equal, TCP).reset();
+            });
+            changes.rule(chain, |rule| rule.network(Field::Destination, Is::Equal, range).refuse());
+        }
+    }
+    changes.rule("forwarded", |rule| {
+        let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
+        rule.field(Field::Destination, Is::Equal, &METADATA.octets()).refuse();
+    });
+    // Pods reach each other by way of this machine only: no hint at a shorter one.
+    changes.rule("sent", |rule| {
+        let rule = rule.interface(Meta::OutputName, Is::Equal, &pods).protocol(Is::Equal, ICMP);
+        rule.field(Field::IcmpType, Is::Equal, &[REDIRECT]).verdict(&Verdict::Drop);
+    });
+    changes.rule("source", |rule| {
+        let rule = rule.translated().load(Field::Source, CLIENT).load(Field::Destination, DESTINATION);
+        rule.in_set(HAIRPIN, CLIENT).come_from(gateway);
+    });
+    changes.rule("source", |rule| {
+        let rule = rule.network(Field::Destination, Is::Other, config.pod_cidr);
+        rule.network(Field::Source, Is::Equal, config.pod_cidr)
+            .interface_named(Meta::OutputName, Is::Other, "lo")
+            .masquerade();
+    });
+    // An endpoint elsewhere would answer to the client directly, which knows nothing of it.
+    changes.rule("source", |rule| {
+        let rule = rule.translated().network(Field::Destination, Is::Other, config.pod_cidr);
+        let rule = rule.interface_named(Meta::OutputName, Is::Other, "lo");
+        let rule = rule.load(Field::Destination, CLIENT).load(Field::Destination, DESTINATION);
+        rule.in_set(HAIRPIN, CLIENT).masquerade();
+    });
+    changes.commit("install")
+}
+
+fn without_endpoints(rule: Rule<'_>) -> Rule<'_> {
+    load_destination(rule, true).in_set(REFUSED, DESTINATION)
 }
 
 /// Removes an instance's table, if it is there.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
     let name = table(instance);
-    let mut rules = Transaction::begin(&name);
-    rules.remove_table();
-    rules.commit().map_err(Error::kernel(format!("remove nftables table {name}")))
+    let mut changes = Changes::of(&name);
+    changes.remove_table();
+    changes.commit("remove")
 }
 
-/// Whether masquerading works here; tried in a namespace of its own.
+/// Whether the rules can be had here; tried in a namespace of its own.
 pub(crate) fn probe() -> Result<(), Error> {
     crate::namespace::in_new_namespace(|| {
         install(&NetworkConfig {
             instance: "probe000".into(),
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
             pool: 0,
-            api_service: None,
+            service_cidr: None,
         })
     })
 }
 
-/// A batch that takes effect whole or not at all.
-struct Transaction<'a> {
-    table: &'a str,
-    socket: NetlinkSocket,
-    batch: nftables::Chained<'static>,
-}
+/// Elements go in messages of a size that the kernel takes: an attribute can't be longer than 64 KiB.
+const ELEMENTS_BYTES: usize = 48 << 10;
 
-impl<'a> Transaction<'a> {
-    fn begin(table: &'a str) -> Self {
-        let mut socket = NetlinkSocket::new();
-        let mut batch = nftables::Chained::new(socket.reserve_seq(64));
-        batch.request().op_batch_begin_do(&batch_header());
-        Self { table, socket, batch }
+impl Changes<'_> {
+    /// Adds elements to a set or map.
+    pub(crate) fn add<T>(&mut self, set: &str, all: impl IntoIterator<Item = T>, write: impl Fn(&mut Messages, T)) {
+        self.elements((NEW_ELEMENTS, CREATE), set, all, write);
     }
 
-    /// "Create" before "delete" makes the delete succeed whether or not the table was there.
-    fn remove_table(&mut self) {
-        self.batch
-            .request()
-            .set_create()
-            .op_newtable_do(&ipv4_header())
-            .encode()
-            .push_name_bytes(self.table.as_bytes());
-        self.batch.request().op_deltable_do(&ipv4_header()).encode().push_name_bytes(self.table.as_bytes());
+    /// Takes elements out of a set or map.
+    pub(crate) fn delete<T>(&mut self, set: &str, all: impl IntoIterator<Item = T>, write: impl Fn(&mut Messages, T)) {
+        self.elements((DELETE_ELEMENTS, 0), set, all, write);
     }
 
-    fn replace_table(&mut self) {
-        self.remove_table();
-        self.batch
-            .request()
-            .set_create()
-            .op_newtable_do(&ipv4_header())
-            .encode()
-            .push_name_bytes(self.table.as_bytes());
+    fn elements<T>(
+        &mut self,
+        (number, flags): (u16, u16),
+        set: &str,
+        all: impl IntoIterator<Item = T>,
+        write: impl Fn(&mut Messages, T),
+    ) {
+        let mut all = all.into_iter().peekable();
+        while all.peek().is_some() {
+            let message = self.transaction.message(number, flags).name(1, self.table).name(2, set);
+            message.nested(3, |list| {
+                while list.message_len() < ELEMENTS_BYTES
+                    && let Some(element) = all.next()
+                {
+                    list.nested(1, |inner| write(inner, element));
+                }
+            });
+        }
     }
-
-    fn base_chain(&mut self, name: &str, (hook, priority): (u32, i32)) {
-        self.batch
-            .request()
-            .set_create()
-            .op_newchain_do(&ipv4_header())
-            .encode()
-            .push_table_bytes(self.table.as_bytes())
-            .push_name_bytes(name.as_bytes())
-            .nested_hook()
-            .push_num(hook)
-            .push_priority(priority)
-            .end_nested()
-            .push_type_bytes(b"nat");
-    }
-
-    fn rule(&mut self, chain: &str, write: impl FnOnce(Rule<'_>) -> Rule<'_>) {
-        let rule = self
-            .batch
-            .request()
-            .set_create()
-            .set_append()
-            .op_newrule_do(&ipv4_header())
-            .into_encoder()
-            .push_table_bytes(self.table.as_bytes())
-            .push_chain_bytes(chain.as_bytes())
-            .nested_expressions();
-        write(rule).end_nested();
-    }
-
-    fn commit(mut self) -> io::Result<()> {
-        self.batch.request().op_batch_end_do(&batch_header());
-        let batch = self.batch.finalize();
-        self.socket
-            .request_chained(&batch)?
-            .recv_all()
-            .map_err(|error| io::Error::from_raw_os_error(error.as_io_error().raw_os_error().unwrap_or(libc::EIO)))
-    }
-}
-
-fn batch_header() -> Nfgenmsg {
-    let mut header = Nfgenmsg::new();
-    // NFNL_SUBSYS_NFTABLES
-    header.set_res_id(10);
-    header
-}
-
-fn ipv4_header() -> Nfgenmsg {
-    let mut header = Nfgenmsg::new();
-    header.nfgen_family = IPV4;
-    header
-}
-
-type Rule<'a> = PushExprListAttrs<PushRuleAttrs<RequestBuf<'a>>>;
-
-fn load_payload(rule: Rule<'_>, base: PayloadBase, offset: u32, len: u32) -> Rule<'_> {
-    rule.nested_elem()
-        .nested_data_payload()
-        .push_dreg(Registers::Reg1 as u32)
-        .push_base(base as u32)
-        .push_offset(offset)
-        .push_len(len)
-        .end_nested()
-        .end_nested()
-}
-
-fn compare<'a>(rule: Rule<'a>, operation: CmpOps, value: &[u8]) -> Rule<'a> {
-    rule.nested_elem()
-        .nested_data_cmp()
-        .push_sreg(Registers::Reg1 as u32)
-        .push_op(operation as u32)
-        .nested_data()
-        .push_value(value)
-        .end_nested()
-        .end_nested()
-        .end_nested()
-}
-
-fn payload_is(rule: Rule<'_>, offset: u32, value: [u8; 4]) -> Rule<'_> {
-    compare(load_payload(rule, PayloadBase::NetworkHeader, offset, 4), CmpOps::Eq, &value)
-}
-
-fn in_network(rule: Rule<'_>, offset: u32, network: Ipv4Net, operation: CmpOps) -> Rule<'_> {
-    let rule = load_payload(rule, PayloadBase::NetworkHeader, offset, 4)
-        .nested_elem()
-        .nested_data_bitwise()
-        .push_sreg(Registers::Reg1 as u32)
-        .push_dreg(Registers::Reg1 as u32)
-        .push_len(4)
-        .nested_mask()
-        .push_value(&network.netmask().octets())
-        .end_nested()
-        .nested_xor()
-        .push_value(&[0; 4])
-        .end_nested()
-        .end_nested()
-        .end_nested();
-    compare(rule, operation, &network.network().octets())
-}
-
-fn within(rule: Rule<'_>, offset: u32, network: Ipv4Net) -> Rule<'_> {
-    in_network(rule, offset, network, CmpOps::Eq)
-}
-
-fn not_within(rule: Rule<'_>, offset: u32, network: Ipv4Net) -> Rule<'_> {
-    in_network(rule, offset, network, CmpOps::Neq)
-}
-
-fn load_meta(rule: Rule<'_>, key: MetaKeys) -> Rule<'_> {
-    rule.nested_elem()
-        .nested_data_meta()
-        .push_key(key as u32)
-        .push_dreg(Registers::Reg1 as u32)
-        .end_nested()
-        .end_nested()
-}
-
-fn from_interface<'a>(rule: Rule<'a>, name: &str) -> Rule<'a> {
-    let mut padded = [0; libc::IFNAMSIZ];
-    padded[..name.len()].copy_from_slice(name.as_bytes());
-    compare(load_meta(rule, MetaKeys::Iifname), CmpOps::Eq, &padded)
-}
-
-fn tcp_to_port(rule: Rule<'_>, port: u16) -> Rule<'_> {
-    let rule = compare(load_meta(rule, MetaKeys::L4Proto), CmpOps::Eq, &[TCP]);
-    let rule = load_payload(rule, PayloadBase::TransportHeader, DESTINATION_PORT, 2);
-    compare(rule, CmpOps::Eq, &port.to_be_bytes())
-}
-
-fn immediate<'a>(rule: Rule<'a>, register: Registers, value: &[u8]) -> Rule<'a> {
-    rule.nested_elem()
-        .nested_data_immediate()
-        .push_dreg(register as u32)
-        .nested_data()
-        .push_value(value)
-        .end_nested()
-        .end_nested()
-        .end_nested()
-}
-
-fn send_to(rule: Rule<'_>, address: Ipv4Addr, port: u16) -> Rule<'_> {
-    let rule = immediate(rule, Registers::Reg1, &address.octets());
-    immediate(rule, Registers::Reg2, &port.to_be_bytes())
-        .nested_elem()
-        .nested_data_nat()
-        .push_type(NAT_DESTINATION)
-        .push_family(IPV4.into())
-        .push_reg_addr_min(Registers::Reg1 as u32)
-        .push_reg_proto_min(Registers::Reg2 as u32)
-        .end_nested()
-        .end_nested()
-}
-
-fn masquerade(rule: Rule<'_>) -> Rule<'_> {
-    rule.nested_elem().push_name_bytes(b"masq").end_nested()
 }

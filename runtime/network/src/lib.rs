@@ -1,25 +1,34 @@
 //! The network of the pods of one worker: namespaces, addresses, a bridge, a way out.
 //!
-//! Every pod gets a network namespace with loopback, one address of the pod CIDR on `eth0` and a default route to the
-//! bridge. Namespaces are made ahead of need and wait in a pool, so that a starting pod finds one ready. Nothing here is
-//! kept in files: the kernel is the state, and a worker that starts again finds out from it which addresses are taken.
+//! Every pod gets a network namespace with loopback, one address of the pod CIDR on `eth0` and a link of its own to the
+//! machine, which routes between pods: so every packet passes the machine's rules, and no pod hears another's. Namespaces
+//! are made ahead of need and wait in a pool, so that a starting pod finds one ready. Services are maps in the kernel
+//! (`services.rs`). Nothing here is kept in files: the kernel is the state, and a worker that starts again finds out from
+//! it which addresses are taken.
 
 mod address;
 mod bridge;
+mod conntrack;
 mod firewall;
 mod namespace;
+mod netfilter;
 mod netlink;
 mod pool;
+mod rules;
+mod services;
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use firewall::Side;
 pub use ipnet::Ipv4Net;
+pub use services::{Backend, Change, Frontend, Protocol};
 
 use crate::address::Addresses;
 use crate::pool::Pool;
+use crate::services::Services;
 
 /// What a worker's network is made of.
 #[derive(Clone, Debug)]
@@ -30,17 +39,8 @@ pub struct NetworkConfig {
     pub pod_cidr: Ipv4Net,
     /// How many namespaces wait ready.
     pub pool: usize,
-    /// Where pods find the API server.
-    pub api_service: Option<ApiService>,
-}
-
-/// The `kubernetes` service as pods see it: connections to `service` go to `target`.
-#[derive(Clone, Copy, Debug)]
-pub struct ApiService {
-    /// Address and port that pods are told.
-    pub service: SocketAddrV4,
-    /// Where the API server listens, an address that pods can reach.
-    pub target: SocketAddrV4,
+    /// Services' addresses: what is sent to one of them that no service has is refused. None where there are no services.
+    pub service_cidr: Option<Ipv4Net>,
 }
 
 /// A pod's network, ready to be joined.
@@ -50,8 +50,6 @@ pub struct PodNetwork {
     pub netns: OwnedFd,
     /// The pod's address.
     pub address: Ipv4Addr,
-    /// Length of the pod CIDR's prefix.
-    pub prefix: u8,
     /// The bridge's address, the pod's default route.
     pub gateway: Ipv4Addr,
     /// Name of the interface inside.
@@ -77,7 +75,7 @@ pub enum Error {
     #[error("pod CIDR {0} is too small: at least a /29 is needed")]
     TooSmall(Ipv4Net),
     /// Another network of this machine overlaps.
-    #[error("pod CIDR {wanted} overlaps {taken} on interface {interface}: choose another with --pod-cidr")]
+    #[error("{wanted} overlaps {taken} on interface {interface}: choose another with --pod-cidr or --service-cidr")]
     Overlap {
         /// What was asked for.
         wanted: Ipv4Net,
@@ -105,11 +103,11 @@ pub struct Network {
 }
 
 struct Shared {
-    config: NetworkConfig,
     gateway: Ipv4Addr,
     addresses: Arc<Mutex<Addresses>>,
     owners: Mutex<HashMap<String, Ipv4Addr>>,
     pool: Pool,
+    services: Mutex<Services>,
 }
 
 impl Network {
@@ -118,25 +116,23 @@ impl Network {
     pub async fn start(config: NetworkConfig) -> Result<Self, Error> {
         let gateway = address::gateway(config.pod_cidr)?;
         let setup = config.clone();
-        let (bridge, mtu) = tokio::task::spawn_blocking(move || {
+        let mtu = tokio::task::spawn_blocking(move || {
             let bridge = bridge::ensure(&setup.instance, Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len()))?;
+            if let Some(services) = setup.service_cidr {
+                bridge::route(bridge, services, gateway)?;
+            }
             firewall::install(&setup)?;
             bridge::enable_forwarding()?;
-            Ok((bridge, bridge::uplink_mtu()?))
+            bridge::uplink_mtu()
         })
         .await
         .map_err(|_| Error::Closed)??;
         let addresses = Arc::new(Mutex::new(Addresses::new(config.pod_cidr, gateway)));
-        let maker = namespace::Maker {
-            instance: config.instance.clone(),
-            bridge,
-            gateway,
-            mtu,
-            prefix: config.pod_cidr.prefix_len(),
-            addresses: Arc::clone(&addresses),
-        };
+        let maker =
+            namespace::Maker { instance: config.instance.clone(), gateway, mtu, addresses: Arc::clone(&addresses) };
         let pool = Pool::start(maker, config.pool)?;
-        Ok(Self { shared: Arc::new(Shared { config, gateway, addresses, owners: Mutex::default(), pool }) })
+        let services = Mutex::new(Services::new(&config.instance));
+        Ok(Self { shared: Arc::new(Shared { gateway, addresses, owners: Mutex::default(), pool, services }) })
     }
 
     /// Begins to make namespaces ahead of need.
@@ -151,7 +147,6 @@ impl Network {
         Ok(PodNetwork {
             netns: made.netns,
             address: made.address,
-            prefix: self.shared.config.pod_cidr.prefix_len(),
             gateway: self.shared.gateway,
             interface: namespace::INTERFACE,
         })
@@ -173,6 +168,25 @@ impl Network {
     /// The bridge's address: the pods' way out and the address under which they reach this machine.
     pub fn gateway_address(&self) -> Ipv4Addr {
         self.shared.gateway
+    }
+
+    /// Makes the kernel know these services and no others. Services of an earlier run hold until then, and connections to
+    /// a service that stays notice nothing.
+    pub async fn replace_services(&self, services: HashMap<Frontend, Backend>) -> Result<(), Error> {
+        self.with_services(move |known| known.replace(services)).await
+    }
+
+    /// Carries changes of services out, all in one step.
+    pub async fn change_services(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.with_services(move |known| known.change(changes)).await
+    }
+
+    async fn with_services(
+        &self,
+        work: impl FnOnce(&mut Services) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || work(&mut lock(&shared.services))).await.map_err(|_| Error::Closed)?
     }
 
     /// Removes the bridge, what is left of its links, and the packet rules of an instance.
@@ -198,7 +212,9 @@ pub fn free_cidr(instance: &str, candidates: impl IntoIterator<Item = Ipv4Net>) 
     for candidate in candidates {
         match bridge::overlap(instance, candidate)? {
             None => return Ok(candidate),
-            Some(error) => refused = refused.or(Some(error)),
+            Some((taken, interface)) => {
+                refused = refused.or(Some(Error::Overlap { wanted: candidate, taken, interface }));
+            }
         }
     }
     Err(refused.unwrap_or(Error::Closed))

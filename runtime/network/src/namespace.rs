@@ -30,9 +30,7 @@ pub(crate) struct Made {
 /// What is needed to make namespaces. Works on a thread of its own, because the thread ends up in the last one made.
 pub(crate) struct Maker {
     pub(crate) instance: String,
-    pub(crate) bridge: u32,
     pub(crate) gateway: Ipv4Addr,
-    pub(crate) prefix: u8,
     pub(crate) mtu: u32,
     pub(crate) addresses: Arc<Mutex<Addresses>>,
 }
@@ -40,16 +38,16 @@ pub(crate) struct Maker {
 impl Maker {
     /// Makes one namespace. `host` is a socket in the machine's namespace.
     pub(crate) fn make(&self, host: &mut Netlink, host_links: &HostLinks) -> Result<Made, Error> {
-        let address =
-            lock(&self.addresses).take(|address| host_links.exists(&bridge::port_name(&self.instance, address)))?;
-        let made = self.make_with(host, address);
+        let address = lock(&self.addresses)
+            .take(|address| host_links.index(&bridge::port_name(&self.instance, address)).is_some())?;
+        let made = self.make_with(host, host_links, address);
         if made.is_err() {
             lock(&self.addresses).free(address);
         }
         made
     }
 
-    fn make_with(&self, host: &mut Netlink, address: Ipv4Addr) -> Result<Made, Error> {
+    fn make_with(&self, host: &mut Netlink, host_links: &HostLinks, address: Ipv4Addr) -> Result<Made, Error> {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(io::Error::from)
             .map_err(Error::kernel("make a network namespace"))?;
@@ -62,21 +60,27 @@ impl Maker {
             (self.veth(&netns, address, &port), Mode::Create),
             (netlink::up_without_ipv6(&port), Mode::Change),
         ])
-        .map_err(Error::kernel(format!("link {address} to the bridge")))?;
+        .map_err(Error::kernel(format!("make the link of {address}")))?;
+        let port = host_links
+            .index(&port)
+            .ok_or_else(|| Error::kernel(format!("find link {port}"))(io::ErrorKind::NotFound.into()))?;
+        host.request(vec![(netlink::route_to(address, port, Some(self.gateway)), Mode::Create)])
+            .map_err(Error::kernel(format!("route {address} to its link")))?;
         let index = netlink::index_of(INTERFACE)
             .ok_or_else(|| Error::kernel("find a pod's interface")(io::ErrorKind::NotFound.into()))?;
         inside
             .request(vec![
                 (netlink::up(LOOPBACK), Mode::Change),
                 (netlink::up(index), Mode::Change),
-                (netlink::address(index, address, self.prefix), Mode::Create),
+                (netlink::address(index, address, 32), Mode::Create),
+                (netlink::route_to(self.gateway, index, None), Mode::Create),
                 (netlink::default_route(self.gateway), Mode::Create),
             ])
             .map_err(Error::kernel(format!("give a pod the address {address}")))?;
         Ok(Made { netns, address })
     }
 
-    /// A pair of links: one end on the bridge, the other born in the namespace. (An end can be set up
+    /// A pair of links: one end stays on the machine, the other is born in the namespace. (An end can be set up
     /// only when both exist.)
     fn veth(&self, netns: &OwnedFd, address: Ipv4Addr, port: &str) -> RouteNetlinkMessage {
         let mut peer = netlink::link(INTERFACE);
@@ -89,7 +93,6 @@ impl Maker {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
-        port.attributes.push(LinkAttribute::Controller(self.bridge));
         RouteNetlinkMessage::NewLink(port)
     }
 }
@@ -104,8 +107,8 @@ impl HostLinks {
         Ok(Self(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
     }
 
-    /// Whether there is a link of that name.
-    pub(crate) fn exists(&self, name: &str) -> bool {
+    /// The index of the link of that name.
+    pub(crate) fn index(&self, name: &str) -> Option<u32> {
         nix::ioctl_read_bad!(interface_index, libc::SIOCGIFINDEX, libc::ifreq);
         // SAFETY: an all-zero ifreq is a valid value of this plain C struct.
         #[allow(unsafe_code)]
@@ -116,7 +119,11 @@ impl HostLinks {
         // SAFETY: the descriptor is an open socket and `request` outlives the call, which writes only into it.
         #[allow(unsafe_code)]
         let found = unsafe { interface_index(self.0.as_raw_fd(), &raw mut request) };
-        found.is_ok()
+        found.ok()?;
+        // SAFETY: a successful SIOCGIFINDEX has filled in this member of the union.
+        #[allow(unsafe_code)]
+        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        u32::try_from(index).ok()
     }
 }
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -158,8 +159,11 @@ pub(crate) fn address(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlink
     message.header.index = index;
     message.attributes.push(AddressAttribute::Address(address.into()));
     message.attributes.push(AddressAttribute::Local(address.into()));
-    let broadcast = u32::from(address) | u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
-    message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+    // A single address has no network around it to cast to.
+    if let Some(hosts) = u32::MAX.checked_shr(prefix.into()) {
+        let broadcast = u32::from(address) | hosts;
+        message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+    }
     RouteNetlinkMessage::NewAddress(message)
 }
 
@@ -172,6 +176,28 @@ pub(crate) fn default_route(gateway: Ipv4Addr) -> RouteNetlinkMessage {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// The way to one address: directly behind a link. `source` is what this machine sends from when it starts to talk.
+pub(crate) fn route_to(address: Ipv4Addr, link: u32, source: Option<Ipv4Addr>) -> RouteNetlinkMessage {
+    network_route(Ipv4Net::from(address), link, source)
+}
+
+/// The way to a network behind a link.
+pub(crate) fn network_route(network: Ipv4Net, link: u32, source: Option<Ipv4Addr>) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Link;
+    message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = network.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(network.network())));
+    message.attributes.push(RouteAttribute::Oif(link));
+    if let Some(source) = source {
+        message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+    }
     RouteNetlinkMessage::NewRoute(message)
 }
 

@@ -1,11 +1,11 @@
 //! Pods' networks on the real kernel: run as root.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
-use carob_network::{ApiService, Ipv4Net, Network, NetworkConfig, PodNetwork};
+use carob_network::{Backend, Frontend, Ipv4Net, Network, NetworkConfig, PodNetwork, Protocol, Side};
 use nix::sched::{CloneFlags, setns};
 
 /// Runs something inside a pod's namespace, on a thread of its own.
@@ -21,20 +21,25 @@ fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// A range of services for each test.
+fn services(tag: u8) -> Ipv4Net {
+    Ipv4Net::new(Ipv4Addr::new(10, 180 + tag, 0, 0), 16).unwrap()
+}
+
 struct TestNetwork {
     network: Network,
     instance: String,
 }
 
 impl TestNetwork {
-    async fn start(tag: u8, api_service: Option<ApiService>) -> Self {
+    async fn start(tag: u8) -> Self {
         let instance = format!("{tag:02x}{:06x}", std::process::id());
         let pod_cidr = carob_network::free_cidr(
             &instance,
             (0..200).map(|third| Ipv4Net::new(Ipv4Addr::new(10, 200 + tag, third, 0), 24).unwrap()),
         )
         .unwrap();
-        let config = NetworkConfig { instance: instance.clone(), pod_cidr, pool: 2, api_service };
+        let config = NetworkConfig { instance: instance.clone(), pod_cidr, pool: 2, service_cidr: Some(services(tag)) };
         Self { network: Network::start(config).await.unwrap(), instance }
     }
 
@@ -43,6 +48,17 @@ impl TestNetwork {
         let links = Command::new("ls").arg("/sys/class/net").output().unwrap().stdout;
         let links = String::from_utf8(links).unwrap();
         assert!(!links.contains(&self.instance), "left behind: {links}");
+    }
+}
+
+impl Drop for TestNetwork {
+    /// A test that fails leaves nothing that others stumble over.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let instance = self.instance.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _ = std::thread::spawn(move || runtime.block_on(Network::teardown(&instance))).join();
+        }
     }
 }
 
@@ -68,7 +84,7 @@ fn echo_once(listener: TcpListener) -> std::thread::JoinHandle<()> {
 
 #[tokio::test]
 async fn pods_reach_each_other_by_address_and_see_the_senders_own() {
-    let test = TestNetwork::start(1, None).await;
+    let test = TestNetwork::start(1).await;
     test.network.fill_pool();
     let a = test.network.attach("a").await.unwrap();
     let b = test.network.attach("b").await.unwrap();
@@ -82,7 +98,7 @@ async fn pods_reach_each_other_by_address_and_see_the_senders_own() {
 
 #[tokio::test]
 async fn a_pod_reaches_the_machine_on_the_bridge_and_itself_on_loopback() {
-    let test = TestNetwork::start(2, None).await;
+    let test = TestNetwork::start(2).await;
     let pod = test.network.attach("a").await.unwrap();
     let listener = TcpListener::bind((test.network.gateway_address(), 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -97,33 +113,159 @@ async fn a_pod_reaches_the_machine_on_the_bridge_and_itself_on_loopback() {
     test.end().await;
 }
 
+fn inside_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> Frontend {
+    Frontend { side: Side::Inside, address: Some(address), protocol, port }
+}
+
+fn endpoints(all: &[SocketAddrV4]) -> Backend {
+    Backend::Endpoints { endpoints: all.to_vec(), affinity: None }
+}
+
+/// Answers every connection with the address it listens on, until the namespace's end.
+fn name_itself(pod: &PodNetwork) {
+    let address = pod.address;
+    let listener = inside(&pod.netns, || TcpListener::bind((address, 80)).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut heard = String::new();
+            stream.read_to_string(&mut heard).unwrap();
+            write!(stream, "{address} {}", stream.peer_addr().unwrap().ip()).unwrap();
+        }
+    });
+}
+
+fn refused(from: Option<&PodNetwork>, to: SocketAddrV4) {
+    let connect = || TcpStream::connect_timeout(&to.into(), std::time::Duration::from_secs(5));
+    let error = match from {
+        Some(pod) => inside(&pod.netns, connect),
+        None => connect(),
+    }
+    .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+}
+
 #[tokio::test]
-async fn the_kubernetes_service_address_leads_to_the_api_server() {
-    let probe = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = probe.local_addr().unwrap().port();
-    drop(probe);
-    let instance_cidr = Ipv4Addr::new(10, 203, 0, 0);
-    let gateway = carob_network::gateway_of(Ipv4Net::new(instance_cidr, 24).unwrap()).unwrap();
-    let service = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 1), 443);
-    let api = ApiService { service, target: SocketAddrV4::new(gateway, port) };
-    let test = TestNetwork::start(3, Some(api)).await;
-    assert_eq!(test.network.gateway_address(), gateway);
+async fn a_service_leads_to_its_endpoints_and_the_pod_sees_who_asks() {
+    let test = TestNetwork::start(3).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    let address = Ipv4Addr::from(u32::from(services(3).network()) + 7);
+    let service = SocketAddrV4::new(address, 8000);
+    let frontend = inside_service(address, Protocol::Tcp, 8000);
+    name_itself(&a);
+    name_itself(&b);
+    refused(Some(&a), service);
+    refused(None, service);
+
+    let (of_a, of_b) = (SocketAddrV4::new(a.address, 80), SocketAddrV4::new(b.address, 80));
+    test.network.replace_services([(frontend, endpoints(&[of_b]))].into()).await.unwrap();
+    assert_eq!(talk(&a, service), format!("{} {}", b.address, a.address));
+    assert_eq!(
+        talk(&b, service),
+        format!("{} {}", b.address, b.gateway),
+        "itself: the answer has to come back the same way"
+    );
+    let mut from_host = TcpStream::connect(service).unwrap();
+    from_host.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    from_host.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, format!("{} {}", b.address, b.gateway));
+
+    test.network.change_services(vec![(frontend, Some(endpoints(&[of_a, of_b])))]).await.unwrap();
+    let answers: std::collections::HashSet<_> = (0..40).map(|_| talk(&a, service)).collect();
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    let sticky = Backend::Endpoints { endpoints: vec![of_a, of_b], affinity: Some(60) };
+    test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
+    let answers: std::collections::HashSet<_> = (0..20).map(|_| talk(&a, service)).collect();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    let only = if answers.iter().next().unwrap().starts_with(&a.address.to_string()) { of_b } else { of_a };
+    let sticky = Backend::Endpoints { endpoints: vec![only], affinity: Some(60) };
+    test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
+    assert!(talk(&a, service).starts_with(&only.ip().to_string()), "the one it was sent to is gone");
+    test.network.change_services(vec![(frontend, Some(Backend::Refused))]).await.unwrap();
+    refused(Some(&a), service);
+    test.network.change_services(vec![(frontend, None)]).await.unwrap();
+    refused(None, service);
+    test.end().await;
+}
+
+#[tokio::test]
+async fn ten_thousand_services_are_written_and_changed_quickly() {
+    let test = TestNetwork::start(8).await;
     let pod = test.network.attach("a").await.unwrap();
-    let server = echo_once(TcpListener::bind((gateway, port)).unwrap());
-    assert_eq!(talk(&pod, service), format!("hello {}", pod.address));
-    server.join().unwrap();
+    name_itself(&pod);
+    let first = u32::from(services(8).network());
+    let here = endpoints(&[SocketAddrV4::new(pod.address, 80); 3]);
+    let all: Vec<_> = (0..10_000).map(|number| inside_service((first + number).into(), Protocol::Tcp, 80)).collect();
+    test.network.replace_services(all.iter().map(|frontend| (*frontend, here.clone())).collect()).await.unwrap();
+    let last = SocketAddrV4::new(all[9_999].address.unwrap(), 80);
+    assert!(talk(&pod, last).starts_with(&pod.address.to_string()));
+    let begin = std::time::Instant::now();
+    test.network.change_services(vec![(all[9_999], Some(Backend::Refused))]).await.unwrap();
+    let took = begin.elapsed();
+    refused(Some(&pod), last);
+    assert!(took < std::time::Duration::from_millis(500), "{took:?}");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn datagrams_do_not_go_on_to_an_endpoint_that_is_gone() {
+    let test = TestNetwork::start(9).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    let address = Ipv4Addr::from(u32::from(services(9).network()) + 7);
+    let frontend = inside_service(address, Protocol::Udp, 53);
+    let socket_in = |pod: &PodNetwork, port| {
+        let socket = inside(&pod.netns, || UdpSocket::bind((pod.address, port)).unwrap());
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        socket
+    };
+    let (first, second, client) = (socket_in(&a, 53), socket_in(&b, 53), socket_in(&a, 4000));
+    let heard = |socket: &UdpSocket| {
+        let mut buffer = [0; 16];
+        socket.recv(&mut buffer).map(|length| buffer[..length].to_vec())
+    };
+    test.network.replace_services([(frontend, endpoints(&[SocketAddrV4::new(a.address, 53)]))].into()).await.unwrap();
+    client.send_to(b"one", (address, 53)).unwrap();
+    assert_eq!(heard(&first).unwrap(), b"one");
+    let change = (frontend, Some(endpoints(&[SocketAddrV4::new(b.address, 53)])));
+    test.network.change_services(vec![change]).await.unwrap();
+    client.send_to(b"two", (address, 53)).unwrap();
+    assert_eq!(heard(&second).unwrap(), b"two");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn a_pod_cannot_send_from_anothers_address() {
+    let test = TestNetwork::start(10).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    let listener = inside(&b.netns, || UdpSocket::bind((b.address, 9)).unwrap());
+    listener.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    let other = Ipv4Addr::from(u32::from(a.address) + 100);
+    let ip = |arguments: &[&str]| {
+        inside(&a.netns, || assert!(Command::new("ip").args(arguments).status().unwrap().success()));
+    };
+    ip(&["address", "add", &format!("{other}/32"), "dev", "eth0"]);
+    let send = |from: Ipv4Addr| {
+        inside(&a.netns, || UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (b.address, 9)).unwrap());
+    };
+    send(other);
+    assert!(listener.recv(&mut [0; 4]).is_err(), "a false sender gets through");
+    send(a.address);
+    listener.recv(&mut [0; 4]).unwrap();
     test.end().await;
 }
 
 #[tokio::test]
 async fn packets_to_other_networks_leave_with_the_machines_address() {
     // A second network stands for the world outside: its pods know nothing of the first one's addresses.
-    let test = TestNetwork::start(4, None).await;
-    let outside = TestNetwork::start(5, None).await;
+    let test = TestNetwork::start(4).await;
+    let outside = TestNetwork::start(5).await;
     let pod = test.network.attach("a").await.unwrap();
     let peer = outside.network.attach("b").await.unwrap();
     let server = echo_once(inside(&peer.netns, || TcpListener::bind((peer.address, 80)).unwrap()));
-    assert_eq!(talk(&pod, SocketAddrV4::new(peer.address, 80)), format!("hello {}", peer.gateway));
+    let answer = talk(&pod, SocketAddrV4::new(peer.address, 80));
+    let seen: Ipv4Addr = answer.strip_prefix("hello ").unwrap().parse().unwrap();
+    assert!(seen != pod.address && TcpListener::bind((seen, 0)).is_ok(), "an address of the machine: {seen}");
     server.join().unwrap();
     test.end().await;
     outside.end().await;
@@ -131,25 +273,26 @@ async fn packets_to_other_networks_leave_with_the_machines_address() {
 
 #[tokio::test]
 async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_address() {
-    let first = TestNetwork::start(6, None).await;
+    let first = TestNetwork::start(6).await;
     let kept = first.network.attach("kept").await.unwrap();
     let orphan = first.network.attach("orphan").await.unwrap();
-    drop(first.network);
-    let cidr = Ipv4Net::new(kept.gateway, kept.prefix).unwrap().trunc();
-    let config = NetworkConfig { instance: first.instance.clone(), pod_cidr: cidr, pool: 0, api_service: None };
+    let instance = first.instance.clone();
+    drop(first);
+    let cidr = Ipv4Net::new(kept.gateway, 24).unwrap().trunc();
+    let config = NetworkConfig { instance: instance.clone(), pod_cidr: cidr, pool: 0, service_cidr: None };
     let second = Network::start(config).await.unwrap();
     second.adopt("kept", kept.address);
     let new = second.attach("new").await.unwrap();
     assert_ne!(new.address, kept.address);
     assert_ne!(new.address, orphan.address, "its link is still there");
-    TestNetwork { network: second, instance: first.instance }.end().await;
+    TestNetwork { network: second, instance }.end().await;
 }
 
 #[tokio::test]
 async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
-    let first = TestNetwork::start(7, None).await;
+    let first = TestNetwork::start(7).await;
     let taken = Ipv4Net::new(first.network.gateway_address(), 24).unwrap().trunc();
-    let config = NetworkConfig { instance: "ffffffff".into(), pod_cidr: taken, pool: 0, api_service: None };
+    let config = NetworkConfig { instance: "ffffffff".into(), pod_cidr: taken, pool: 0, service_cidr: None };
     let error = Network::start(config).await.err().expect("two networks with one CIDR");
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;

@@ -23,6 +23,8 @@ pub struct WorkerConfig {
     pub data_dir: PathBuf,
     /// A client that may do what a node may.
     pub client: kube::Client,
+    /// A client that may do what kube-proxy may: list and watch Services and EndpointSlices.
+    pub services: kube::Client,
     /// The sandbox.
     pub runtime: Runtime,
     /// Pods that were there when the sandbox was connected.
@@ -102,6 +104,7 @@ pub(crate) struct Context {
     pub node: String,
     pub dirs: Dirs,
     pub client: kube::Client,
+    pub services: kube::Client,
     pub runtime: Runtime,
     pub images: Images,
     pub network: Network,
@@ -141,6 +144,7 @@ impl Context {
             node: config.node_name,
             dirs,
             client: config.client,
+            services: config.services,
             runtime: config.runtime,
             images: config.images,
             network: config.network,

@@ -14,6 +14,7 @@ mod files;
 mod http;
 mod images;
 mod metrics;
+mod network;
 mod node;
 mod objects;
 mod observer;
@@ -80,7 +81,8 @@ impl Worker {
         let node = node::run(self.context.clone(), shutdown.clone());
         let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
-        tokio::join!(node, pods, events);
+        let network = network::run(self.context.clone(), shutdown.clone());
+        tokio::join!(node, pods, events, network);
         self.context.interests.clear();
     }
 

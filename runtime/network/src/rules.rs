@@ -1,0 +1,264 @@
+//! What a packet rule is made of: nftables' expressions, which load into registers, look up, compare and act.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::netfilter::Messages;
+
+/// A register of 32 bits, 0 to 15 (`NFT_REG32_00` and on). Values that stand in neighbouring ones form one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Register(pub(crate) u8);
+
+impl Register {
+    fn number(self) -> u32 {
+        8 + u32::from(self.0)
+    }
+}
+
+/// Where nothing else is said, a value passes through here.
+const SCRATCH: Register = Register(0);
+/// `NFT_REG_VERDICT`
+const VERDICT: u32 = 0;
+/// `NFTA_LIST_ELEM`
+const ELEMENT: u16 = 1;
+
+/// Fields of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Source,
+    Destination,
+    /// TCP's, UDP's and SCTP's alike.
+    DestinationPort,
+    IcmpType,
+}
+
+impl Field {
+    /// Base (`NFT_PAYLOAD_*`), offset and length.
+    fn place(self) -> (u32, u32, u32) {
+        match self {
+            Self::Source => (1, 12, 4),
+            Self::Destination => (1, 16, 4),
+            Self::DestinationPort => (2, 2, 2),
+            Self::IcmpType => (2, 0, 1),
+        }
+    }
+}
+
+/// `NFT_META_*`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meta {
+    Protocol = 16,
+    InputName = 6,
+    OutputName = 7,
+}
+
+/// `NFT_CMP_EQ`, `NFT_CMP_NEQ`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Is {
+    Equal = 0,
+    Other = 1,
+}
+
+/// What to do with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Drop,
+    Jump(String),
+    Goto(String),
+}
+
+impl Verdict {
+    /// Writes the attributes of `NFTA_DATA_VERDICT`.
+    pub(crate) fn write(&self, messages: &mut Messages) {
+        let (code, chain) = match self {
+            Self::Drop => (0, None),
+            Self::Jump(chain) => (-3_i32, Some(chain)),
+            Self::Goto(chain) => (-4, Some(chain)),
+        };
+        messages.number(1, code.cast_unsigned());
+        if let Some(chain) = chain {
+            messages.name(2, chain);
+        }
+    }
+}
+
+/// The expressions of one rule, in order.
+pub(crate) struct Rule<'a>(pub(crate) &'a mut Messages);
+
+impl Rule<'_> {
+    fn expression(self, name: &str, write: impl FnOnce(&mut Messages)) -> Self {
+        self.0.nested(ELEMENT, |inner| {
+            inner.name(1, name).nested(2, write);
+        });
+        self
+    }
+
+    pub(crate) fn load(self, field: Field, to: Register) -> Self {
+        let (base, offset, length) = field.place();
+        self.expression("payload", |inner| {
+            inner.number(1, to.number()).number(2, base).number(3, offset).number(4, length);
+        })
+    }
+
+    pub(crate) fn load_meta(self, meta: Meta, to: Register) -> Self {
+        self.expression("meta", |inner| {
+            inner.number(1, to.number()).number(2, meta as u32);
+        })
+    }
+
+    pub(crate) fn load_value(self, value: &[u8], to: Register) -> Self {
+        self.expression("immediate", |inner| {
+            inner.number(1, to.number()).nested(2, |data| {
+                data.bytes(1, value);
+            });
+        })
+    }
+
+    /// A random number below `modulus`.
+    pub(crate) fn load_random(self, modulus: u32, to: Register) -> Self {
+        self.expression("numgen", |inner| {
+            inner.number(1, to.number()).number(2, modulus).number(3, 1);
+        })
+    }
+
+    fn compare(self, is: Is, value: &[u8]) -> Self {
+        self.expression("cmp", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, is as u32).nested(3, |data| {
+                data.bytes(1, value);
+            });
+        })
+    }
+
+    fn mask(self, mask: [u8; 4]) -> Self {
+        self.expression("bitwise", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, SCRATCH.number()).number(3, 4);
+            inner.nested(4, |data| {
+                data.bytes(1, &mask);
+            });
+            inner.nested(5, |data| {
+                data.bytes(1, &[0; 4]);
+            });
+        })
+    }
+
+    pub(crate) fn field(self, field: Field, is: Is, value: &[u8]) -> Self {
+        self.load(field, SCRATCH).compare(is, value)
+    }
+
+    pub(crate) fn network(self, field: Field, is: Is, network: Ipv4Net) -> Self {
+        let masked = self.load(field, SCRATCH).mask(network.netmask().octets());
+        masked.compare(is, &network.network().octets())
+    }
+
+    pub(crate) fn protocol(self, is: Is, protocol: u8) -> Self {
+        self.load_meta(Meta::Protocol, SCRATCH).compare(is, &[protocol])
+    }
+
+    /// An interface whose name begins so.
+    pub(crate) fn interface(self, meta: Meta, is: Is, prefix: &str) -> Self {
+        self.load_meta(meta, SCRATCH).compare(is, prefix.as_bytes())
+    }
+
+    /// The exact name of an interface.
+    pub(crate) fn interface_named(self, meta: Meta, is: Is, name: &str) -> Self {
+        let mut padded = [0; libc::IFNAMSIZ];
+        padded[..name.len()].copy_from_slice(name.as_bytes());
+        self.load_meta(meta, SCRATCH).compare(is, &padded)
+    }
+
+    /// Only packets whose destination was translated (`IPS_DST_NAT`).
+    pub(crate) fn translated(self) -> Self {
+        let loaded = self.expression("ct", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, 2);
+        });
+        loaded.mask(0x20_u32.to_ne_bytes()).compare(Is::Other, &[0; 4])
+    }
+
+    /// Only packets to an address of this machine (`RTN_LOCAL`).
+    pub(crate) fn to_this_machine(self) -> Self {
+        let loaded = self.expression("fib", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, 3).number(3, 2);
+        });
+        loaded.compare(Is::Equal, &2_u32.to_ne_bytes())
+    }
+
+    /// Only packets whose answer would not leave by the interface they came in by.
+    pub(crate) fn from_elsewhere(self) -> Self {
+        let loaded = self.expression("fib", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, 1).number(3, 1 | 8);
+        });
+        loaded.compare(Is::Equal, &[0; 4])
+    }
+
+    /// Goes on only if the key is in the set.
+    pub(crate) fn in_set(self, set: &str, key: Register) -> Self {
+        self.expression("lookup", |inner| {
+            inner.name(1, set).number(2, key.number());
+        })
+    }
+
+    /// Loads what the map has for the key, or doesn't go on.
+    pub(crate) fn map(self, map: &str, key: Register, to: Register) -> Self {
+        self.expression("lookup", |inner| {
+            inner.name(1, map).number(2, key.number()).number(3, to.number());
+        })
+    }
+
+    /// Does what the map says of the key.
+    pub(crate) fn verdict_of(self, map: &str, key: Register) -> Self {
+        self.expression("lookup", |inner| {
+            inner.name(1, map).number(2, key.number()).number(3, VERDICT);
+        })
+    }
+
+    /// Writes key and data into a map, or renews them, for so many seconds.
+    pub(crate) fn remember(self, map: &str, key: Register, data: Register, seconds: u32) -> Self {
+        let milliseconds = u64::from(seconds) * 1000;
+        self.expression("dynset", |inner| {
+            inner.name(1, map).number(3, 1).number(4, key.number()).number(5, data.number());
+            inner.bytes(6, &milliseconds.to_be_bytes());
+        })
+    }
+
+    pub(crate) fn verdict(self, verdict: &Verdict) {
+        self.expression("immediate", |inner| {
+            inner.number(1, VERDICT).nested(2, |data| {
+                data.nested(2, |inner| verdict.write(inner));
+            });
+        });
+    }
+
+    /// Sends the connection to the address in a register and the port in the next.
+    pub(crate) fn send_to(self, address: Register) {
+        self.expression("nat", |inner| {
+            inner.number(1, 1).number(2, 2).number(3, address.number()).number(5, address.number() + 1);
+        });
+    }
+
+    /// Makes the connection come from this address.
+    pub(crate) fn come_from(self, address: Ipv4Addr) {
+        self.load_value(&address.octets(), SCRATCH).expression("nat", |inner| {
+            inner.number(1, 0).number(2, 2).number(3, SCRATCH.number());
+        });
+    }
+
+    /// Makes the connection come from an address of the interface it leaves by.
+    pub(crate) fn masquerade(self) {
+        self.expression("masq", |_| {});
+    }
+
+    /// Answers with a reset.
+    pub(crate) fn reset(self) {
+        self.expression("reject", |inner| {
+            inner.number(1, 1).bytes(2, &[0]);
+        });
+    }
+
+    /// Answers that the port is unreachable.
+    pub(crate) fn refuse(self) {
+        self.expression("reject", |inner| {
+            inner.number(1, 0).bytes(2, &[3]);
+        });
+    }
+}

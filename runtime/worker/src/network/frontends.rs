@@ -1,0 +1,250 @@
+//! A Service with its endpoints, as the network is told of it: which addresses and ports lead where, for whom.
+//!
+//! The rules are those of kube-proxy (Service's `internalTrafficPolicy`, `externalTrafficPolicy`, EndpointSlice's conditions).
+
+use carob_network::{Backend, Frontend, Protocol, Side};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where it isn't given.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+/// What leads to a Service, on this node. Nothing for those without an address: headless ones and names of others.
+pub(super) fn of<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    node: &str,
+) -> HashMap<Frontend, Backend> {
+    let mut frontends = HashMap::new();
+    let Some(spec) = &service.spec else { return frontends };
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    let Some(cluster_ip) = cluster_ip(spec).filter(|_| kind != "ExternalName") else { return frontends };
+    for port in spec.ports.iter().flatten() {
+        let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else {
+            continue;
+        };
+        let endpoints = Endpoints::of(port, slices.clone(), node);
+        let affinity = affinity(spec);
+        let internal = endpoints.backend(spec.internal_traffic_policy.as_deref(), affinity);
+        let external = endpoints.backend(spec.external_traffic_policy.as_deref(), affinity);
+        // Who is inside and uses a way from outside doesn't come from another node: the policy isn't for them.
+        let anywhere = endpoints.backend(None, affinity);
+        let mut lead = |side, address, port, backend: &Backend| {
+            frontends.insert(Frontend { side, address, protocol, port }, backend.clone());
+        };
+        lead(Side::Inside, Some(cluster_ip), number, &internal);
+        for address in outside_addresses(service, spec) {
+            lead(Side::Inside, Some(address), number, &anywhere);
+            lead(Side::Outside, Some(address), number, &external);
+        }
+        if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0) {
+            lead(Side::Inside, None, node_port, &anywhere);
+            lead(Side::Outside, None, node_port, &external);
+        }
+    }
+    frontends
+}
+
+fn cluster_ip(spec: &ServiceSpec) -> Option<Ipv4Addr> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    all.into_iter().find_map(|ip| ip.parse().ok())
+}
+
+fn outside_addresses(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    // A balancer of mode Proxy sends to nodes; only a virtual address is a node's own business.
+    let virtual_ips =
+        ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy")).filter_map(|ingress| ingress.ip.as_ref());
+    spec.external_ips.iter().flatten().chain(virtual_ips).filter_map(|ip| ip.parse().ok()).collect()
+}
+
+fn affinity(spec: &ServiceSpec) -> Option<u32> {
+    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
+        u32::try_from(seconds).unwrap_or_default().max(1)
+    })
+}
+
+fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+/// The endpoints of one port that may be sent to: on all nodes, and on this one.
+struct Endpoints {
+    all: Vec<SocketAddrV4>,
+    here: Vec<SocketAddrV4>,
+}
+
+/// Endpoints that are ready, and those that still serve while they end.
+#[derive(Default)]
+struct Usable {
+    ready: BTreeSet<SocketAddrV4>,
+    ending: BTreeSet<SocketAddrV4>,
+}
+
+impl Usable {
+    /// Those that end are used only when nothing else is there.
+    fn chosen(self) -> Vec<SocketAddrV4> {
+        let set = if self.ready.is_empty() { self.ending } else { self.ready };
+        set.into_iter().collect()
+    }
+}
+
+impl Endpoints {
+    fn of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> Self {
+        let (mut all, mut here) = (Usable::default(), Usable::default());
+        for slice in slices.filter(|slice| slice.address_type == "IPv4") {
+            let Some(number) = target(slice, port) else { continue };
+            for endpoint in &slice.endpoints {
+                let Some(state) = State::of(endpoint) else { continue };
+                for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
+                    let address = SocketAddrV4::new(address, number);
+                    state.set(&mut all).insert(address);
+                    if endpoint.node_name.as_deref() == Some(node) {
+                        state.set(&mut here).insert(address);
+                    }
+                }
+            }
+        }
+        Self { all: all.chosen(), here: here.chosen() }
+    }
+
+    fn backend(&self, policy: Option<&str>, affinity: Option<u32>) -> Backend {
+        let local = policy == Some("Local");
+        let endpoints = if local { &self.here } else { &self.all };
+        match endpoints.is_empty() {
+            false => Backend::Endpoints { endpoints: endpoints.clone(), affinity },
+            true if local && !self.all.is_empty() => Backend::Dropped,
+            true => Backend::Refused,
+        }
+    }
+}
+
+enum State {
+    Ready,
+    Ending,
+}
+
+impl State {
+    /// None for an endpoint that takes no connections. What isn't said counts as ready.
+    fn of(endpoint: &Endpoint) -> Option<Self> {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        if ready {
+            return Some(Self::Ready);
+        }
+        let ending = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
+        ending.then_some(Self::Ending)
+    }
+
+    fn set<'a>(&self, usable: &'a mut Usable) -> &'a mut BTreeSet<SocketAddrV4> {
+        match self {
+            Self::Ready => &mut usable.ready,
+            Self::Ending => &mut usable.ending,
+        }
+    }
+}
+
+/// The number under which a slice has a Service's port: ports are matched by name.
+fn target(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let name = |name: &Option<String>| name.clone().unwrap_or_default();
+    let found = slice.ports.iter().flatten().find(|candidate| {
+        name(&candidate.name) == name(&port.name)
+            && protocol(candidate.protocol.as_deref()) == protocol(port.protocol.as_deref())
+    })?;
+    u16::try_from(found.port?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn service(more: Value) -> Service {
+        let mut spec = json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [
+            {"name": "web", "port": 80, "protocol": "TCP", "nodePort": 30080}
+        ]});
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec})).unwrap()
+    }
+
+    fn slice(endpoints: Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"name": "s-1", "namespace": "n"}, "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "other", "port": 1, "protocol": "TCP"}, {"name": "web", "port": 8080, "protocol": "TCP"}]
+        }))
+        .unwrap()
+    }
+
+    fn backend(service: &Service, endpoints: Value, side: Side, address: Option<&str>) -> Backend {
+        let slice = slice(endpoints);
+        let all = of(service, std::iter::once(&slice), "here");
+        let port = if address.is_some() { 80 } else { 30080 };
+        let address = address.map(|address| address.parse().unwrap());
+        all[&Frontend { side, address, protocol: Protocol::Tcp, port }].clone()
+    }
+
+    fn leads_to(all: &[&str]) -> Backend {
+        let endpoints = all.iter().map(|address| SocketAddrV4::new(address.parse().unwrap(), 8080)).collect();
+        Backend::Endpoints { endpoints, affinity: None }
+    }
+
+    const VIP: Option<&str> = Some("10.96.0.9");
+
+    #[test]
+    fn ready_endpoints_first_and_ending_ones_when_nothing_else_serves() {
+        let plain = service(json!({}));
+        let endpoint = |address: &str, ready, serving, terminating| json!({"addresses": [address], "conditions": {"ready": ready, "serving": serving, "terminating": terminating}});
+        let ready = json!({"addresses": ["10.0.0.1"]});
+        let ending = endpoint("10.0.0.2", false, true, true);
+        let sick = endpoint("10.0.0.3", false, false, false);
+        let at = |endpoints| backend(&plain, endpoints, Side::Inside, VIP);
+        assert_eq!(at(json!([ready, ending, sick])), leads_to(&["10.0.0.1"]));
+        assert_eq!(at(json!([ending, sick])), leads_to(&["10.0.0.2"]));
+        assert_eq!(at(json!([sick])), Backend::Refused);
+    }
+
+    #[test]
+    fn a_local_policy_holds_for_its_side_alone_and_drops_where_only_others_serve() {
+        let external = service(json!({"externalTrafficPolicy": "Local"}));
+        let there = json!([{"addresses": ["10.0.0.1"], "nodeName": "there"}]);
+        let both =
+            json!([{"addresses": ["10.0.0.1"], "nodeName": "there"}, {"addresses": ["10.0.0.2"], "nodeName": "here"}]);
+        assert_eq!(backend(&external, there.clone(), Side::Outside, None), Backend::Dropped);
+        assert_eq!(backend(&external, there.clone(), Side::Inside, None), leads_to(&["10.0.0.1"]));
+        assert_eq!(backend(&external, both.clone(), Side::Outside, None), leads_to(&["10.0.0.2"]));
+        assert_eq!(backend(&external, both.clone(), Side::Inside, VIP), leads_to(&["10.0.0.1", "10.0.0.2"]));
+        let internal = service(json!({"internalTrafficPolicy": "Local"}));
+        assert_eq!(backend(&internal, there, Side::Inside, VIP), Backend::Dropped);
+        assert_eq!(backend(&internal, json!([]), Side::Inside, VIP), Backend::Refused);
+        assert_eq!(backend(&internal, both, Side::Inside, VIP), leads_to(&["10.0.0.2"]));
+    }
+
+    #[test]
+    fn headless_services_and_names_of_others_lead_nowhere() {
+        for spec in [json!({"clusterIP": "None", "clusterIPs": ["None"]}), json!({"type": "ExternalName"})] {
+            assert!(of(&service(spec), std::iter::empty(), "here").is_empty());
+        }
+    }
+
+    #[test]
+    fn affinity_has_its_timeout() {
+        let sticky = service(json!({"sessionAffinity": "ClientIP", "externalIPs": ["192.0.2.1"]}));
+        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+        let Backend::Endpoints { affinity, .. } = backend(&sticky, endpoints, Side::Outside, Some("192.0.2.1")) else {
+            panic!("no endpoints");
+        };
+        assert_eq!(affinity, Some(10_800));
+    }
+}

@@ -1,0 +1,141 @@
+//! Services: real connections between pods, and from the machine, by way of a Service.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use carob_tests::pods::{idle, list, pod, tools};
+use carob_tests::{Carob, eventually};
+use serde_json::{Value, json};
+
+fn service(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+/// A pod that tells over HTTP who it is, and echoes on 7; `app` is the label that Services choose it by.
+fn server(name: &str, app: &str) -> Value {
+    let mut server = pod(name, &[tools("main", &["http-server"]), tools("echo", &["echo", "--port", "7"])]);
+    server["metadata"]["labels"] = json!({ "app": app });
+    server
+}
+
+fn get(carob: &Carob, from: &str, url: &str) -> String {
+    carob.kubectl(&["exec", from, "-c", "main", "--", "carob-tools", "get", url])
+}
+
+/// The answer of the machine's own request, if there is one.
+fn get_from_machine(address: &str, port: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(format!("{address}:{port}")).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    stream.shutdown(Shutdown::Write).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn pods_and_the_machine_reach_a_services_pods_by_its_address() {
+    let mut carob = Carob::start(&["tools"]);
+    let spec = json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [
+        {"name": "http", "port": 80, "targetPort": 8080}, {"name": "echo", "port": 7, "protocol": "UDP"},
+        {"name": "echo-tcp", "port": 7, "protocol": "TCP"}
+    ]});
+    let mut host = pod("host", &[idle("main")]);
+    host["spec"]["hostNetwork"] = json!(true);
+    let nobody = service("nobody", &json!({"selector": {"app": "nobody"}, "ports": [{"port": 80}]}));
+    carob.apply(&list(&[
+        server("one", "web"),
+        server("two", "web"),
+        pod("client", &[idle("main")]),
+        host,
+        service("web", &spec),
+        nobody,
+    ]));
+    for name in ["one", "two", "client", "host"] {
+        carob.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    let address = carob.jsonpath("service/web", ".spec.clusterIP");
+    let client = carob.jsonpath("pod/client", ".status.podIP");
+    let url = format!("http://{address}/hello");
+    let mut seen = BTreeSet::new();
+    eventually("both pods answer", || {
+        let answer = get(&carob, "client", &url);
+        assert!(answer.contains(&client), "the pod sees who asks: {answer}");
+        seen.extend(["one", "two"].into_iter().filter(|name| answer.contains(*name)));
+        seen.len() == 2
+    });
+    get(&carob, "host", &url);
+    for _ in 0..8 {
+        assert!(get(&carob, "one", &url).contains("/hello"), "also when it is itself that answers");
+    }
+    for flags in [&["-u"][..], &[]] {
+        let arguments = [&["exec", "-i", "client", "--", "nc"][..], flags, &["-w", "2", &address, "7"]].concat();
+        let echoed = carob.pipe(&arguments, "there and back\n");
+        assert_eq!(String::from_utf8_lossy(&echoed.stdout), "there and back\n", "{flags:?}");
+    }
+    assert!(get_from_machine(&address, "80").is_some_and(|answer| answer.contains("200")));
+    let node_port = carob.jsonpath("service/web", ".spec.ports[0].nodePort");
+    let machine = carob.jsonpath("pod/host", ".status.podIP");
+    assert!(get_from_machine(&machine, &node_port).is_some_and(|answer| answer.contains("200")));
+    get(&carob, "client", &format!("http://{machine}:{node_port}/"));
+
+    let nobody = carob.jsonpath("service/nobody", ".spec.clusterIP");
+    let refused = carob.kubectl_fails(&["exec", "client", "--", "carob-tools", "get", &format!("http://{nobody}/")]);
+    assert!(refused.to_lowercase().contains("refused"), "{refused}");
+
+    // A gateway that isn't there changes nothing; the next one carries on where it finds things.
+    carob.terminate();
+    assert!(get_from_machine(&address, "80").is_some_and(|answer| answer.contains("200")));
+    carob.up(&[]);
+    carob.kubectl(&["delete", "pod", "one", "two", "--grace-period=1", "--wait"]);
+    eventually("nobody is there any more", || get_from_machine(&address, "80").is_none());
+    carob.apply(&list(&[server("three", "web")]));
+    eventually("the new pod answers", || {
+        get_from_machine(&address, "80").is_some_and(|answer| answer.contains("three"))
+    });
+    carob.down();
+    assert!(get_from_machine(&address, "80").is_none(), "nothing is left");
+}
+
+#[test]
+fn a_client_with_affinity_stays_and_an_unready_pod_gets_nothing() {
+    let carob = Carob::start(&["tools"]);
+    let sticky =
+        json!({"selector": {"app": "web"}, "sessionAffinity": "ClientIP", "ports": [{"port": 80, "targetPort": 8080}]});
+    let mut unready = server("unready", "web");
+    unready["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["carob-tools", "exit", "1"]}, "periodSeconds": 1});
+    let open = json!({"selector": {"app": "web"}, "publishNotReadyAddresses": true, "ports": [{"port": 80, "targetPort": 8080}]});
+    carob.apply(&list(&[
+        server("one", "web"),
+        server("two", "web"),
+        unready,
+        pod("client", &[idle("main")]),
+        service("sticky", &sticky),
+        service("open", &open),
+    ]));
+    for name in ["one", "two", "client"] {
+        carob.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    let answered = |service: &str, times: usize| -> BTreeSet<&'static str> {
+        let url = format!("http://{}/", carob.jsonpath(&format!("service/{service}"), ".spec.clusterIP"));
+        (0..times)
+            .filter_map(|_| {
+                let answer = get(&carob, "client", &url);
+                ["unready", "one", "two"].into_iter().find(|name| answer.contains(*name))
+            })
+            .collect()
+    };
+    let slices = ["get", "endpointslices", "-l", "kubernetes.io/service-name=sticky", "-o", "jsonpath={..ready}"];
+    carob.until(&slices, |text| text.matches("true").count() == 2);
+    let before = answered("sticky", 1);
+    assert_eq!(answered("sticky", 12), before);
+    let stays = before.into_iter().next().expect("somebody answered");
+    assert_ne!(stays, "unready");
+    carob.kubectl(&["delete", "pod", stays, "--grace-period=1", "--wait"]);
+    let other = if stays == "one" { "two" } else { "one" };
+    eventually("the other pod answers", || answered("sticky", 1).contains(other));
+    eventually("unready pods are published where that is wanted", || answered("open", 8).contains("unready"));
+}
