@@ -36,7 +36,9 @@ fn empty_status() -> Value {
 
 fn default(object: &mut Value) {
     if let Some(status) = object_at(object, "status") {
-        COUNTS.iter().for_each(|count| set_default(status, count, 0));
+        for count in COUNTS {
+            set_default(status, count, 0);
+        }
     }
     set_template_generation(object, template_generation(object));
     let Some(spec) = object_at(object, "spec") else { return };

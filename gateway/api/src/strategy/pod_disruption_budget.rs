@@ -14,7 +14,9 @@ use crate::validation::{amounts, go};
 pub const STRATEGY: Strategy = Strategy {
     default: |object| {
         if let Some(status) = object_at(object, "status") {
-            COUNTS.iter().for_each(|count| set_default(status, count, 0));
+            for count in COUNTS {
+                set_default(status, count, 0);
+            }
         }
         object_at(object, "spec");
     },

@@ -253,9 +253,7 @@ fn tell_target(source: &mut Value, name: &str) {
     let target = &source["target"];
     let has = |field: &str| get(target, field).is_some();
     let kind = match name {
-        "pods" => "AverageValue",
-        "object" if has("averageValue") => "AverageValue",
-        "object" => "Value",
+        "object" if !has("averageValue") => "Value",
         "external" if has("value") => "Value",
         "resource" | "containerResource" if has("averageUtilization") => "Utilization",
         _ => "AverageValue",

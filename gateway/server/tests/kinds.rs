@@ -1,0 +1,149 @@
+//! Kinds with rules that cross objects: Services share addresses and ports, evictions take from budgets, autoscalers have
+//! two versions, bindings are done to pods.
+
+mod support;
+
+use std::collections::HashSet;
+
+use futures::future::try_join_all;
+use k8s_openapi::api::autoscaling::{v1, v2};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Api;
+use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use support::Cluster;
+
+fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("an object of the kind")
+}
+
+fn service(name: &str, spec: &Value) -> Service {
+    object(json!({ "metadata": { "name": name }, "spec": spec }))
+}
+
+fn refusal(error: kube::Error) -> (u16, String) {
+    match error {
+        kube::Error::Api(status) => (status.code, status.message.clone()),
+        other => panic!("{other}"),
+    }
+}
+
+fn address(service: &Service) -> String {
+    service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn services_made_at_once_get_different_addresses_and_ports() {
+    let cluster = Cluster::new().await;
+    let services: Api<Service> = Api::namespaced(cluster.admin(), "default");
+    let params = PostParams::default();
+    let spec = json!({ "type": "NodePort", "ports": [{ "port": 80 }] });
+    let wanted: Vec<Service> = (0..64).map(|index| service(&format!("s{index}"), &spec)).collect();
+    let made = try_join_all(wanted.iter().map(|wanted| services.create(&params, wanted))).await.expect("made");
+    let addresses: HashSet<String> = made.iter().map(address).collect();
+    let ports: HashSet<i32> =
+        made.iter().filter_map(|service| service.spec.as_ref()?.ports.as_ref()?.first()?.node_port).collect();
+    assert_eq!((addresses.len(), ports.len()), (64, 64));
+}
+
+#[tokio::test]
+async fn an_address_is_free_again_when_its_service_is_gone_or_has_no_use_for_it() {
+    let cluster = Cluster::new().await;
+    let services: Api<Service> = Api::namespaced(cluster.admin(), "default");
+    let params = PostParams::default();
+    let one = json!({ "clusterIP": "10.96.7.7", "ports": [{ "port": 80 }] });
+    services.create(&params, &service("a", &one)).await.expect("free");
+    let (code, message) = refusal(services.create(&params, &service("b", &one)).await.expect_err("taken"));
+    assert_eq!(code, 422);
+    assert!(message.ends_with("failed to allocate IP 10.96.7.7: provided IP is already allocated"), "{message}");
+    let named = Patch::Merge(json!({ "spec": { "type": "ExternalName", "externalName": "a.example", "clusterIP": null,
+        "clusterIPs": null } }));
+    let patched = services.patch("a", &PatchParams::default(), &named).await.expect("patched");
+    assert_eq!(address(&patched), "");
+    services.create(&params, &service("b", &one)).await.expect("free again");
+    services.delete("b", &DeleteParams::default()).await.expect("deleted");
+    let back = Patch::Merge(json!({ "spec": { "type": "ClusterIP", "externalName": null, "clusterIP": "10.96.7.7" } }));
+    let patched = services.patch("a", &PatchParams::default(), &back).await.expect("free once more");
+    assert_eq!(address(&patched), "10.96.7.7");
+}
+
+#[tokio::test]
+async fn an_eviction_takes_a_disruption_from_the_budget() {
+    let cluster = Cluster::new().await;
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "default");
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.admin(), "default");
+    let params = PostParams::default();
+    let pod = json!({ "metadata": { "name": "p", "labels": { "app": "a" } },
+        "spec": { "automountServiceAccountToken": false, "containers": [{ "name": "c", "image": "x" }] } });
+    let account = json!({ "metadata": { "name": "default" } });
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(cluster.admin(), "default");
+    accounts.create(&params, &object(account)).await.expect("made");
+    pods.create(&params, &object(pod)).await.expect("made");
+    let running = json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] } });
+    pods.patch_status("p", &PatchParams::default(), &Patch::Merge(running)).await.expect("running");
+    let budget = json!({ "metadata": { "name": "b" },
+        "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "a" } } } });
+    budgets.create(&params, &object(budget)).await.expect("made");
+    let (code, _) = refusal(pods.evict("p", &EvictParams::default()).await.expect_err("nobody has looked at it"));
+    assert_eq!(code, 429);
+    let allow = |count: i64| {
+        Patch::Merge(json!({ "status": { "observedGeneration": 1, "disruptionsAllowed": count, "currentHealthy": 1,
+            "desiredHealthy": 1, "expectedPods": 1 } }))
+    };
+    budgets.patch_status("b", &PatchParams::default(), &allow(0)).await.expect("patched");
+    let (code, message) = refusal(pods.evict("p", &EvictParams::default()).await.expect_err("refused"));
+    assert_eq!((code, &*message), (429, "Cannot evict pod as it would violate the pod's disruption budget."));
+    budgets.patch_status("b", &PatchParams::default(), &allow(1)).await.expect("patched");
+    pods.evict("p", &EvictParams::default()).await.expect("allowed");
+    let status = budgets.get("b").await.expect("there").status.expect("a status");
+    assert_eq!(status.disruptions_allowed, 0);
+    assert!(status.disrupted_pods.is_some_and(|pods| pods.contains_key("p")));
+}
+
+#[tokio::test]
+async fn an_autoscaler_is_one_object_in_two_versions() {
+    let cluster = Cluster::new().await;
+    let old: Api<v1::HorizontalPodAutoscaler> = Api::namespaced(cluster.admin(), "default");
+    let new: Api<v2::HorizontalPodAutoscaler> = Api::namespaced(cluster.admin(), "default");
+    let wanted = json!({ "metadata": { "name": "h" }, "spec": { "maxReplicas": 3, "targetCPUUtilizationPercentage": 50,
+        "scaleTargetRef": { "kind": "Deployment", "name": "d", "apiVersion": "apps/v1" } } });
+    old.create(&PostParams::default(), &object(wanted)).await.expect("made");
+    let seen = new.get("h").await.expect("the same").spec.expect("a spec");
+    let metrics = seen.metrics.expect("metrics");
+    assert_eq!(metrics[0].resource.as_ref().and_then(|cpu| cpu.target.average_utilization), Some(50));
+    let pods = json!({ "type": "Pods", "pods": { "metric": { "name": "rps" },
+        "target": { "type": "AverageValue", "averageValue": "10" } } });
+    let patch = Patch::Merge(json!({ "spec": { "metrics": [pods] } }));
+    new.patch("h", &PatchParams::default(), &patch).await.expect("patched");
+    let seen = old.get("h").await.expect("the same");
+    assert_eq!(seen.spec.and_then(|spec| spec.target_cpu_utilization_percentage), None);
+    let annotations = seen.metadata.annotations.expect("what the older version has no field for");
+    assert!(annotations["autoscaling.alpha.kubernetes.io/metrics"].contains("rps"));
+}
+
+#[tokio::test]
+async fn a_binding_without_the_path_of_a_pod_binds_it_too() {
+    let cluster = Cluster::new().await;
+    let client = cluster.admin();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let nodes: Api<Node> = Api::all(client.clone());
+    let params = PostParams::default();
+    nodes.create(&params, &object(json!({ "metadata": { "name": "n" } }))).await.expect("made");
+    let account = json!({ "metadata": { "name": "default" } });
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), "default");
+    accounts.create(&params, &object(account)).await.expect("made");
+    let pod = json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "c", "image": "x" }] } });
+    pods.create(&params, &object(pod)).await.expect("made");
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "p" },
+        "target": { "kind": "Node", "name": "n" } });
+    let request = http::Request::post("/api/v1/namespaces/default/bindings")
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(&binding).expect("JSON"))
+        .expect("a request");
+    let answer: Value = client.request(request).await.expect("bound");
+    assert_eq!(answer["status"], "Success");
+    let bound = pods.get("p").await.expect("there").spec.expect("a spec");
+    assert_eq!(bound.node_name.as_deref(), Some("n"));
+}
