@@ -216,14 +216,7 @@ impl Autoscaler {
         };
         let selector = scale.data.pointer("/status/selector").and_then(Value::as_str).unwrap_or_default().to_owned();
         let (wanted, there) = (number("/spec/replicas"), number("/status/replicas"));
-        Ok(Scale {
-            wanted,
-            there,
-            object: scale,
-            selector,
-            name: target.name.clone(),
-            api,
-        })
+        Ok(Scale { wanted, there, object: scale, selector, name: target.name.clone(), api })
     }
 
     /// The most that any metric asks for, and which; none if that can't be said.

@@ -217,7 +217,9 @@ impl Controller {
         let api: Api<Job> =
             Api::namespaced(self.cluster.client.clone(), job.metadata.namespace.as_deref().unwrap_or_default());
         let whole = Job { status: Some(status.clone()), ..job.clone() };
-        let job = api.replace_status(job.metadata.name.as_deref().unwrap_or_default(), &PostParams::default(), &whole).await?;
+        let job = api
+            .replace_status(job.metadata.name.as_deref().unwrap_or_default(), &PostParams::default(), &whole)
+            .await?;
         self.cluster.jobs.learn(job.clone());
         Ok(job)
     }

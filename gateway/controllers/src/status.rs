@@ -57,7 +57,14 @@ pub(crate) async fn write_in<K, S>(
     new: &S,
 ) -> Result<bool, kube::Error>
 where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize
+        + Send
+        + Sync
+        + 'static,
     S: Serialize,
 {
     let (before, after) = (old.map_or_else(|| json!({}), |old| json!(old)), json!(new));

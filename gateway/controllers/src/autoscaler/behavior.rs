@@ -73,7 +73,7 @@ impl History {
             seconds.map_or(default, |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
         };
         let within = |window: Duration| {
-            self.wishes.iter().filter(move |(at, _)| now.duration_since(*at) <= window).map(|(_, wish)| *wish)
+            self.wishes.iter().filter(move |(at, _)| now.duration_since(*at) < window).map(|(_, wish)| *wish)
         };
         // Up only as far as all have wished, down only as far as any has.
         let lowest = within(window(up, Duration::ZERO)).chain([proposed]).min().unwrap_or(proposed);

@@ -7,3 +7,5 @@ mod garbage;
 mod job;
 mod namespace;
 mod scheduler;
+mod volumes;
+mod workloads;

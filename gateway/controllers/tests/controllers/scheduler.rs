@@ -45,3 +45,49 @@ async fn a_pod_waits_with_the_reason_and_is_placed_when_room_appears() {
     let counts: Vec<_> = told.iter().filter(|event| is_it(event)).map(|event| event.count).collect();
     assert_eq!(counts, [Some(1)]);
 }
+
+async fn node(cluster: &Cluster, name: &str) {
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let status = json!({"allocatable": {"cpu": "1", "memory": "1Gi", "pods": "10"}, "conditions": [{"type": "Ready", "status": "True"}]});
+    nodes.create(&PostParams::default(), &object(json!({"metadata": {"name": name}}))).await.unwrap();
+    let patch = kube::api::Patch::Merge(json!({"status": status}));
+    nodes.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_more_important_pod_takes_the_place_of_another() {
+    let cluster = cluster::start().await;
+    node(&cluster, "n").await;
+    let classes: Api<k8s_openapi::api::scheduling::v1::PriorityClass> = Api::all(cluster.client.clone());
+    classes.create(&PostParams::default(), &object(json!({"metadata": {"name": "vip"}, "value": 1000}))).await.unwrap();
+    pod(&cluster, "low", "1").await;
+    until_one(&cluster.api(), "low", is_placed).await;
+    let container = json!({"name": "c", "image": "x", "resources": {"requests": {"cpu": "1"}}});
+    let spec = json!({"priorityClassName": "vip", "containers": [container]});
+    cluster.create::<Pod>(json!({"metadata": {"name": "vip"}, "spec": spec})).await;
+    let victim = until_one(&cluster.api::<Pod>(), "low", |pod| pod.metadata.deletion_timestamp.is_some()).await;
+    let conditions = victim.status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|known| known.reason.as_deref() == Some("PreemptionByScheduler")));
+    let nominated = |pod: &Pod| pod.status.as_ref().unwrap().nominated_node_name.as_deref() == Some("n");
+    until_one(&cluster.api(), "vip", nominated).await;
+    cluster.api::<Pod>().delete("low", &DeleteParams::default().grace_period(0)).await.unwrap();
+    until_one(&cluster.api(), "vip", is_placed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
+    let cluster = cluster::start().await;
+    node(&cluster, "n").await;
+    pod(&cluster, "stays", "100m").await;
+    let toleration = json!({"key": "leave", "operator": "Exists"});
+    let spec = json!({"tolerations": [toleration], "containers": [{"name": "c", "image": "x"}]});
+    cluster.create::<Pod>(json!({"metadata": {"name": "tolerant"}, "spec": spec})).await;
+    for name in ["stays", "tolerant"] {
+        until_one(&cluster.api(), name, is_placed).await;
+    }
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let taint = kube::api::Patch::Merge(json!({"spec": {"taints": [{"key": "leave", "effect": "NoExecute"}]}}));
+    nodes.patch("n", &PatchParams::default(), &taint).await.unwrap();
+    until_one(&cluster.api::<Pod>(), "stays", |pod| pod.metadata.deletion_timestamp.is_some()).await;
+    assert!(cluster.api::<Pod>().get("tolerant").await.unwrap().metadata.deletion_timestamp.is_none());
+}
