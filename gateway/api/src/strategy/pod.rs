@@ -52,8 +52,9 @@ fn prepare_create(object: &mut Value) {
     merge_label_keys(object);
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(object.get("spec").unwrap_or(&Value::Null))});
     if !dig(object, &["spec", "schedulingGates"]).and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         status["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": null,
+            "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": now,
             "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
         }]);
     }
