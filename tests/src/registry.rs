@@ -52,19 +52,30 @@ impl Registry {
             text += &users.to_string_lossy();
             text += "\n";
         }
-        let log = std::fs::File::create(dir.path().join("access.log")).expect("a log file");
         std::fs::write(&config, text).expect("the configuration is written");
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log file"))
-            .stderr(log)
-            .spawn()
-            .expect("docker-registry (package docker-registry)");
+        let process = serve(&config, &dir.path().join("access.log"));
         let registry = Self { process, port, password, dir };
         eventually("the registry answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         registry
+    }
+
+    /// The same storage and users a second time, over TLS at this address; it ends when the registry that is given is dropped.
+    pub fn over_tls(&self, address: &str, port: u16, certificate: &Path, key: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let text = std::fs::read_to_string(self.dir.path().join("config.yml")).expect("the configuration");
+        let text = text.replace(
+            &format!("  addr: 127.0.0.1:{}\n", self.port),
+            &format!(
+                "  addr: {address}:{port}\n  tls:\n    certificate: {}\n    key: {}\n",
+                certificate.display(),
+                key.display()
+            ),
+        );
+        let config = dir.path().join("config.yml");
+        std::fs::write(&config, text).expect("the configuration is written");
+        let process = serve(&config, &dir.path().join("access.log"));
+        eventually("the registry answers", || TcpStream::connect((address, port)).is_ok());
+        Self { process, port, password: self.password, dir }
     }
 
     /// `127.0.0.1:PORT`
@@ -153,6 +164,18 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn serve(config: &Path, log: &Path) -> Child {
+    let log = std::fs::File::create(log).expect("a log file");
+    Command::new("docker-registry")
+        .arg("serve")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("the log file"))
+        .stderr(log)
+        .spawn()
+        .expect("docker-registry (package docker-registry)")
 }
 
 fn json(path: &Path) -> Value {

@@ -111,7 +111,8 @@ fn what_cannot_be_had_is_said_clearly_and_leaves_nothing_behind() {
     }
     carob.wait_event("missing", "not found");
     carob.wait_event("tagless", "good:2: not found");
-    let corrupt = carob.wait_event("bad", "corrupt");
+    let corrupt = carob.wait_event("bad", &spoiled);
+    carob.wait_event("short", &truncated);
     assert!(corrupt.contains(&format!("Failed to pull image \"{host}/bad:1\"")), "{corrupt}");
     carob.wait_event("bad", "Error: ErrImagePull");
     carob.wait_event("short", &format!("Failed to pull image \"{host}/short:1\""));
@@ -305,4 +306,111 @@ fn docker_archive(work: &Path, name: &str) -> String {
         .status();
     assert!(packed.expect("tar").success());
     archive.to_string_lossy().into_owned()
+}
+
+#[test]
+fn registries_over_https_are_trusted_by_their_ca_file_alone() {
+    // Loopback registries need no certificate: this one is at the pods' gateway, an address of the test's own Carob.
+    const GATEWAY: &str = "10.213.77.1";
+    let network = ["--pod-cidr", "10.213.77.0/24"];
+    let port = carob_tests::free_port();
+    let image = format!("{GATEWAY}:{port}/private/box:1");
+    let mut carob = Carob::start_with(&Setup { arguments: &network, ..Setup::default() });
+    let registry = Registry::start_with_password();
+    registry.push("busybox", "private/box", "1");
+    let (certificate, key) = (carob.path("registry.crt"), carob.path("registry.key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=registry", "-addext", &format!("subjectAltName=IP:{GATEWAY}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-out")
+        .arg(&certificate)
+        .arg("-keyout")
+        .arg(&key)
+        .output()
+        .expect("openssl");
+    assert!(made.status.success(), "{}", text(&made));
+    let _secure = registry.over_tls(GATEWAY, port, &certificate, &key);
+    carob.kubectl(&[
+        "create",
+        "secret",
+        "docker-registry",
+        "login",
+        &format!("--docker-server={GATEWAY}:{port}"),
+        &format!("--docker-username={USER}"),
+        &format!("--docker-password={PASSWORD}"),
+    ]);
+    let with_login = |name: &str| {
+        let mut manifest = using(name, &image, "Always");
+        manifest["spec"]["imagePullSecrets"] = json!([{"name": "login"}]);
+        manifest.to_string()
+    };
+    carob.apply(&with_login("untrusted"));
+    waiting(&carob, "untrusted", "ImagePullBackOff");
+    let said = carob.wait_event("untrusted", "certificate");
+    assert!(!said.contains("Successfully pulled"), "{said}");
+    carob.kubectl(&["delete", "pod", "untrusted"]);
+
+    carob.terminate();
+    let config = format!("images:\n  registries:\n    \"{GATEWAY}:{port}\": {{ca_file: {}}}\n", certificate.display());
+    std::fs::write(carob.path("carob.yaml"), config).expect("the configuration is written");
+    carob.up(&network);
+    carob.apply(&with_login("trusted"));
+    carob.wait_phase("trusted", "Succeeded");
+    carob.apply(&using("stranger", &image, "Always").to_string());
+    waiting(&carob, "stranger", "ImagePullBackOff");
+    carob.wait_event("stranger", "pull access denied");
+}
+
+#[test]
+fn links_of_an_image_that_lead_nowhere_are_where_its_files_and_volumes_go() {
+    let carob = Carob::start(&[]);
+    let work = carob.path("linked");
+    docker_archive(&work, "linked:1");
+    // One more layer on top.
+    let layer = carob.path("layer");
+    std::fs::create_dir_all(layer.join("etc")).expect("a folder");
+    for (target, link) in [
+        ("../run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf"),
+        ("/../../nowhere/hosts", "etc/hosts"),
+        ("/gone/data", "data"),
+    ] {
+        std::os::unix::fs::symlink(target, layer.join(link)).expect("a link");
+    }
+    std::fs::create_dir_all(work.join("two")).expect("a folder");
+    let tar = |from: &Path, to: &Path, what: &[&str]| {
+        let done = Command::new("tar").arg("-cf").arg(to).arg("-C").arg(from).args(what).status().expect("tar");
+        assert!(done.success());
+    };
+    tar(&layer, &work.join("two/layer.tar"), &["etc/resolv.conf", "etc/hosts", "data"]);
+    let read = |path: &Path| std::fs::read(path).expect("a file");
+    let mut config: Value = serde_json::from_slice(&read(&work.join("config.json"))).expect("JSON");
+    let sum = Command::new("sha256sum").arg(work.join("two/layer.tar")).output().expect("sha256sum");
+    let sum = String::from_utf8_lossy(&sum.stdout).split(' ').next().expect("a sum").to_owned();
+    config["rootfs"]["diff_ids"].as_array_mut().expect("layers").push(json!(format!("sha256:{sum}")));
+    std::fs::write(work.join("config.json"), config.to_string()).expect("written");
+    let entry =
+        json!([{"Config": "config.json", "RepoTags": ["linked:1"], "Layers": ["one/layer.tar", "two/layer.tar"]}]);
+    std::fs::write(work.join("manifest.json"), entry.to_string()).expect("written");
+    let archive = work.with_extension("tar");
+    tar(&work, &archive, &["manifest.json", "config.json", "one", "two"]);
+    let imported = carob.carob(&[
+        "image",
+        "import",
+        "--data-dir",
+        &carob.data_dir().to_string_lossy(),
+        &archive.to_string_lossy(),
+    ]);
+    assert!(imported.status.success(), "{}", text(&imported));
+
+    let script =
+        "grep -c nameserver /run/systemd/resolve/stub-resolv.conf; grep -c linked /nowhere/hosts; cat /gone/data/key";
+    let mut manifest = shell_pod("linked", script);
+    manifest["spec"]["containers"][0]["image"] = json!("linked:1");
+    manifest["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "map", "mountPath": "/data"}]);
+    manifest["spec"]["volumes"] = json!([{"name": "map", "configMap": {"name": "map"}}]);
+    carob.kubectl(&["create", "configmap", "map", "--from-literal=key=value"]);
+    let printed = carob.run_to_end(&manifest);
+    let lines: Vec<&str> = printed.lines().collect();
+    assert!(lines.len() == 3 && lines[0] != "0" && lines[1..] == ["1", "value"], "{printed}");
 }

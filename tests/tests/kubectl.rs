@@ -319,11 +319,17 @@ fn the_api_describes_itself() {
 }
 
 #[test]
-fn kubectl_1_35_works_as_well() {
+fn kubectl_1_33_to_1_35_work_as_well() {
     let mut carob = Carob::start(&["busybox"]);
-    carob.use_kubectl(kubectl_of(35));
+    for minor in [33, 34, 35] {
+        carob.use_kubectl(kubectl_of(minor));
+        main_commands(&carob, minor);
+    }
+}
+
+fn main_commands(carob: &Carob, minor: u32) {
     let version: Value = serde_json::from_str(&carob.kubectl(&["version", "-o", "json"])).expect("JSON");
-    assert_eq!(version["clientVersion"]["minor"], "35");
+    assert_eq!(version["clientVersion"]["minor"], minor.to_string());
     carob.apply(
         &json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},

@@ -124,3 +124,69 @@ fn many_pods_at_once_get_addresses_of_their_own_which_are_free_again_afterwards(
     }
     drop(watch);
 }
+
+/// A network that is reached over a link of this machine and knows no way back to pods. Removed at the end.
+struct Outside {
+    name: String,
+    /// This machine's address on the link, and the other side's.
+    addresses: [String; 2],
+}
+
+impl Outside {
+    fn new() -> Self {
+        let number = std::process::id();
+        let name = format!("carob-out-{number}");
+        let third = number % 250;
+        let outside = Self { addresses: [format!("198.18.{third}.1"), format!("198.18.{third}.2")], name };
+        let link = format!("co{number}");
+        let [near, far] = &outside.addresses;
+        for arguments in [
+            format!("netns add {}", outside.name),
+            format!("link add {link} type veth peer name eth0 netns {}", outside.name),
+            format!("addr add {near}/30 dev {link}"),
+            format!("link set {link} up"),
+            format!("-n {} addr add {far}/30 dev eth0", outside.name),
+            format!("-n {} link set eth0 up", outside.name),
+        ] {
+            let done =
+                std::process::Command::new("ip").args(arguments.split(' ')).status().expect("ip (package iproute2)");
+            assert!(done.success(), "ip {arguments}");
+        }
+        outside
+    }
+
+    /// Accepts one connection there; who came.
+    fn listen(&self, port: u16) -> std::thread::JoinHandle<std::net::IpAddr> {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
+        let (ready, listening) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("it can be entered");
+            let listener = std::net::TcpListener::bind(("0.0.0.0", port)).expect("a port");
+            ready.send(()).expect("the test waits");
+            let (mut stream, peer) = listener.accept().expect("a connection");
+            std::io::Write::write_all(&mut stream, b"outside\n").expect("it is taken");
+            peer.ip()
+        });
+        listening.recv().expect("it listens");
+        thread
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        // The link goes with the namespace that has its other end.
+        let _ = std::process::Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+#[test]
+fn pods_reach_the_outside_under_the_machines_address() {
+    let carob = Carob::start(&["busybox"]);
+    carob.start_pod(&shell_pod("inside", "sleep 3600").to_string(), "inside");
+    let outside = Outside::new();
+    let [near, far] = &outside.addresses;
+    let visitor = outside.listen(8000);
+    let said = carob.kubectl(&["exec", "inside", "--", "nc", "-w", "10", far, "8000"]);
+    assert_eq!(said, "outside\n");
+    assert_eq!(visitor.join().expect("a visitor").to_string(), *near, "and not under its own");
+}

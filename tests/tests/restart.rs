@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use carob_tests::machine::Traces;
 use carob_tests::{Carob, eventually};
+use serde_json::Value;
 
 const COUNTER: &str = r#"
 apiVersion: apps/v1
@@ -175,7 +176,19 @@ fn sigterm_leaves_pods_running_and_down_stops_them() {
     carob.down();
     assert_eq!(Traces::of(&instance, &carob.data_dir()), Traces::default());
     carob.up(&[]);
+    // The containers are started anew, at whatever addresses are free now, and the pods say so.
+    let restarted = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1;
+    eventually("every pod has started again", || {
+        let pods = carob.get(&["pods", "-l", "app=counter"]);
+        pods["items"].as_array().is_some_and(|pods| pods.len() == 3 && pods.iter().all(restarted))
+    });
     carob.kubectl(&["rollout", "status", "deployment/counter", "--timeout=60s"]);
+    for pod in carob.get(&["pods", "-l", "app=counter"])["items"].as_array().unwrap() {
+        let (name, address) = (&pod["metadata"]["name"], &pod["status"]["podIP"]);
+        assert_eq!(pod["status"]["podIPs"], serde_json::json!([{ "ip": address }]));
+        let said = carob.kubectl(&["exec", name.as_str().unwrap(), "--", "hostname", "-i"]);
+        assert_eq!(Some(said.trim()), address.as_str());
+    }
 }
 
 #[test]
@@ -202,4 +215,70 @@ fn a_second_gateway_on_the_same_data_directory_is_refused() {
     assert!(!output.status.success());
     let text = carob_tests::text(&output);
     assert!(text.contains(&format!("another carob uses this data directory (process {})", carob.pid())), "{text}");
+}
+
+#[test]
+fn an_image_that_was_changed_while_the_gateway_was_dead_is_noticed() {
+    let mut carob = Carob::start(&["busybox", "tools"]);
+    carob.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: changing}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '3600']}
+  - {name: other, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '3600']}
+"#,
+    );
+    carob.wait("pod/changing", "condition=Ready");
+    // Without a worker the API takes the change and nobody carries it out.
+    carob.kill();
+    carob.up(&["--workers", "0"]);
+    carob.kubectl(&["set", "image", "pod/changing", "main=tools"]);
+    carob.kill();
+    carob.up(&[]);
+    let field = |name: &str, field: &str| format!("{{.status.containerStatuses[?(@.name=='{name}')].{field}}}");
+    let path = format!("jsonpath={}", field("main", "imageID"));
+    carob.until(&["get", "pod", "changing", "-o", &path], |seen| seen.contains("tools"));
+    carob.wait("pod/changing", "condition=Ready");
+    for (name, restarts) in [("main", "1"), ("other", "0")] {
+        let path = format!("jsonpath={}", field(name, "restartCount"));
+        assert_eq!(carob.kubectl(&["get", "pod", "changing", "-o", &path]), restarts, "{name}");
+    }
+    carob.wait_event("changing", "Container main definition changed, will be restarted");
+}
+
+#[test]
+fn down_does_not_lose_the_last_usage_to_a_ledger_that_cannot_be_written_nor_wait_for_it_for_ever() {
+    let mut carob = Carob::start(&["busybox"]);
+    for name in ["one", "two"] {
+        carob.apply(&carob_tests::pods::shell_pod(name, "sleep 3600").to_string());
+        carob.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    carob.terminate();
+    let instance = carob.instance();
+    let data_dir = carob.data_dir();
+    // In a mount namespace of its own the ledger is read-only.
+    let script =
+        "mount --bind \"$1/ledger\" \"$1/ledger\" && mount -o remount,bind,ro \"$1/ledger\" && shift && exec \"$@\"";
+    let refused = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&data_dir)
+        .arg(carob_tests::binary())
+        .args(["down", "--grace", "0", "--data-dir"])
+        .arg(&data_dir)
+        .output()
+        .expect("unshare (package util-linux)");
+    let said = carob_tests::text(&refused);
+    assert!(!refused.status.success() && said.contains("cannot be written"), "{said}");
+    assert!(said.contains("run carob down again") && said.contains("--force"), "{said}");
+    let left = Traces::of(&instance, &data_dir).processes;
+    assert!(!left.iter().any(|process| process.contains("sleep 3600")), "they are stopped nevertheless: {left:?}");
+    carob.down();
+    assert_eq!(Traces::of(&instance, &data_dir), Traces::default());
+    carob.up(&["--workers", "0"]);
+    let bill = carob.bill(&["--group-by", "pod"]);
+    assert_eq!(bill["rows"].as_array().expect("rows").len(), 2, "{bill}");
 }

@@ -400,3 +400,21 @@ fn a_container_that_ends_takes_all_its_processes_along() {
     }
     assert_eq!(processes, 1, "only the other container's");
 }
+
+#[test]
+fn the_first_process_of_a_shared_namespace_shows_nothing_of_the_machine() {
+    let carob = Carob::start(&["busybox"]);
+    let script =
+        "tr '\\0' ' ' < /proc/1/cmdline; for f in exe cwd; do readlink /proc/1/$f; done; ls /proc/1/root /proc/1/fd
+        wc -c < /proc/1/environ; cat /proc/1/maps /proc/1/mountinfo /proc/1/net/route /proc/1/comm";
+    let mut manifest = shell_pod("looking", script);
+    manifest["spec"]["shareProcessNamespace"] = json!(true);
+    manifest["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    let seen = carob.run_to_end(&manifest);
+    assert!(seen.starts_with("/pause /pause\n/\n/proc/1/fd:\n\n/proc/1/root:\npause\n0\n"), "{seen}");
+    for word in ["carob", "spawner", "sandboxes", &carob.data_dir().to_string_lossy()] {
+        assert!(!seen.contains(word), "{word}: {seen}");
+    }
+    let pod_interface = seen.lines().filter(|line| line.starts_with("eth0\t")).count();
+    assert!(pod_interface > 0 && !seen.contains("cb-"), "its network is the pod's: {seen}");
+}

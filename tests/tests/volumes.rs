@@ -1,9 +1,11 @@
 //! Volumes as containers see them, and how they follow their sources.
 
 use std::fs;
+use std::path::Path;
 
 use carob_tests::Carob;
 use carob_tests::pods::{list, pod, shell, shell_pod};
+use carob_tests::terminal::Running;
 use serde_json::{Value, json};
 
 fn mount(container: &mut Value, name: &str, path: &str) -> Value {
@@ -262,4 +264,117 @@ fn host_paths_and_sub_paths_stay_inside_what_was_mounted() {
         carob_tests::text(&refused)
             .contains("spec.containers[0].volumeMounts.subPath: Invalid value: \"a/../../b\": must not contain '..'")
     );
+}
+
+/// Whether a file below the directory holds these bytes.
+fn on_disk(directory: &Path, bytes: &[u8]) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return false };
+    entries.flatten().any(|entry| {
+        let kind = entry.file_type().expect("a kind");
+        if kind.is_dir() {
+            return on_disk(&entry.path(), bytes);
+        }
+        kind.is_file() && fs::read(entry.path()).is_ok_and(|found| found.windows(bytes.len()).any(|part| part == bytes))
+    })
+}
+
+/// Who the bearer of a token is, without the administrator's certificate.
+fn whoami(carob: &Carob, token: &str) -> String {
+    let authority = carob.data_dir().join("pki/ca.crt");
+    let server = format!("https://127.0.0.1:{}", carob.port());
+    carob.kubectl(&[
+        "--kubeconfig=/dev/null",
+        "--server",
+        &server,
+        "--certificate-authority",
+        &authority.to_string_lossy(),
+        "--token",
+        token,
+        "auth",
+        "whoami",
+    ])
+}
+
+#[test]
+fn secrets_and_tokens_are_in_memory_only_follow_changes_and_outlive_the_gateway() {
+    let mut carob = Carob::start(&["busybox"]);
+    let secret = |password: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hidden"},
+            "stringData": {"password": password, "user": password}})
+    };
+    let mut container = shell("main", "sleep 3600");
+    mount(&mut container, "plain", "/plain");
+    mount(&mut container, "mixed", "/mixed");
+    container["volumeMounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .push(json!({"name": "plain", "mountPath": "/one", "subPath": "password"}));
+    container["env"] =
+        json!([{"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "hidden", "key": "password"}}}]);
+    let mut manifest = pod("keeper", &[container]);
+    manifest["spec"]["volumes"] = json!([
+        {"name": "plain", "secret": {"secretName": "hidden", "defaultMode": 0o400}},
+        {"name": "mixed", "projected": {"sources": [
+            {"secret": {"name": "hidden", "items": [{"key": "user", "path": "who"}]}},
+            {"downwardAPI": {"items": [{"path": "note", "fieldRef": {"fieldPath": "metadata.annotations['note']"}}]}},
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}},
+    ]);
+    manifest["metadata"]["annotations"] = json!({"note": "first"});
+    carob.apply(&list(&[secret("hunter2-first"), manifest]));
+    carob.wait("pod/keeper", "condition=Ready");
+    let inside = |carob: &Carob, script: &str| carob.kubectl(&["exec", "keeper", "--", "sh", "-c", script]);
+    assert_eq!(inside(&carob, "cat /plain/password /mixed/who /one; echo $PASSWORD"), "hunter2-first".repeat(4) + "\n");
+    let mounts = inside(&carob, "grep -E ' (/plain|/mixed|/one|/run/secrets/.*|/var/run/secrets/.*) ' /proc/mounts");
+    assert!(mounts.lines().count() == 4 && mounts.lines().all(|line| line.starts_with("tmpfs ")), "{mounts}");
+    let token = inside(&carob, "cat /mixed/token");
+    let nowhere = |carob: &Carob, bytes: &str| {
+        for directory in ["pods", "sandboxes", "logs", "images"] {
+            assert!(!on_disk(&carob.data_dir().join(directory), bytes.as_bytes()), "{bytes} is in {directory}");
+        }
+    };
+    nowhere(&carob, "hunter2-first");
+    nowhere(&carob, &token);
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    assert!(!table.contains(&*carob.data_dir().to_string_lossy()), "{table}");
+
+    // Readers see one version as a whole, at every moment.
+    let watching = "while :; do d=$(readlink -f /plain/..data); a=$(cat $d/password $d/user 2>/dev/null) || continue; case $a in
+        hunter2-firsthunter2-first) ;; hunter2-otherhunter2-other) echo whole; exit;; *) echo torn $a; exit;; esac; done";
+    let mut exec = carob.kubectl_command();
+    let mut watcher = Running::start(exec.args(["exec", "keeper", "--", "sh", "-c", watching]));
+    carob.apply(&secret("hunter2-other").to_string());
+    watcher.end();
+    assert_eq!(watcher.output(), "whole\n");
+    assert_eq!(inside(&carob, "cat /one"), "hunter2-first", "a subPath stays what it was");
+
+    // A refresh, here for another reason than age, brings another token, and both are good.
+    carob.kubectl(&["annotate", "pod", "keeper", "note=second", "--overwrite"]);
+    carob.until(&["exec", "keeper", "--", "cat", "/mixed/note"], |seen| seen == "second");
+    let newer = inside(&carob, "cat /mixed/token");
+    for token in [&token, &newer] {
+        let whoami = whoami(&carob, token);
+        assert!(whoami.contains("system:serviceaccount:default:default"), "{whoami}");
+    }
+
+    carob.kill();
+    carob.up(&[]);
+    assert_eq!(inside(&carob, "cat /plain/password /mixed/who"), "hunter2-other".repeat(2));
+    carob.apply(&secret("hunter2-later").to_string());
+    carob.until(&["exec", "keeper", "--", "cat", "/plain/password", "/mixed/who"], |seen| {
+        seen == "hunter2-later".repeat(2)
+    });
+    assert_eq!(carob.jsonpath("pod/keeper", ".status.containerStatuses[0].restartCount"), "0");
+    nowhere(&carob, "hunter2-later");
+}
+
+#[test]
+fn parts_of_a_volume_in_memory_are_mounted_and_its_group_is_the_pods() {
+    let carob = Carob::start(&["busybox"]);
+    let mut manifest =
+        shell_pod("parts", "echo x > /deep/f; cat /whole/a/b/f; stat -c %a:%g /whole; stat -c %g /deep/f");
+    manifest["spec"]["containers"][0]["volumeMounts"] = json!([
+        {"name": "memory", "mountPath": "/whole"}, {"name": "memory", "mountPath": "/deep", "subPath": "a/b"}]);
+    manifest["spec"]["volumes"] = json!([{"name": "memory", "emptyDir": {"medium": "Memory"}}]);
+    manifest["spec"]["securityContext"] = json!({"fsGroup": 2000});
+    assert_eq!(carob.run_to_end(&manifest), "x\n3777:2000\n2000\n");
 }
