@@ -101,9 +101,8 @@ async fn wait(store: &dyn carob_store::Store, after: u64, busy: bool) -> Result<
         loop {
             match happens.next().await {
                 Some(Ok(carob_store::Watched::Progress(_))) => {}
-                Some(Ok(carob_store::Watched::Events(_))) => return Ok(()),
                 Some(Err(Error::Closed)) | None => return Err(Error::Closed),
-                Some(Err(_)) => return Ok(()),
+                Some(Ok(carob_store::Watched::Events(_)) | Err(_)) => return Ok(()),
             }
         }
     };

@@ -494,12 +494,12 @@ fn qualified(expr: &IdedExpr) -> Option<String> {
 
 fn literal_value(literal: &LiteralValue) -> Value {
     match literal {
-        LiteralValue::Boolean(value) => Value::Bool(value.clone().into_inner()),
+        LiteralValue::Boolean(value) => Value::Bool((*value).into_inner()),
         LiteralValue::Bytes(value) => Value::Bytes(value.clone().into_inner().into()),
-        LiteralValue::Double(value) => Value::Float(value.clone().into_inner()),
-        LiteralValue::Int(value) => Value::Int(value.clone().into_inner()),
+        LiteralValue::Double(value) => Value::Float((*value).into_inner()),
+        LiteralValue::Int(value) => Value::Int((*value).into_inner()),
         LiteralValue::Null => Value::Null,
         LiteralValue::String(value) => Value::String(value.clone().into_inner().into()),
-        LiteralValue::UInt(value) => Value::UInt(value.clone().into_inner()),
+        LiteralValue::UInt(value) => Value::UInt((*value).into_inner()),
     }
 }

@@ -41,6 +41,7 @@ impl<'a> Scope<'a> {
     }
 
     /// This and more variables.
+    #[must_use]
     pub fn with_all(&'a self, variables: &'a [(&'a str, Value)]) -> Self {
         Self { names: Names::Many(variables), parent: Some(self), access: self.access }
     }
@@ -217,7 +218,7 @@ fn both(left: &Node, right: &Node, scope: &Scope<'_>, budget: &mut Budget, decid
     }
     match (first, evaluate(right, scope, budget).and_then(truth)) {
         (_, Ok(value)) if value == deciding => Ok(Value::Bool(deciding)),
-        (_, Err(error @ (Error::Budget | Error::CallCost))) | (Err(error), _) | (_, Err(error)) => Err(error),
+        (_, Err(error @ (Error::Budget | Error::CallCost))) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
         (Ok(_), Ok(value)) => Ok(Value::Bool(value)),
     }
 }
@@ -325,6 +326,7 @@ fn push(accumulator: Value, item: Option<Value>) -> Value {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it takes what an evaluation gives")]
 fn truth(value: Value) -> Result<bool, Error> {
     match value {
         Value::Bool(value) => Ok(value),
@@ -386,9 +388,7 @@ pub fn wrap(value: Option<Value>) -> Value {
 fn operate(operator: Operator, left: Value, right: Value, budget: &mut Budget) -> Outcome {
     budget.spend(value::size(&left).min(value::size(&right)))?;
     let order = |wanted: &[Ordering]| {
-        compare(&left, &right)
-            .map(|found| Value::Bool(found.is_some_and(|found| wanted.contains(&found))))
-            .ok_or_else(no_overload)
+        compare(&left, &right).map(|found| Value::Bool(found.is_some_and(|found| wanted.contains(&found))))
     };
     match operator {
         Operator::Equal => Ok(Value::Bool(equal(&left, &right))),
@@ -446,37 +446,40 @@ fn equal(left: &Value, right: &Value) -> bool {
                 && left.map.iter().all(|(key, value)| right.get(key).is_some_and(|other| equal(value, other)))
         }
         (Value::Int(_) | Value::UInt(_) | Value::Float(_), Value::Int(_) | Value::UInt(_) | Value::Float(_)) => {
-            compare(left, right).flatten() == Some(Ordering::Equal)
+            compare(left, right).is_ok_and(|order| order == Some(Ordering::Equal))
         }
         (left, right) => left == right,
     }
 }
 
-/// None for values that have no order; nothing inside for numbers that have none.
+/// The order of two values; none for numbers that have none.
+///
+/// # Errors
+/// For values that cannot be compared.
 #[allow(clippy::cast_precision_loss, reason = "as in CEL, whose doubles are compared with integers")]
-fn compare(left: &Value, right: &Value) -> Option<Option<Ordering>> {
+fn compare(left: &Value, right: &Value) -> Result<Option<Ordering>, Error> {
     let number = |value: &Value| match value {
-        Value::Int(value) => Some(*value as f64),
-        Value::UInt(value) => Some(*value as f64),
-        Value::Float(value) => Some(*value),
-        _ => None,
+        Value::Int(value) => Ok(*value as f64),
+        Value::UInt(value) => Ok(*value as f64),
+        Value::Float(value) => Ok(*value),
+        _ => Err(no_overload()),
     };
-    match (left, right) {
-        (Value::Int(left), Value::Int(right)) => Some(Some(left.cmp(right))),
-        (Value::UInt(left), Value::UInt(right)) => Some(Some(left.cmp(right))),
+    Ok(match (left, right) {
+        (Value::Int(left), Value::Int(right)) => Some(left.cmp(right)),
+        (Value::UInt(left), Value::UInt(right)) => Some(left.cmp(right)),
         (Value::Int(left), Value::UInt(right)) => {
-            Some(Some(u64::try_from(*left).map_or(Ordering::Less, |left| left.cmp(right))))
+            Some(u64::try_from(*left).map_or(Ordering::Less, |left| left.cmp(right)))
         }
         (Value::UInt(left), Value::Int(right)) => {
-            Some(Some(u64::try_from(*right).map_or(Ordering::Greater, |right| left.cmp(&right))))
+            Some(u64::try_from(*right).map_or(Ordering::Greater, |right| left.cmp(&right)))
         }
-        (Value::String(left), Value::String(right)) => Some(Some(left.cmp(right))),
-        (Value::Bytes(left), Value::Bytes(right)) => Some(Some(left.cmp(right))),
-        (Value::Bool(left), Value::Bool(right)) => Some(Some(left.cmp(right))),
-        (Value::Duration(left), Value::Duration(right)) => Some(Some(left.cmp(right))),
-        (Value::Timestamp(left), Value::Timestamp(right)) => Some(Some(left.cmp(right))),
-        _ => Some(number(left)?.partial_cmp(&number(right)?)),
-    }
+        (Value::String(left), Value::String(right)) => Some(left.cmp(right)),
+        (Value::Bytes(left), Value::Bytes(right)) => Some(left.cmp(right)),
+        (Value::Bool(left), Value::Bool(right)) => Some(left.cmp(right)),
+        (Value::Duration(left), Value::Duration(right)) => Some(left.cmp(right)),
+        (Value::Timestamp(left), Value::Timestamp(right)) => Some(left.cmp(right)),
+        _ => number(left)?.partial_cmp(&number(right)?),
+    })
 }
 
 fn evaluate_call(call: &Call, scope: &Scope<'_>, budget: &mut Budget) -> Outcome {

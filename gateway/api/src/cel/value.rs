@@ -59,16 +59,16 @@ pub fn typed(schema: &Structural, value: &Json) -> Value {
             None => from_json(value),
         },
         Json::Object(fields) => {
-            let fields = fields.iter().filter_map(|(name, value)| {
-                if let Some(field) = schema.properties.get(name) {
-                    return Some((escape(name)?, typed(field, value)));
+            let mut entries = Vec::with_capacity(fields.len());
+            for (name, value) in fields {
+                match (schema.properties.get(name), &schema.additional) {
+                    // A field whose name cannot be written is out of reach.
+                    (Some(field), _) => entries.extend(escape(name).map(|name| (name, typed(field, value)))),
+                    (None, Some(Additional::Schema(element))) => entries.push((name.clone(), typed(element, value))),
+                    (None, _) => entries.push((name.clone(), from_json(value))),
                 }
-                match &schema.additional {
-                    Some(Additional::Schema(element)) => Some((name.clone(), typed(element, value))),
-                    _ => Some((name.clone(), from_json(value))),
-                }
-            });
-            map(fields)
+            }
+            map(entries.into_iter())
         }
         other => from_json(other),
     }

@@ -116,7 +116,9 @@ pub fn default(schema: &Structural, value: &mut Value) {
         }
         Value::Array(items) => {
             if let Some(element) = &schema.items {
-                items.iter_mut().for_each(|item| default(element, item));
+                for item in items {
+                    default(element, item);
+                }
             }
         }
         _ => {}

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 /// The schema of one value, as a CustomResourceDefinition states it.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a keyword of its own")]
 pub struct Structural {
     /// `object`, `array`, `string`, `integer`, `number`, `boolean`; empty if anything goes.
     pub type_: String,

@@ -269,7 +269,7 @@ fn check_junctors(schema: &Structural, value: &Value, at: &Place, errors: &mut E
             1 => {}
             0 => told("must validate one and only one schema (oneOf). Found none valid".to_owned()),
             several => {
-                told(format!("must validate one and only one schema (oneOf). Found {several} valid alternatives"))
+                told(format!("must validate one and only one schema (oneOf). Found {several} valid alternatives"));
             }
         }
     }

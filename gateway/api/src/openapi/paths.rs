@@ -160,7 +160,7 @@ fn describe(kind: &Kind, part: Option<&Subresource>, operation: &Operation, dial
             if let Some(body) = body {
                 parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": ok(body)}));
             }
-            described["consumes"] = consumes(operation.body).into();
+            described["consumes"] = consumes(operation.body, kind.custom.is_some()).into();
             described["produces"] = json!(["application/json"]);
             let answer = answer
                 .map_or_else(|| json!({"description": "OK"}), |name| json!({"description": "OK", "schema": ok(&name)}));
@@ -168,7 +168,7 @@ fn describe(kind: &Kind, part: Option<&Subresource>, operation: &Operation, dial
         }
         Dialect::V3 => {
             if let Some(body) = body {
-                let content: Map<String, Value> = consumes(operation.body)
+                let content: Map<String, Value> = consumes(operation.body, kind.custom.is_some())
                     .iter()
                     .map(|type_| ((*type_).to_owned(), json!({"schema": ok(body)})))
                     .collect();
@@ -196,8 +196,12 @@ fn type_of<'a>(kind: &'a Kind, part: Option<&Subresource>) -> Option<&'a Kind> {
     kinds::Registry::builtin().type_of(group, version, name)
 }
 
-fn consumes(body: Body) -> &'static [&'static str] {
+fn consumes(body: Body, custom: bool) -> &'static [&'static str] {
     match body {
+        // By this kubectl sees that a custom resource takes no strategic merge.
+        Body::Patch if custom => {
+            &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]
+        }
         Body::Patch => &[
             "application/json-patch+json",
             "application/merge-patch+json",

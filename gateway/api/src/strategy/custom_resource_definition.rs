@@ -174,6 +174,7 @@ fn check_spec(object: &Value, old: Option<&Value>) -> ErrorList {
 }
 
 /// What all versions have in common stands, for Kubernetes, above them; so errors name that place.
+#[allow(clippy::struct_excessive_bools, reason = "each is about another field")]
 struct Hoisted {
     schema: bool,
     subresources: bool,

@@ -87,14 +87,12 @@ fn check_schema(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
     }
     let properties = get(schema, "properties").and_then(Value::as_object);
     if properties.is_some_and(|fields| !fields.is_empty()) && get(schema, "additionalProperties").is_some() {
-        let free = schema["additionalProperties"] == json!(false);
-        if !free {
-            errors.push(
-                at.child("additionalProperties").forbidden("additionalProperties and properties are mutual exclusive"),
-            );
+        let why = if schema["additionalProperties"] == json!(false) {
+            "additionalProperties cannot be set to false"
         } else {
-            errors.push(at.child("additionalProperties").forbidden("additionalProperties cannot be set to false"));
-        }
+            "additionalProperties and properties are mutual exclusive"
+        };
+        errors.push(at.child("additionalProperties").forbidden(why));
     }
     if let Err(why) = formats::check_pattern(str_at(schema, "pattern")) {
         errors.push(
@@ -124,7 +122,7 @@ fn check_schema(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
     }
     match get(schema, "items") {
         Some(Value::Array(_)) => {
-            errors.push(at.child("items").forbidden("items must be a schema object and not an array"))
+            errors.push(at.child("items").forbidden("items must be a schema object and not an array"));
         }
         Some(element) => {
             let place = at.child("items");
@@ -269,12 +267,11 @@ fn check_junctor(schema: &Value, at: &Path, depth: usize, errors: &mut ErrorList
             continue;
         }
         let why = match *name {
-            "type" => "must be empty to be structural",
+            "type" | "description" | "title" => "must be empty to be structural",
             "nullable"
             | "x-kubernetes-embedded-resource"
             | "x-kubernetes-int-or-string"
             | "x-kubernetes-preserve-unknown-fields" => "must be false to be structural",
-            "description" | "title" => "must be empty to be structural",
             _ => "must be undefined to be structural",
         };
         errors.push(at.child(name).forbidden(why));

@@ -1,0 +1,252 @@
+//! What clusters bring themselves: custom resources, policies, webhooks.
+
+mod support;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kube::Client;
+use serde_json::{Value, json};
+use support::Cluster;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// Sends a request; gives the code and the answer.
+async fn send(client: &Client, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let request = http::Request::builder().method(method).uri(path).header("Content-Type", kind);
+    let answer = client.send(request.body(body.into_bytes().into()).expect("a request")).await.expect("an answer");
+    let code = answer.status().as_u16();
+    let bytes = answer.into_body().collect().await.expect("a body").to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+/// Asks until the answer is the awaited one.
+async fn until(client: &Client, method: &str, path: &str, body: &Value, done: impl Fn(u16, &Value) -> bool) -> Value {
+    for _ in 0..500 {
+        let (code, answer) = send(client, method, path, body).await;
+        if done(code, &answer) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{method} {path} never answered as awaited");
+}
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const THINGS: &str = "/apis/example.com/v1/namespaces/default/things";
+
+/// Makes a definition of `things.example.com` and waits for it.
+async fn define(client: &Client, versions: Value, conversion: Value) {
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "things", "kind": "Thing", "shortNames": ["th"]}, "versions": versions, "conversion": conversion}});
+    let (code, answer) = send(client, "POST", DEFINITIONS, &definition).await;
+    assert_eq!(code, 201, "{answer}");
+    let path = format!("{DEFINITIONS}/things.example.com");
+    until(client, "GET", &path, &Value::Null, |_, answer| {
+        let conditions = answer["status"]["conditions"].as_array();
+        conditions.is_some_and(|list| list.iter().any(|one| one["type"] == "Established" && one["status"] == "True"))
+    })
+    .await;
+}
+
+fn version(name: &str, storage: bool) -> Value {
+    json!({"name": name, "served": true, "storage": storage, "subresources": {"status": {}},
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {"n": {"type": "integer", "default": 3}, "s": {"type": "string"}},
+                "x-kubernetes-validations": [{"rule": "self.n < 10", "message": "too big"}]},
+            "status": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}}}})
+}
+
+fn thing(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": name}, "spec": spec})
+}
+
+#[tokio::test]
+async fn what_says_that_it_is_established_is_served_and_goes_with_its_objects() {
+    let cluster = Cluster::new().await;
+    let admin = cluster.admin();
+    define(&admin, json!([version("v1", true)]), Value::Null).await;
+    let (code, made) = send(&admin, "POST", THINGS, &thing("a", json!({"s": "x", "zz": 1}))).await;
+    assert_eq!((code, &made["spec"]), (201, &json!({"s": "x", "n": 3})));
+    let (code, refused) = send(&admin, "POST", THINGS, &thing("b", json!({"n": 10}))).await;
+    assert_eq!(code, 422);
+    assert_eq!(refused["message"], "Thing.example.com \"b\" is invalid: spec: Invalid value: too big");
+    let (code, status) =
+        send(&admin, "PATCH", &format!("{THINGS}/a/status"), &json!({"status": {"ready": true}})).await;
+    assert_eq!((code, &status["status"], &status["metadata"]["generation"]), (200, &json!({"ready": true}), &json!(1)));
+    let (_, discovery) = send(&admin, "GET", "/apis/example.com/v1", &Value::Null).await;
+    assert_eq!(discovery["resources"][0]["shortNames"], json!(["th"]));
+    let (code, document) = send(&admin, "GET", "/openapi/v3/apis/example.com/v1", &Value::Null).await;
+    assert_eq!(code, 200);
+    assert!(document["components"]["schemas"]["com.example.v1.Thing"]["properties"]["spec"].is_object());
+    let path = format!("{DEFINITIONS}/things.example.com");
+    let (code, going) = send(&admin, "DELETE", &path, &Value::Null).await;
+    assert_eq!(
+        (code, going["metadata"]["finalizers"][0].as_str()),
+        (200, Some("customresourcecleanup.apiextensions.k8s.io"))
+    );
+    until(&admin, "GET", &path, &Value::Null, |code, _| code == 404).await;
+    until(&admin, "GET", THINGS, &Value::Null, |code, _| code == 404).await;
+}
+
+#[tokio::test]
+async fn a_policy_refuses_what_its_expressions_refuse_with_the_parameters_of_its_binding() {
+    let cluster = Cluster::new().await;
+    let admin = cluster.admin();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let limits = json!({"metadata": {"name": "limits"}, "data": {"most": "2"}});
+    send(&admin, "POST", maps, &limits).await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["configmaps"]}]},
+        "matchConditions": [{"name": "not-limits", "expression": "object.metadata.name != 'limits'"}],
+        "variables": [{"name": "count", "expression": "has(object.data) ? size(object.data) : 0"}],
+        "validations": [{"expression": "variables.count <= int(params.data.most)",
+            "messageExpression": "'has ' + string(variables.count) + ' entries'"},
+            {"expression": "authorizer.group('').resource('secrets').namespace('default').check('get').allowed()"}]}});
+    let (code, answer) = send(&admin, "POST", &format!("{group}/validatingadmissionpolicies"), &policy).await;
+    assert_eq!(code, 201, "{answer}");
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"],
+        "paramRef": {"name": "limits", "namespace": "default", "parameterNotFoundAction": "Deny"}}});
+    let (code, answer) = send(&admin, "POST", &format!("{group}/validatingadmissionpolicybindings"), &binding).await;
+    assert_eq!(code, 201, "{answer}");
+    let many = json!({"metadata": {"generateName": "m-"}, "data": {"a": "1", "b": "2", "c": "3"}});
+    let refused = until(&admin, "POST", &format!("{maps}?dryRun=All"), &many, |code, _| code == 422).await;
+    assert!(refused["message"].as_str().expect("text").ends_with("denied request: has 3 entries"), "{refused}");
+    let (code, answer) = send(&admin, "POST", maps, &json!({"metadata": {"name": "few"}, "data": {"a": "1"}})).await;
+    assert_eq!(code, 201, "{answer}");
+}
+
+/// A server of webhooks on loopback: its address and its authority in base64.
+async fn serve(answer: impl Fn(Value) -> Value + Send + Sync + 'static) -> (String, String) {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let issued = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    let key = rustls_pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).expect("a key");
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![issued.cert.der().clone()], key)
+        .expect("a configuration");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("https://{}/hook", listener.local_addr().expect("an address"));
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, answer) = (acceptor.clone(), Arc::clone(&answer));
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let answer = Arc::clone(&answer);
+                    async move {
+                        let bytes = request.into_body().collect().await.expect("a body").to_bytes();
+                        let mut review: Value = serde_json::from_slice(&bytes).expect("JSON");
+                        let mut response = answer(review["request"].clone());
+                        response["uid"] = review["request"]["uid"].clone();
+                        review["response"] = response;
+                        Ok::<_, Infallible>(http::Response::new(Full::<bytes::Bytes>::from(review.to_string())))
+                    }
+                });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    (address, STANDARD.encode(issued.cert.pem()))
+}
+
+fn configuration(kind: &str, address: &str, authority: &str, more: &Value) -> Value {
+    let mut hook = json!({"name": "hook.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+        "clientConfig": {"url": address, "caBundle": authority}, "timeoutSeconds": 5,
+        "objectSelector": {"matchLabels": {"hooked": "yes"}},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "DELETE"], "resources": ["configmaps"]}]});
+    for (name, value) in more.as_object().into_iter().flatten() {
+        hook[name] = value.clone();
+    }
+    json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": kind.to_lowercase()}, "webhooks": [hook]})
+}
+
+#[tokio::test]
+async fn webhooks_change_and_refuse() {
+    let cluster = Cluster::new().await;
+    let admin = cluster.admin();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let (address, authority) = serve(|request| {
+        let patch = json!([{"op": "add", "path": "/data", "value": {"by": request["userInfo"]["username"]}}]);
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string()), "warnings": ["changed"]})
+    })
+    .await;
+    let mutating = configuration("MutatingWebhookConfiguration", &address, &authority, &json!({}));
+    let (code, answer) = send(&admin, "POST", &format!("{group}/mutatingwebhookconfigurations"), &mutating).await;
+    assert_eq!(code, 201, "{answer}");
+    let (address, authority) = serve(|request| {
+        let refused = request["operation"] == "DELETE" || request["object"]["data"]["by"].is_null();
+        json!({"allowed": !refused, "status": {"code": 403, "message": "not this one"}})
+    })
+    .await;
+    let validating = configuration("ValidatingWebhookConfiguration", &address, &authority, &json!({}));
+    let (code, answer) = send(&admin, "POST", &format!("{group}/validatingwebhookconfigurations"), &validating).await;
+    assert_eq!(code, 201, "{answer}");
+    let map = json!({"metadata": {"name": "a", "labels": {"hooked": "yes"}}});
+    let made =
+        until(&admin, "POST", &format!("{maps}?dryRun=All"), &map, |_, made| made["data"]["by"].is_string()).await;
+    assert!(made["data"]["by"].as_str().is_some_and(|user| user.contains("admin")), "{made}");
+    let (code, answer) = send(&admin, "POST", maps, &map).await;
+    assert_eq!(code, 201, "{answer}");
+    let refused = until(&admin, "DELETE", &format!("{maps}/a?dryRun=All"), &Value::Null, |code, _| code == 403).await;
+    assert_eq!(refused["message"], "admission webhook \"hook.example.com\" denied the request: not this one");
+    let (code, answer) = send(&admin, "POST", maps, &json!({"metadata": {"name": "b"}})).await;
+    assert_eq!((code, answer["data"].is_null()), (201, true), "the selector leaves it alone");
+}
+
+#[tokio::test]
+async fn a_webhook_brings_objects_from_one_version_into_the_other() {
+    let cluster = Cluster::new().await;
+    let admin = cluster.admin();
+    let (address, authority) = serve(|request| {
+        let wanted = request["desiredAPIVersion"].clone();
+        let objects = request["objects"].as_array().cloned().unwrap_or_default();
+        let converted: Vec<Value> = objects
+            .into_iter()
+            .map(|mut object| {
+                let (from, to) = if wanted == "example.com/v2" { ("s", "t") } else { ("t", "s") };
+                object["apiVersion"] = wanted.clone();
+                if let Some(value) = object["spec"].as_object_mut().and_then(|spec| spec.remove(from)) {
+                    object["spec"][to] = value;
+                }
+                object
+            })
+            .collect();
+        json!({"result": {"status": "Success"}, "convertedObjects": converted})
+    })
+    .await;
+    let mut second = version("v2", true);
+    second["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"] =
+        json!({"n": {"type": "integer", "default": 3}, "t": {"type": "string"}});
+    let conversion = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": address, "caBundle": authority}}});
+    define(&admin, json!([version("v1", false), second]), conversion).await;
+    let (code, made) = send(&admin, "POST", THINGS, &thing("a", json!({"s": "x"}))).await;
+    assert_eq!((code, &made["spec"]["s"]), (201, &json!("x")), "{made}");
+    let path = "/apis/example.com/v2/namespaces/default/things";
+    let (_, newer) = send(&admin, "GET", &format!("{path}/a"), &Value::Null).await;
+    assert_eq!((&newer["apiVersion"], &newer["spec"]), (&json!("example.com/v2"), &json!({"n": 3, "t": "x"})));
+    let (_, list) = send(&admin, "GET", THINGS, &Value::Null).await;
+    assert_eq!(list["items"][0]["spec"]["s"], "x");
+    let (code, patched) = send(&admin, "PATCH", &format!("{THINGS}/a"), &json!({"spec": {"s": "y"}})).await;
+    assert_eq!((code, &patched["spec"]["s"]), (200, &json!("y")), "{patched}");
+    let (_, newer) = send(&admin, "GET", &format!("{path}/a"), &Value::Null).await;
+    assert_eq!(newer["spec"]["t"], "y");
+}
