@@ -1,5 +1,7 @@
 //! FlowSchema and PriorityLevelConfiguration: how requests are sorted and queued.
 
+use std::sync::LazyLock;
+
 use serde_json::{Value, json};
 
 use super::{BASE, first_generation, name_of, object_at, set_default, update_spec_or_status};
@@ -38,6 +40,38 @@ const COMMON: Strategy = Strategy {
     ..BASE
 };
 
+/// Without these two, a schema and a level of each name, requests could not be sorted: they are always what they were.
+pub const MANDATORY: [&str; 2] = ["catch-all", "exempt"];
+
+/// The objects of a fresh Kubernetes, names and specs, by list: `flowSchemas`, `priorityLevelConfigurations`.
+static STANDARD: LazyLock<Value> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../../data/flowcontrol.json")).expect("a file of this repository")
+});
+
+/// One of the lists of what a fresh Kubernetes has, entries of name and spec.
+pub fn standard(list: &str) -> &'static Value {
+    &STANDARD[list]
+}
+
+/// A mandatory object is what it always was, in all but the fields named `free`.
+fn fixed_errors(object: &Value, list: &str, free: &[&str]) -> ErrorList {
+    let name = name_of(object);
+    let mandatory = standard(list).as_array().into_iter().flatten().find(|entry| entry["name"] == name);
+    let Some(entry) = mandatory.filter(|_| MANDATORY.contains(&name)) else { return ErrorList::new() };
+    let without = |spec: &Value| {
+        let mut spec = spec.clone();
+        if let Some(fields) = spec.as_object_mut() {
+            free.iter().for_each(|field| drop(fields.shift_remove(*field)));
+        }
+        spec
+    };
+    let spec = object.get("spec").unwrap_or(&Value::Null);
+    if without(spec) == without(&entry["spec"]) {
+        return ErrorList::new();
+    }
+    vec![Path::new("spec").invalid(spec.clone(), format!("spec of '{name}' must equal the fixed value"))]
+}
+
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const LAST: i64 = 10_000;
 const MOST_QUEUES: i64 = 10_000_000;
@@ -75,6 +109,7 @@ fn schema_errors(object: &Value) -> ErrorList {
     for (index, rule) in items(spec, "rules").iter().enumerate() {
         errors.extend(rule_errors(rule, &path.child("rules").index(index)));
     }
+    errors.extend(fixed_errors(object, "flowSchemas", &[]));
     errors.extend(condition_errors(object));
     errors
 }
@@ -293,6 +328,7 @@ fn level_errors(object: &Value) -> ErrorList {
         }
         other => errors.push(path.child("type").not_supported(other, &["Exempt", "Limited"])),
     }
+    errors.extend(fixed_errors(object, "priorityLevelConfigurations", &["exempt"]));
     errors.extend(condition_errors(object));
     errors
 }
@@ -400,6 +436,23 @@ mod tests {
         );
         level["metadata"] = json!({"name": "a"});
         assert!(level_errors(&level).is_empty());
+    }
+
+    #[test]
+    fn what_is_needed_stays_what_it_is() {
+        for (list, errors) in
+            [("flowSchemas", schema_errors as fn(&Value) -> ErrorList), ("priorityLevelConfigurations", level_errors)]
+        {
+            for entry in standard(list).as_array().unwrap() {
+                let object = json!({"metadata": {"name": entry["name"]}, "spec": entry["spec"]});
+                assert!(errors(&object).is_empty(), "{}", entry["name"]);
+            }
+        }
+        let catch_all = json!({"metadata": {"name": "catch-all"}, "spec": {"priorityLevelConfiguration": {"name": "exempt"},
+            "matchingPrecedence": 10000}});
+        assert_eq!(schema_errors(&catch_all)[0].detail, "spec of 'catch-all' must equal the fixed value");
+        let exempt = json!({"metadata": {"name": "exempt"}, "spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 5}}});
+        assert!(level_errors(&exempt).is_empty());
     }
 
     #[test]

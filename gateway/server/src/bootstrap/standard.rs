@@ -1,10 +1,11 @@
 //! What every cluster has besides roles: the classes of the system's pods, how requests are sorted and queued, the API
 //! groups as objects, the range of addresses of Services.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use carob_api::kind::Part;
 use carob_api::status::Status;
+use carob_api::strategy::flow_control;
 use carob_api::strategy::priority_class::SYSTEM_CLASSES;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -15,13 +16,7 @@ use crate::handlers::update::{self, Change};
 use crate::objects::{self, text};
 use crate::{ApiService, SERVICE_RANGE, Server};
 
-/// FlowSchemas and PriorityLevelConfigurations of a fresh Kubernetes.
-static FLOW_CONTROL: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../data/bootstrap-flowcontrol.json")).expect("a file of this repository")
-});
 const FLOW_GROUP: &str = "flowcontrol.apiserver.k8s.io";
-/// Without these two requests could not be sorted: they are always what they were.
-const MANDATORY: [&str; 2] = ["catch-all", "exempt"];
 /// With the value `true` an object is brought up to date at a start.
 const AUTOUPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 
@@ -99,12 +94,12 @@ fn flow_objects(list: &str, kind: &str) -> Vec<Value> {
             "spec": entry["spec"],
         })
     };
-    FLOW_CONTROL[list].as_array().into_iter().flatten().map(object).collect()
+    flow_control::standard(list).as_array().into_iter().flatten().map(object).collect()
 }
 
 /// The spec is put back unless somebody has taken it into their own hands.
 fn settle_flow(found: &Value, wanted: &Value) -> Existing {
-    let mandatory = MANDATORY.contains(&text(found, "/metadata/name"));
+    let mandatory = flow_control::MANDATORY.contains(&text(found, "/metadata/name"));
     let ours = found["metadata"]["annotations"][AUTOUPDATE] == "true";
     if mandatory || ours { settle_spec(found, wanted) } else { Existing::Keep }
 }
