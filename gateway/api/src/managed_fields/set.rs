@@ -31,7 +31,11 @@ impl Set {
             [last] => {
                 self.members.insert(last.clone());
             }
-            [first, rest @ ..] => self.children.entry(first.clone()).or_default().insert(rest),
+            // Most paths lead to where others have led before.
+            [first, rest @ ..] => match self.children.get_mut(first) {
+                Some(child) => child.insert(rest),
+                None => self.children.entry(first.clone()).or_default().insert(rest),
+            },
         }
     }
 
@@ -67,10 +71,20 @@ impl Set {
     /// Paths in either.
     #[must_use]
     pub fn union(mut self, other: &Self) -> Self {
+        if other.is_empty() {
+            return self;
+        }
+        if self.is_empty() {
+            return other.clone();
+        }
         self.members.extend(other.members.iter().cloned());
         for (element, theirs) in &other.children {
-            let ours = self.children.remove(element).unwrap_or_default();
-            self.children.insert(element.clone(), ours.union(theirs));
+            match self.children.get_mut(element) {
+                Some(ours) => *ours = std::mem::take(ours).union(theirs),
+                None => {
+                    self.children.insert(element.clone(), theirs.clone());
+                }
+            }
         }
         self
     }
@@ -78,6 +92,9 @@ impl Set {
     /// Paths in both.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return Self::default();
+        }
         Self::build(
             self.members.intersection(&other.members).cloned(),
             self.children
@@ -89,6 +106,9 @@ impl Set {
     /// Paths that aren't in the other; what is below those stays.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return self.clone();
+        }
         Self::build(
             self.members.difference(&other.members).cloned(),
             self.children.iter().map(|(element, ours)| {
@@ -103,6 +123,9 @@ impl Set {
     /// Paths that are neither in the other nor below one that is.
     #[must_use]
     pub fn recursive_difference(&self, other: &Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return self.clone();
+        }
         Self::build(
             self.members.difference(&other.members).cloned(),
             self.children.iter().filter(|(element, _)| !other.members.contains(element)).map(|(element, ours)| {
