@@ -31,14 +31,16 @@ async fn send(client: &Client, method: &str, path: &str, body: &Value) -> (u16, 
 
 /// Asks until the answer is the awaited one.
 async fn until(client: &Client, method: &str, path: &str, body: &Value, done: impl Fn(u16, &Value) -> bool) -> Value {
+    let mut last = Value::Null;
     for _ in 0..500 {
         let (code, answer) = send(client, method, path, body).await;
         if done(code, &answer) {
             return answer;
         }
+        last = answer;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{method} {path} never answered as awaited");
+    panic!("{method} {path} never answered as awaited, at last {last}");
 }
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -188,7 +190,9 @@ async fn webhooks_change_and_refuse() {
         json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string()), "warnings": ["changed"]})
     })
     .await;
-    let mutating = configuration("MutatingWebhookConfiguration", &address, &authority, &json!({}));
+    let rules =
+        json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]);
+    let mutating = configuration("MutatingWebhookConfiguration", &address, &authority, &json!({ "rules": rules }));
     let (code, answer) = send(&admin, "POST", &format!("{group}/mutatingwebhookconfigurations"), &mutating).await;
     assert_eq!(code, 201, "{answer}");
     let (address, authority) = serve(|request| {
