@@ -103,11 +103,6 @@ pub(super) fn accept(expected: &Kind, found: &Found, raw: &Raw) -> Result<(), Re
     )))
 }
 
-/// Where the list of types stands of the server that serves the expected kind.
-fn scheme(expected: &Kind) -> &'static str {
-    if expected.group == "apiextensions.k8s.io" { "pkg/apiserver/apiserver.go:55" } else { SCHEME }
-}
-
 /// Writes kind and apiVersion, which the document may have left out.
 pub(super) fn stamp(kind: &Kind, value: &mut Value) {
     let Value::Object(fields) = value else { return };
