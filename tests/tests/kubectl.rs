@@ -122,9 +122,14 @@ fn a_watch_shows_each_change_in_order_and_wait_ends_on_conditions() {
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{states}");
     drop(waiting);
     carob.wait("pod/short", "jsonpath={.status.phase}=Succeeded");
-    let gone = Running::start(carob.kubectl_command().args(["wait", "--for=delete", "pod/short", "--timeout=60s"]));
-    carob.kubectl(&["delete", "pod", "short"]);
-    gone.expect("condition met");
+    // What waits for an object's end waits as long as a finalizer holds it, and no longer.
+    let hold = |finalizers: Value| json!({"metadata": {"finalizers": finalizers}}).to_string();
+    carob.kubectl(&["patch", "pod", "short", "--type=merge", "-p", &hold(json!(["example.com/hold"]))]);
+    carob.kubectl(&["delete", "pod", "short", "--wait=false"]);
+    let held = carob.kubectl_fails(&["wait", "--for=delete", "pod/short", "--timeout=1s"]);
+    assert!(held.contains("timed out waiting for the condition"), "{held}");
+    carob.kubectl(&["patch", "pod", "short", "--type=merge", "-p", &hold(Value::Null)]);
+    carob.kubectl(&["wait", "--for=delete", "pod/short", "--timeout=60s"]);
     let never =
         carob.kubectl_fails(&["wait", "--for=condition=Ready", "node", "--all=true", "--timeout=0s", "-l", "a=b"]);
     assert!(never.contains("no matching resources found"), "{never}");

@@ -61,6 +61,7 @@ fn command_args_env_and_working_directory_are_as_the_image_and_the_spec_say() {
         printed.starts_with("carob$(NOBODY) carob carob-$(LATE)-$(NOBODY)-$(WHO) late a b\n/made/by/workingDir\n"),
         "a name is expanded when it is defined further up, and $$ is an escape: {printed}"
     );
+    let service = carob.jsonpath("service/kubernetes", ".spec.clusterIP");
     for expected in [
         "S_colour=green",
         "PASSWORD=x",
@@ -68,9 +69,9 @@ fn command_args_env_and_working_directory_are_as_the_image_and_the_spec_say() {
         "CPU=250",
         &format!("IP={address}"),
         "HOSTNAME=command",
-        "KUBERNETES_SERVICE_HOST=10.96.0.1",
+        &format!("KUBERNETES_SERVICE_HOST={service}"),
         "KUBERNETES_SERVICE_PORT=443",
-        "KUBERNETES_PORT=tcp://10.96.0.1:443",
+        &format!("KUBERNETES_PORT=tcp://{service}:443"),
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ] {
         assert!(printed.lines().any(|line| line == expected), "{expected} is missing: {printed}");
