@@ -60,6 +60,7 @@ impl Registry {
     }
 
     /// The same storage and users a second time, over TLS at this address; it ends when the registry that is given is dropped.
+    #[must_use]
     pub fn over_tls(&self, address: &str, port: u16, certificate: &Path, key: &Path) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let text = std::fs::read_to_string(self.dir.path().join("config.yml")).expect("the configuration");
