@@ -294,7 +294,7 @@ fn an_upgrade_that_fails_leaves_no_tunnel() {
         (
             admin,
             format!(
-                "POST {exec}?command=id&stdout=1 HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\r\n"
+                "POST {exec}?command=id&stdout=1 HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: SPDY/9\r\n\r\n"
             ),
         ),
         (
