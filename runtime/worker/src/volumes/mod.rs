@@ -3,6 +3,7 @@
 //! own mount namespace: no disk has it, and the host's mount table doesn't show it.
 
 pub(crate) mod atomic;
+mod claim;
 pub(crate) mod host_path;
 pub(crate) mod ownership;
 pub(crate) mod payload;
@@ -12,7 +13,7 @@ pub(crate) mod sub_path;
 use crate::container::env::Facts;
 use crate::container::resources;
 use crate::context::Context;
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, PodSpec, Volume};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use sources::Filled;
@@ -104,6 +105,7 @@ pub(crate) async fn place(ctx: &Context, facts: &Facts<'_>, gathered: Gathered) 
     let Some(spec) = facts.pod.spec.as_ref() else { return Ok(volumes) };
     let pod = PodVolumes {
         ctx,
+        pod: facts.pod,
         spec,
         uid: facts.pod.metadata.uid.as_deref().unwrap_or_default(),
         node_memory: facts.allocatable.memory_bytes,
@@ -150,6 +152,7 @@ fn own_path(directory: &OwnedFd) -> PathBuf {
 /// What all volumes of one pod have in common.
 struct PodVolumes<'a> {
     ctx: &'a Context,
+    pod: &'a Pod,
     spec: &'a PodSpec,
     uid: &'a str,
     node_memory: i64,
@@ -196,6 +199,9 @@ impl PodVolumes<'_> {
             let kind = source.type_.as_deref().unwrap_or("");
             host_path::check(Path::new(&source.path), kind).map_err(SourceError::Missing)?;
             return Ok(MountedVolume { path: PathBuf::from(&source.path), read_only: false, memory: None });
+        }
+        if let Some(claim) = claim::of(self.pod, volume) {
+            return claim::mount(&self.ctx.client, self.pod, claim).await;
         }
         Err(SourceError::Missing("this kind of volume is not supported".to_owned()))
     }
