@@ -65,8 +65,11 @@ pub(super) struct Channels {
 /// Messages of either direction that wait.
 const WAITING: usize = 16;
 
+/// What carries a client's streams: it sends what came, and is given what goes.
+pub(super) type Carrier = (mpsc::Sender<Input>, mpsc::Receiver<Outgoing>);
+
 /// Both ends of a client's queues: what the carrier reads and writes, and what the worker does.
-pub(super) fn queues() -> ((mpsc::Sender<Input>, mpsc::Receiver<Outgoing>), (mpsc::Receiver<Input>, Output)) {
+pub(super) fn queues() -> (Carrier, (mpsc::Receiver<Input>, Output)) {
     let (inputs, input) = mpsc::channel(WAITING);
     let (sender, outgoing) = mpsc::channel(WAITING);
     ((inputs, outgoing), (input, Output { sender }))

@@ -145,14 +145,14 @@ async fn dial(ctx: &Context, view: &PodView, port: u16) -> io::Result<TcpStream>
 async fn socket(network: Option<Arc<OwnedFd>>, address: SocketAddr) -> io::Result<TcpSocket> {
     let (answer, made) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("carob-dial".to_owned()).spawn(move || {
-        let make = || -> io::Result<TcpSocket> {
+        let create = || -> io::Result<TcpSocket> {
             if let Some(network) = network {
                 nix::sched::setns(&*network, nix::sched::CloneFlags::CLONE_NEWNET)?;
             }
             if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
         };
         // The one who asked may have given up.
-        let _unheard = answer.send(make());
+        let _unheard = answer.send(create());
     })?;
     made.await.map_err(|_| io::Error::other("the thread that makes sockets has died"))?
 }

@@ -37,12 +37,12 @@ where
 {
     if asks_for_spdy(request.headers()) {
         let protocol = choose(request.headers(), &remote::PROTOCOLS)?;
-        return switch(request, protocol, move |connection| async move {
+        return Ok(switch(request, protocol, move |connection| async move {
             match remote::open(connection, wanted, protocol).await {
                 Ok(channels) => serve(channels).await,
                 Err(error) => tracing::debug!(%error, "a remote command's streams were not opened"),
             }
-        });
+        }));
     }
     let upgrade = web_socket(request).await?.protocols(websocket::PROTOCOLS);
     let first = if wanted.stdout || !wanted.stderr { Channel::Stdout } else { Channel::Stderr };
@@ -57,7 +57,7 @@ where
 {
     if asks_for_spdy(request.headers()) {
         let protocol = choose(request.headers(), &[PORT_FORWARD])?;
-        return switch(request, protocol, serve);
+        return Ok(switch(request, protocol, serve));
     }
     let upgrade = web_socket(request).await?.protocols([TUNNELLED]);
     if upgrade.selected_protocol().is_none() {
@@ -98,7 +98,7 @@ fn choose(headers: &HeaderMap, ours: &[&'static str]) -> Result<&'static str, Re
     })
 }
 
-fn switch<F, Fut>(mut request: Request, protocol: &'static str, serve: F) -> Result<Response, Refused>
+fn switch<F, Fut>(mut request: Request, protocol: &'static str, serve: F) -> Response
 where
     F: FnOnce(spdy::Connection) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send,
@@ -115,7 +115,7 @@ where
     for (name, value) in [(CONNECTION, "Upgrade"), (UPGRADE, SPDY), (PROTOCOL, protocol)] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    Ok(response)
+    response
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ impl Reader {
         fin: bool,
         mut length: usize,
     ) -> Result<bool, ProtocolError> {
-        if stream == 0 || stream % 2 == 0 || stream > self.last.load(Ordering::Relaxed) {
+        if stream == 0 || stream.is_multiple_of(2) || stream > self.last.load(Ordering::Relaxed) {
             return Err(ProtocolError("data of a stream that was never opened"));
         }
         let sender = self.streams.get(&stream).and_then(|known| known.pieces.clone());
@@ -313,7 +313,7 @@ impl Reader {
     }
 
     async fn open(&mut self, id: u32, fin: bool, headers: Headers) -> Result<(), ProtocolError> {
-        if id % 2 == 0 || id <= self.last.load(Ordering::Relaxed) {
+        if id.is_multiple_of(2) || id <= self.last.load(Ordering::Relaxed) {
             return Err(ProtocolError("a stream whose number isn't the next"));
         }
         self.last.store(id, Ordering::Relaxed);
