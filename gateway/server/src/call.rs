@@ -109,13 +109,11 @@ impl Call {
     /// Whether JSON is written for people: if the client says so, or is a browser or a tool of the command line.
     pub fn is_pretty(&self) -> bool {
         const FOR_PEOPLE: [&str; 3] = ["curl", "Wget", "Mozilla/5.0"];
-        match self.query.text("pretty") {
-            Some(text) => matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True"),
-            None => {
-                let agent = self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-                FOR_PEOPLE.iter().any(|prefix| agent.starts_with(prefix))
-            }
+        if let Some(text) = self.query.text("pretty") {
+            return matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True");
         }
+        let agent = self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        FOR_PEOPLE.iter().any(|prefix| agent.starts_with(prefix))
     }
 
     /// An object as this kind's version shows it.

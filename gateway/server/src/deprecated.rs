@@ -13,7 +13,7 @@ pub(crate) fn warning(kind: &Kind) -> Option<&str> {
     if let Some(custom) = &kind.custom {
         return custom.deprecation.as_deref();
     }
-    let (group, version, name): (&str, &str, &str) = (&kind.group, &kind.version, &kind.kind);
+    let (group, version, name): (&str, &str, &str) = (kind.group, kind.version, kind.kind);
     let known = DEPRECATED.iter().find(|row| (row.0, row.1, row.2) == (group, version, name))?;
     Some(known.3)
 }

@@ -149,8 +149,8 @@ impl Accept {
     /// How a failure or another object without views is written: in the first form that the client takes, else in JSON.
     pub fn of_statuses(headers: &HeaderMap) -> Format {
         let Ok(clauses) = clauses(headers) else { return Format::Json };
-        let plain = clauses.iter().filter(|clause| clause.parameter("as").is_none());
-        plain.filter_map(Clause::format).next().unwrap_or(Format::Json)
+        let mut plain = clauses.iter().filter(|clause| clause.parameter("as").is_none());
+        plain.find_map(Clause::format).unwrap_or(Format::Json)
     }
 
     /// Reads the header of a request for discovery or another document.

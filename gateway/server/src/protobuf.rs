@@ -32,7 +32,7 @@ const MAGIC: &[u8] = b"k8s\0";
 
 /// Whether objects of a kind have this form.
 pub(crate) fn knows(kind: &Kind) -> bool {
-    kind.custom.is_none() && message(&kind.api_version(), &kind.kind).is_some()
+    kind.custom.is_none() && message(&kind.api_version(), kind.kind).is_some()
 }
 
 /// The JSON of a body.

@@ -35,7 +35,7 @@ impl Answer {
 struct Client(kube::Client);
 
 impl Client {
-    async fn new(cluster: &Cluster) -> Self {
+    fn new(cluster: &Cluster) -> Self {
         Self(cluster.admin())
     }
 
@@ -113,7 +113,7 @@ fn envelope(body: &[u8]) -> (String, Vec<u8>) {
 #[tokio::test]
 async fn objects_lists_and_failures_come_in_protobuf() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     client.make("a", &json!({"k": "v"})).await;
     client.make("b", &json!({"k": "w"})).await;
 
@@ -138,7 +138,7 @@ async fn objects_lists_and_failures_come_in_protobuf() {
 #[tokio::test]
 async fn what_was_given_in_protobuf_is_taken_in_protobuf() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     client.make("a", &json!({"k": "v"})).await;
     let given = client.get(&format!("{MAPS}/a"), PROTOBUF).await;
     let headers = [("content-type", PROTOBUF), ("accept", "application/json")];
@@ -151,7 +151,7 @@ async fn what_was_given_in_protobuf_is_taken_in_protobuf() {
 #[tokio::test]
 async fn a_watch_in_protobuf_is_a_row_of_frames() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     client.make("a", &json!({"k": "v"})).await;
     let path = format!("{MAPS}?watch=1&timeoutSeconds=1&labelSelector=name&resourceVersion=0");
     for accept in [PROTOBUF.to_owned(), format!("{PROTOBUF};as=PartialObjectMetadata;g=meta.k8s.io;v=v1")] {
@@ -170,7 +170,7 @@ async fn a_watch_in_protobuf_is_a_row_of_frames() {
 #[tokio::test]
 async fn yaml_is_given_sorted_and_not_in_a_watch() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     client.make("a", &json!({"k": "true"})).await;
     let one = client.get(&format!("{MAPS}/a"), "application/yaml").await;
     let text = String::from_utf8(one.body).expect("UTF-8");
@@ -185,7 +185,7 @@ async fn yaml_is_given_sorted_and_not_in_a_watch() {
 #[tokio::test]
 async fn lists_come_as_metadata_only_and_as_tables() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     for number in 0..70 {
         client.make(&format!("m{number:02}"), &json!({"k": "v"})).await;
     }
@@ -211,7 +211,7 @@ async fn lists_come_as_metadata_only_and_as_tables() {
 #[tokio::test]
 async fn a_large_answer_is_compressed_for_those_who_take_it() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     client.make("big", &json!({"k": "v".repeat(300_000)})).await;
     let path = format!("{MAPS}/big");
     let plain = client.get(&path, "application/json").await;
@@ -229,7 +229,7 @@ async fn a_large_answer_is_compressed_for_those_who_take_it() {
 #[tokio::test]
 async fn a_list_at_a_version_shows_that_version_and_old_ones_are_gone() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().expect("a version").to_owned();
     let names = |list: &Value| {
         let items = list["items"].as_array().expect("items").iter();
@@ -252,7 +252,11 @@ async fn a_list_at_a_version_shows_that_version_and_old_ones_are_gone() {
 
     let future = client.get(&at("resourceVersion=999999999&resourceVersionMatch=NotOlderThan"), json).await;
     assert_eq!(future.code, 504);
-    assert!(future.message().starts_with("Timeout: Too large resource version: 999999999, current: "), "{}", future.message());
+    assert!(
+        future.message().starts_with("Timeout: Too large resource version: 999999999, current: "),
+        "{}",
+        future.message()
+    );
     assert_eq!(future.json()["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
     for (query, code) in [
         ("resourceVersion=x", 400),
@@ -273,7 +277,7 @@ async fn a_list_at_a_version_shows_that_version_and_old_ones_are_gone() {
 #[tokio::test]
 async fn pages_show_one_state_and_say_how_much_is_left() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     for name in ["p1", "p2", "p3", "p4", "p5"] {
         client.make(name, &json!({})).await;
     }
@@ -297,7 +301,7 @@ async fn pages_show_one_state_and_say_how_much_is_left() {
 #[tokio::test]
 async fn a_bookmark_ends_the_initial_events_and_one_comes_before_the_end() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     for number in 0..150 {
         client.make(&format!("m{number:03}"), &json!({})).await;
     }
@@ -321,7 +325,7 @@ async fn a_bookmark_ends_the_initial_events_and_one_comes_before_the_end() {
 #[tokio::test]
 async fn health_is_told_in_short_in_full_and_check_by_check() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     let text = |answer: Answer| String::from_utf8(answer.body).expect("UTF-8");
     for endpoint in ["/healthz", "/livez", "/readyz"] {
         assert_eq!(text(client.get(endpoint, "").await), "ok");
@@ -338,7 +342,7 @@ async fn health_is_told_in_short_in_full_and_check_by_check() {
 #[tokio::test]
 async fn a_scale_is_applied_with_conflicts_and_force() {
     let cluster = Cluster::new().await;
-    let client = Client::new(&cluster).await;
+    let client = Client::new(&cluster);
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
         "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": {
             "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::apply;
 use crate::kind::Kind;
+use crate::managed_fields::Manager;
 use crate::managed_fields::element::Element;
 use crate::managed_fields::entries::{Managed, ManagerId, Owned};
 use crate::managed_fields::set::Set;
-use crate::managed_fields::Manager;
 use crate::status::Status;
 
 /// The wanted number in a Scale.

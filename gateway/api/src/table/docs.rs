@@ -17,16 +17,16 @@ const EVENT: &str = "io.k8s.api.core.v1.Event";
 
 /// The description of a kind's column: its own, or else what the table has for it; empty if nothing is known.
 pub(super) fn description(kind: &Kind, column: &Column) -> String {
-    let (own, name): (&str, &str) = (&column.description, &column.name);
+    let (own, name): (&str, &str) = (column.description, column.name);
     if !own.is_empty() {
         return own.to_owned();
     }
-    let (group, plural): (&str, &str) = (&kind.group, &kind.plural);
+    let (group, plural): (&str, &str) = (kind.group, kind.plural);
     let Some(text) = table().get(&(group, plural, name)).or_else(|| table().get(&("*", "*", name))) else {
         return String::new();
     };
     match text.strip_prefix('@').and_then(|field| field.rsplit_once('.')) {
-        Some((type_, field)) => documentation(&kind.schema, type_, field),
+        Some((type_, field)) => documentation(kind.schema, type_, field),
         None => text.replace("\\n", "\n"),
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     fn every_column_of_a_built_in_kind_is_described() {
         for kind in Registry::builtin().iter() {
             for column in kind.columns.iter() {
-                let bare = (&*kind.plural, &*column.name) == ("runtimeclasses", "Handler");
+                let bare = (kind.plural, column.name) == ("runtimeclasses", "Handler");
                 assert_eq!(description(&kind, column).is_empty(), bare, "{}.{}", kind.plural, column.name);
             }
         }

@@ -109,7 +109,9 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
         let Self { field, out } = self;
         match field.label {
             Label::Repeated | Label::Map => deserializer.deserialize_any(Member { field, out }),
-            Label::Single | Label::Inline => One { number: field.number, form: field.form, out }.deserialize(deserializer),
+            Label::Single | Label::Inline => {
+                One { number: field.number, form: field.form, out }.deserialize(deserializer)
+            }
         }
     }
 }

@@ -138,10 +138,10 @@ fn full(schema: &carob_api::schema::Schema, depth: usize) -> Value {
 #[test]
 fn every_field_of_every_built_in_kind_has_its_number() {
     for kind in Registry::builtin().iter().filter(|kind| kind.kind != "CustomResourceDefinition") {
-        let mut object = full(carob_api::schema::schema_of(&kind), 0);
+        let mut object = full(carob_api::schema::schema_of(kind), 0);
         object["kind"] = (*kind.kind).into();
         object["apiVersion"] = kind.api_version().into();
-        assert!(knows(&kind), "{} has no protobuf form", kind.kind);
+        assert!(knows(kind), "{} has no protobuf form", kind.kind);
         let written = from_json(object.to_string().as_bytes()).expect("written");
         let read = to_json(&written).expect("read");
         let mut missing = Vec::new();
@@ -179,7 +179,7 @@ fn what_a_client_sends_in_protobuf_is_what_it_would_have_sent_in_json() {
     let text = object.to_string();
     let sent = to_json(&from_json(text.as_bytes()).expect("written")).expect("read").to_string();
     let strict = json::FieldValidation::Strict;
-    let of = |text: &str| json::decode_json(&kind, text.as_bytes(), strict).expect("decoded").value;
+    let of = |text: &str| json::decode_json(kind, text.as_bytes(), strict).expect("decoded").value;
     assert_eq!(of(&sent), of(&text));
 }
 
@@ -204,9 +204,21 @@ fn a_schema_deeper_than_json_may_be_is_refused() {
             out
         };
     }
-    let version = { let mut out = Vec::new(); write_message(&mut out, 4, |out| write_bytes(out, 1, &raw)); out };
-    let spec = { let mut out = Vec::new(); write_bytes(&mut out, 7, &version); out };
-    let raw = { let mut out = Vec::new(); write_bytes(&mut out, 2, &spec); out };
+    let version = {
+        let mut out = Vec::new();
+        write_message(&mut out, 4, |out| write_bytes(out, 1, &raw));
+        out
+    };
+    let spec = {
+        let mut out = Vec::new();
+        write_bytes(&mut out, 7, &version);
+        out
+    };
+    let raw = {
+        let mut out = Vec::new();
+        write_bytes(&mut out, 2, &spec);
+        out
+    };
     let body = enveloped("apiextensions.k8s.io/v1", "CustomResourceDefinition", &raw);
     assert_eq!(to_json(&body).expect_err("refused").code(), 400);
 }
