@@ -29,20 +29,22 @@ impl Controller for Aggregation {
         let (roles, queue) = (self.cluster.cluster_roles.clone(), queue.clone());
         self.cluster.cluster_roles.on_change(move |_| {
             let aggregated = roles.list(|role| role.aggregation_rule.is_some());
-            aggregated.iter().for_each(|role| queue.add(Key::of(&**role)));
+            for role in &aggregated {
+                queue.add(Key::of(&**role));
+            }
         });
     }
 
     async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
         let Some(role) = self.cluster.cluster_roles.get(&key) else { return Ok(None) };
-        let Some(rule) = &role.aggregation_rule else { return Ok(None) };
+        let Some(parts) = &role.aggregation_rule else { return Ok(None) };
         let mut rules: Vec<PolicyRule> = Vec::new();
-        for written in rule.cluster_role_selectors.iter().flatten() {
+        for written in parts.cluster_role_selectors.iter().flatten() {
             let selector = Selector::read_or_everything(Some(written));
-            let parts = self.cluster.cluster_roles.list(|other: &ClusterRole| {
+            let chosen = self.cluster.cluster_roles.list(|other: &ClusterRole| {
                 selector.matches(&other.metadata) && other.metadata.name != role.metadata.name
             });
-            for rule in parts.iter().flat_map(|part| part.rules.iter().flatten()) {
+            for rule in chosen.iter().flat_map(|other| other.rules.iter().flatten()) {
                 if !rules.contains(rule) {
                     rules.push(rule.clone());
                 }

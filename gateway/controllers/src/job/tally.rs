@@ -82,12 +82,11 @@ impl Tally {
                 tally.note_by_index(per_index, pod, action.as_ref());
                 match action {
                     Some(Action::Ignore) => {}
-                    Some(Action::FailIndex) => tally.new_failed.push(uid),
                     Some(Action::FailJob(message)) => {
                         tally.job_failure.get_or_insert(message);
                         tally.new_failed.push(uid);
                     }
-                    None => tally.new_failed.push(uid),
+                    Some(Action::FailIndex) | None => tally.new_failed.push(uid),
                 }
             }
         }
