@@ -106,7 +106,6 @@ mod tests {
             warnings(pod(), &object),
             [
                 "spec.hostUsers: not carried out by Carob yet",
-                "spec.priority: 5 is not carried out by Carob yet, only 0",
                 "spec.containers[1].resources.limits[example.com/gpu]: not carried out by Carob yet",
                 "spec.containers[1].volumeMounts[0].mountPropagation: Bidirectional is not carried out by Carob yet, only None",
                 "spec.volumes[0].nfs: not carried out by Carob yet",
