@@ -13,7 +13,7 @@ use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig};
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
-use carob_network::{Ipv4Net, Network, NetworkConfig};
+use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
 use carob_sandbox::{Runtime, RuntimeConfig};
 use carob_store::redb::RedbStore;
 use carob_worker::{ClusterInfo, Worker, WorkerConfig};
@@ -32,6 +32,8 @@ use crate::wiring::{LocalNode, Metered};
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// The port of the `kubernetes` service.
 const API_SERVICE_PORT: u16 = 443;
+/// The port of the `kube-dns` service.
+const DNS_PORT: u16 = 53;
 /// Namespaces that wait ready for pods.
 const NAMESPACE_POOL: usize = 8;
 /// How often the meter reads the counters.
@@ -144,13 +146,20 @@ struct Site {
     bridge: Ipv4Addr,
     /// The `kubernetes` service as pods see it.
     service: SocketAddrV4,
+    /// The cluster's DNS as pods see it, and where it listens.
+    dns: Option<(SocketAddrV4, SocketAddrV4)>,
 }
 
 impl Site {
     fn new(instance: Instance, pod_cidr: Ipv4Net, address: SocketAddr) -> Result<Self> {
         let bridge = carob_network::gateway_of(pod_cidr)?;
         let service = SocketAddrV4::new(first_host(instance.service_cidr), API_SERVICE_PORT);
-        Ok(Self { instance, pod_cidr, address, bridge, service })
+        Ok(Self { instance, pod_cidr, address, bridge, service, dns: None })
+    }
+
+    /// The DNS server's address among the Services: the tenth, as everywhere in Kubernetes.
+    fn dns_service(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(*self.service.ip()) + 9), DNS_PORT)
     }
 
     /// Where pods reach the API, whatever address it is served on for others.
@@ -161,10 +170,10 @@ impl Site {
 
 /// Chooses the addresses, at the first start, and sets up the pods' network on them. One Carob of the machine at a time
 /// does so: two that look at once would choose the same.
-async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Result<(Site, Option<Network>)> {
+async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Result<(Site, Option<PodNetwork>)> {
     let _turn = tokio::task::spawn_blocking(machine_lock).await??;
     let (instance, pod_cidr) = instance(dir, options)?;
-    let site = Site::new(instance, pod_cidr, address)?;
+    let mut site = Site::new(instance, pod_cidr, address)?;
     if options.workers == 0 {
         return Ok((site, None));
     }
@@ -176,7 +185,15 @@ async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Re
     })
     .await
     .context("cannot set up the pods' network")?;
-    Ok((site, Some(network)))
+    let dns = DnsSockets::bind(site.bridge).with_context(|| format!("cannot listen for DNS on {}", site.bridge))?;
+    site.dns = Some((site.dns_service(), dns.address()?));
+    Ok((site, Some(PodNetwork { network, dns })))
+}
+
+/// What pods need of the machine.
+struct PodNetwork {
+    network: Network,
+    dns: DnsSockets,
 }
 
 /// Waits for the other Carobs of this machine.
@@ -212,6 +229,7 @@ async fn gateway(
             service: site.service,
             endpoint: site.api_on_bridge(),
             range: site.instance.service_cidr,
+            dns: site.dns,
         }),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         settings,
@@ -233,7 +251,7 @@ async fn worker(
     gateway: &Gateway,
     billing: &Arc<Billing>,
     (name, config): (String, ConfigFile),
-    network: Network,
+    PodNetwork { network, dns }: PodNetwork,
 ) -> Result<NamedWorker> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: site.instance.id.clone(), exe };
@@ -254,8 +272,9 @@ async fn worker(
             api_port: site.service.port(),
             ca_pem: gateway.ca_certificate().to_owned(),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
-            dns_servers: Vec::new(),
+            dns_servers: site.dns.iter().map(|(service, _)| IpAddr::V4(*service.ip())).collect(),
         },
+        dns: Some(dns),
     })
     .await
     .context("cannot start the worker")?;

@@ -93,6 +93,8 @@ pub struct ApiService {
     pub endpoint: SocketAddrV4,
     /// Addresses of Services.
     pub range: Ipv4Net,
+    /// The cluster's DNS: the address and port of the `kube-dns` Service, and what it leads to.
+    pub dns: Option<(SocketAddrV4, SocketAddrV4)>,
 }
 
 /// Addresses of Services where nothing is said of them.

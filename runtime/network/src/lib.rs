@@ -9,6 +9,7 @@
 mod address;
 mod bridge;
 mod conntrack;
+mod dns;
 mod firewall;
 mod namespace;
 mod netfilter;
@@ -22,6 +23,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use dns::{Dns, DnsSockets, NamedEndpoint, NamedPort, Resolvers, ServiceNames};
 pub use firewall::Side;
 pub use ipnet::Ipv4Net;
 pub use services::{Backend, Change, Frontend, Protocol};

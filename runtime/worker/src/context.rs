@@ -8,7 +8,7 @@ use crate::objects::Interests;
 use crate::pod::PodTable;
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
-use carob_network::Network;
+use carob_network::{Dns, DnsSockets, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub struct WorkerConfig {
     pub observer: Arc<dyn ContainerObserver>,
     /// Facts of the cluster that pods are told.
     pub cluster: ClusterInfo,
+    /// Where pods ask for names; without it, nobody answers.
+    pub dns: Option<DnsSockets>,
 }
 
 /// Facts of the cluster that pods are told.
@@ -117,6 +119,7 @@ pub(crate) struct Context {
     pub metrics: Metrics,
     pub interests: Interests,
     pub pods: PodTable,
+    pub dns: Dns,
 }
 
 impl Context {
@@ -138,6 +141,7 @@ impl Context {
                 config.network.adopt(&pod.uid, address);
             }
         }
+        let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(crate::files::host_resolvers));
         let context = Arc::new(Self {
             admission: Admission::new(machine.allocatable()),
             events: Arc::new(Recorder::new(config.node_name.clone())),
@@ -155,6 +159,7 @@ impl Context {
             metrics: Metrics::default(),
             interests: Interests::default(),
             pods: PodTable::default(),
+            dns,
         });
         Ok((context, config.recovered, config.exits))
     }

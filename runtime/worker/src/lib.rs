@@ -62,26 +62,29 @@ pub enum Error {
 pub struct Worker {
     context: Arc<Context>,
     /// What [`Worker::run`] consumes: pods found again, and the exits to come.
-    inherited: Mutex<Option<(Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>)>>,
+    inherited: Mutex<Option<Inherited>>,
 }
+
+type Inherited = (Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>, Option<carob_network::DnsSockets>);
 
 impl Worker {
     /// Prepares the directories under `data_dir`, reads the machine's facts and keeps the addresses of recovered pods: only
     /// then may the network's pool be filled. Nothing runs yet.
-    pub async fn new(config: WorkerConfig) -> Result<Arc<Worker>, Error> {
+    pub async fn new(mut config: WorkerConfig) -> Result<Arc<Worker>, Error> {
+        let dns = config.dns.take();
         let (context, recovered, exits) = Context::new(config).await?;
-        Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits))) }))
+        Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits, dns))) }))
     }
 
     /// Runs until `shutdown` is cancelled. Containers keep running then: the next worker adopts them. A second call
     /// returns at once.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let inherited = self.inherited.lock().ok().and_then(|mut guard| guard.take());
-        let Some((recovered, exits)) = inherited else { return };
+        let Some((recovered, exits, dns)) = inherited else { return };
         let node = node::run(self.context.clone(), shutdown.clone());
         let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
-        let network = network::run(self.context.clone(), shutdown.clone());
+        let network = network::run(self.context.clone(), dns, shutdown.clone());
         tokio::join!(node, pods, events, network);
         self.context.interests.clear();
     }

@@ -1,6 +1,7 @@
-//! The `kubernetes` Service of the API server itself, with the endpoint behind it. It selects no pods, so the server
-//! writes what an endpoints controller would.
+//! The `kubernetes` Service of the API server itself and `kube-dns` of the cluster's names, with the endpoints behind them.
+//! They select no pods, so the server writes what an endpoints controller would.
 
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use carob_api::status::Status;
@@ -9,17 +10,57 @@ use serde_json::{Value, json};
 use crate::bootstrap::{Existing, ensure};
 use crate::{ApiService, Server};
 
-const NAME: &str = "kubernetes";
-const NAMESPACE: &str = "default";
+/// A Service that this process answers for.
+struct Own {
+    namespace: &'static str,
+    name: &'static str,
+    labels: Value,
+    service: SocketAddrV4,
+    endpoint: SocketAddrV4,
+    /// Name and protocol of each port.
+    ports: &'static [(&'static str, &'static str)],
+}
+
+impl Own {
+    fn kubernetes(api: &ApiService) -> Self {
+        Self {
+            namespace: "default",
+            name: "kubernetes",
+            labels: json!({ "component": "apiserver", "provider": "kubernetes" }),
+            service: api.service,
+            endpoint: api.endpoint,
+            ports: &[("https", "TCP")],
+        }
+    }
+
+    fn dns((service, endpoint): (SocketAddrV4, SocketAddrV4)) -> Self {
+        Self {
+            namespace: "kube-system",
+            name: "kube-dns",
+            labels: json!({ "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS" }),
+            service,
+            endpoint,
+            ports: &[("dns", "UDP"), ("dns-tcp", "TCP")],
+        }
+    }
+
+    fn endpoint_ports(&self) -> Value {
+        let port = |(name, protocol)| json!({ "name": name, "port": self.endpoint.port(), "protocol": protocol });
+        self.ports.iter().copied().map(port).collect()
+    }
+}
+
 /// What of a stored object has to be as it is here.
 const OWN: [&str; 4] = ["/subsets", "/endpoints", "/ports", "/addressType"];
 
-/// Makes the three objects, and corrects what has changed since: the address and port may be others at each start.
+/// Makes three objects for each, and corrects what has changed since: the address and port may be others at each start.
 pub(crate) async fn reconcile(server: &Arc<Server>, api: &ApiService) -> Result<(), Status> {
-    ensure(server, ("", "v1", "services"), vec![service(api)], settle_service).await?;
-    ensure(server, ("", "v1", "endpoints"), vec![endpoints(api)], settle_endpoints).await?;
+    let own: Vec<Own> = [Own::kubernetes(api)].into_iter().chain(api.dns.map(Own::dns)).collect();
+    let all = |make: fn(&Own) -> Value| own.iter().map(make).collect::<Vec<_>>();
+    ensure(server, ("", "v1", "services"), all(service), settle_service).await?;
+    ensure(server, ("", "v1", "endpoints"), all(endpoints), settle_endpoints).await?;
     if server.kind("discovery.k8s.io", "v1", "endpointslices").is_some() {
-        ensure(server, ("discovery.k8s.io", "v1", "endpointslices"), vec![slice(api)], settle_endpoints).await?;
+        ensure(server, ("discovery.k8s.io", "v1", "endpointslices"), all(slice), settle_endpoints).await?;
     }
     Ok(())
 }
@@ -43,16 +84,17 @@ fn settle_endpoints(found: &Value, wanted: &Value) -> Existing {
     if new == *found { Existing::Keep } else { Existing::Change(new) }
 }
 
-fn service(api: &ApiService) -> Value {
-    let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
-    let ip = api.service.ip().to_string();
-    let port = json!({
-        "name": "https", "port": api.service.port(), "protocol": "TCP", "targetPort": api.endpoint.port(),
-    });
+fn service(own: &Own) -> Value {
+    let ip = own.service.ip().to_string();
+    let port = |(name, protocol)| {
+        let (port, target) = (own.service.port(), own.endpoint.port());
+        json!({ "name": name, "port": port, "protocol": protocol, "targetPort": target })
+    };
+    let ports: Value = own.ports.iter().copied().map(port).collect();
     json!({
         "kind": "Service",
         "apiVersion": "v1",
-        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels },
+        "metadata": { "name": own.name, "namespace": own.namespace, "labels": own.labels },
         "spec": {
             "type": "ClusterIP",
             "clusterIP": ip,
@@ -60,35 +102,35 @@ fn service(api: &ApiService) -> Value {
             "internalTrafficPolicy": "Cluster",
             "ipFamilies": ["IPv4"],
             "ipFamilyPolicy": "SingleStack",
-            "ports": [port],
+            "ports": ports,
             "sessionAffinity": "None"
         },
         "status": { "loadBalancer": {} }
     })
 }
 
-fn endpoints(api: &ApiService) -> Value {
+fn endpoints(own: &Own) -> Value {
     // Nobody is to make a slice of it: there is one.
     let labels = json!({ "endpointslice.kubernetes.io/skip-mirror": "true" });
     json!({
         "kind": "Endpoints",
         "apiVersion": "v1",
-        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels },
+        "metadata": { "name": own.name, "namespace": own.namespace, "labels": labels },
         "subsets": [{
-            "addresses": [{ "ip": api.endpoint.ip().to_string() }],
-            "ports": [{ "name": "https", "port": api.endpoint.port(), "protocol": "TCP" }],
+            "addresses": [{ "ip": own.endpoint.ip().to_string() }],
+            "ports": own.endpoint_ports(),
         }],
     })
 }
 
-fn slice(api: &ApiService) -> Value {
-    let labels = json!({ "kubernetes.io/service-name": NAME });
+fn slice(own: &Own) -> Value {
+    let labels = json!({ "kubernetes.io/service-name": own.name });
     json!({
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
-        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels },
+        "metadata": { "name": own.name, "namespace": own.namespace, "labels": labels },
         "addressType": "IPv4",
-        "endpoints": [{ "addresses": [api.endpoint.ip().to_string()], "conditions": { "ready": true } }],
-        "ports": [{ "name": "https", "port": api.endpoint.port(), "protocol": "TCP" }],
+        "endpoints": [{ "addresses": [own.endpoint.ip().to_string()], "conditions": { "ready": true } }],
+        "ports": own.endpoint_ports(),
     })
 }

@@ -10,6 +10,11 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+/// The machine's resolvers as they are now.
+pub(crate) fn host_resolvers() -> Vec<IpAddr> {
+    resolv::host().servers.iter().filter_map(|server| server.parse().ok()).collect()
+}
+
 /// Where a pod's files are.
 #[derive(Debug, Clone)]
 pub(crate) struct PodFiles {

@@ -47,7 +47,7 @@ pub(super) fn of<'a>(
     frontends
 }
 
-fn cluster_ip(spec: &ServiceSpec) -> Option<Ipv4Addr> {
+pub(super) fn cluster_ip(spec: &ServiceSpec) -> Option<Ipv4Addr> {
     let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     all.into_iter().find_map(|ip| ip.parse().ok())
 }
@@ -69,7 +69,7 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     })
 }
 
-fn protocol(name: Option<&str>) -> Option<Protocol> {
+pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),

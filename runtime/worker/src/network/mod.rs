@@ -1,10 +1,12 @@
-//! Services on this node: what kube-proxy is in Kubernetes. Follows Services and EndpointSlices and tells the network.
+//! Services on this node: what kube-proxy and the cluster's DNS are in Kubernetes. Follows Services and EndpointSlices and
+//! tells the network.
 
 mod copy;
 mod frontends;
+mod names;
 
 use crate::context::Context;
-use carob_network::{Backend, Change, Frontend};
+use carob_network::{Backend, Change, DnsSockets, Frontend};
 use copy::{Copy, Key};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Service;
@@ -27,7 +29,18 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Follows Services until `shutdown`; the kernel goes on as it was told last.
-pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
+pub(crate) async fn run(ctx: Arc<Context>, dns: Option<DnsSockets>, shutdown: CancellationToken) {
+    let answering = async {
+        if let Some(sockets) = dns
+            && let Err(error) = ctx.dns.clone().serve(sockets, shutdown.clone()).await
+        {
+            tracing::error!(%error, "the cluster's DNS does not answer");
+        }
+    };
+    tokio::join!(answering, follow(ctx.clone(), shutdown.clone()));
+}
+
+async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
     let client = ctx.services.clone();
     let config = || watcher::Config::default().labels(&format!("!{OTHER_PROXY}"));
     let services = watcher(Api::<Service>::all(client.clone()), config()).default_backoff();
@@ -122,7 +135,18 @@ impl Proxy {
         self.services.complete() && self.slices.complete() && (self.told.is_none() || !self.changed.is_empty())
     }
 
+    /// Names first: an address that is known leads somewhere a moment later.
+    fn name(&self) {
+        for key in &self.changed {
+            let slices = self.slices_of.get(key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref);
+            let names = self.services.get(key).and_then(|service| names::of(service, slices));
+            self.ctx.dns.set(&key.namespace, &key.name, names);
+        }
+        self.ctx.dns.complete();
+    }
+
     async fn tell(&mut self) -> Result<(), carob_network::Error> {
+        self.name();
         let frontends = |key: &Key| match self.services.get(key) {
             Some(service) => {
                 let none = Slices::new();
