@@ -300,17 +300,16 @@ fn instance(dir: &DataDir, options: &Options) -> Result<(Instance, Ipv4Net)> {
         unchanged("--service-cidr", options.service_cidr, service_cidr, "Services have their addresses from it")?;
         unchanged("--pod-cidr", options.pod_cidr, kept.pod_cidr, "carob down lets go of it")?;
     }
-    let (id, service_cidr, pod_cidr) = match kept {
-        Some(Instance { id, service_cidr, pod_cidr }) => (id, service_cidr, pod_cidr),
-        None => {
-            let id = random_id()?;
-            // Each has a range of its own: this machine, too, finds Services by their addresses.
-            let service_cidr = match options.service_cidr {
-                Some(cidr) => cidr.trunc(),
-                None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
-            };
-            (id, service_cidr, None)
-        }
+    let (id, service_cidr, pod_cidr) = if let Some(Instance { id, service_cidr, pod_cidr }) = kept {
+        (id, service_cidr, pod_cidr)
+    } else {
+        let id = random_id()?;
+        // Each has a range of its own: this machine, too, finds Services by their addresses.
+        let service_cidr = match options.service_cidr {
+            Some(cidr) => cidr.trunc(),
+            None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
+        };
+        (id, service_cidr, None)
     };
     let pod_cidr = match pod_cidr.or(options.pod_cidr) {
         Some(cidr) => cidr.trunc(),

@@ -199,7 +199,7 @@ mod tests {
             "data": {"x": "1", "y": "2"}});
         let now: Timestamp = "2026-01-01T00:00:30Z".parse().unwrap();
         let rows = Rows { include: IncludeObject::Metadata, version: "v1", now };
-        let table = rows.table(&kind, &[&object], json!({"resourceVersion": "7"}), true);
+        let table = rows.table(kind, &[&object], json!({"resourceVersion": "7"}), true);
         assert_eq!(table["columnDefinitions"][0]["format"], "name");
         assert_eq!(table["rows"][0]["cells"], json!(["a", 2, "30s"]));
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
@@ -211,7 +211,7 @@ mod tests {
         let object = json!({"metadata": {"name": "a"}});
         let of = |include| {
             let rows = Rows { include, version: "v1", now: Timestamp::UNIX_EPOCH };
-            rows.table(&kind, &[&object], json!({}), false)
+            rows.table(kind, &[&object], json!({}), false)
         };
         assert_eq!(of(IncludeObject::None)["rows"][0]["object"], Value::Null);
         assert_eq!(of(IncludeObject::None)["columnDefinitions"], Value::Null);

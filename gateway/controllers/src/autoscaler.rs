@@ -159,21 +159,16 @@ impl Autoscaler {
             (most, "Current number of replicas above Spec.MaxReplicas".to_owned())
         } else if current < least {
             (least, "Current number of replicas below Spec.MinReplicas".to_owned())
+        } else if let Some((proposed, metric)) = self.wanted_by_metrics(object, key, look, &scale).await {
+            let reason = match proposed.cmp(&current) {
+                std::cmp::Ordering::Greater => format!("{metric} above target"),
+                std::cmp::Ordering::Less => "All metrics below target".to_owned(),
+                std::cmp::Ordering::Equal => String::new(),
+            };
+            (self.held_back(look, key, current, proposed), reason)
         } else {
-            match self.wanted_by_metrics(object, key, look, &scale).await {
-                Some((proposed, metric)) => {
-                    let reason = match proposed.cmp(&current) {
-                        std::cmp::Ordering::Greater => format!("{metric} above target"),
-                        std::cmp::Ordering::Less => "All metrics below target".to_owned(),
-                        std::cmp::Ordering::Equal => String::new(),
-                    };
-                    (self.held_back(look, key, current, proposed), reason)
-                }
-                None => {
-                    look.status.desired_replicas = current;
-                    return;
-                }
-            }
+            look.status.desired_replicas = current;
+            return;
         };
         look.status.desired_replicas = desired;
         if desired == current {

@@ -215,14 +215,15 @@ impl Controller {
     fn when(&self, cron: &CronJob, spec: &CronJobSpec) -> Option<(Schedule, TimeZone)> {
         let zone = match spec.time_zone.as_deref() {
             None => TimeZone::UTC,
-            Some(name) => match schedule::zone(name) {
-                Some(zone) => zone,
-                None => {
+            Some(name) => {
+                if let Some(zone) = schedule::zone(name) {
+                    zone
+                } else {
                     let text = format!("invalid timeZone: {name:?}: unknown time zone {name}");
                     self.voice.warning(cron, "UnknownTimeZone", text);
                     return None;
                 }
-            },
+            }
         };
         match Schedule::parse(&spec.schedule) {
             Ok(schedule) => Some((schedule, zone)),

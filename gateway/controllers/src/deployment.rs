@@ -77,7 +77,7 @@ impl crate::controller::Controller for Controller {
     }
 
     async fn reconcile(&self, key: Key) -> Result<Again, kube::Error> {
-        self.step(key).await
+        Box::pin(self.step(key)).await
     }
 }
 

@@ -22,9 +22,11 @@ pub(crate) struct Kind {
 /// All kinds that there are now. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Kinds {
-    /// By group and name.
-    known: Arc<RwLock<BTreeMap<(String, String), Arc<Kind>>>>,
+    known: Arc<RwLock<ByGroupKind>>,
 }
+
+/// Kinds by group and name.
+type ByGroupKind = BTreeMap<(String, String), Arc<Kind>>;
 
 impl Kinds {
     /// The built-in ones; each once, whatever groups it is served in.

@@ -74,7 +74,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_arrives_whole() {
-        let body: Bytes = (0..300_000u32).flat_map(|number| number.to_le_bytes()).collect();
+        let body: Bytes = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
         let mut response = Response::new(Body::from(body.clone()));
         response.extensions_mut().insert(Large(body.clone()));
         let response = gzip(response);

@@ -126,12 +126,11 @@ impl Dns {
             // A full buffer loses it, as the network might.
             let _ = socket.try_send_to(&bytes, peer);
         };
-        match self.at_once(&question) {
-            Some(answer) => send(socket, &answer),
-            None => {
-                let (dns, socket) = (self.clone(), Arc::clone(socket));
-                tokio::spawn(async move { send(&socket, &dns.answer(question).await) });
-            }
+        if let Some(answer) = self.at_once(&question) {
+            send(socket, &answer)
+        } else {
+            let (dns, socket) = (self.clone(), Arc::clone(socket));
+            tokio::spawn(async move { send(&socket, &dns.answer(question).await) });
         }
     }
 

@@ -251,7 +251,7 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
             load_destination(rule, true).verdict_of(side.services(), DESTINATION);
         });
         changes.rule(by_address, |rule| {
-            let rule = rule.to_this_machine().network(Field::Destination, Is::Other, LOOPBACK);
+            let rule = rule.only_to_this_machine().network(Field::Destination, Is::Other, LOOPBACK);
             rule.verdict(&Verdict::Goto(by_port.to_owned()));
         });
         changes.rule(by_port, |rule| {
@@ -260,7 +260,7 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
     }
     // A pod sends with no address but its own.
     changes.rule("spoofed", |rule| {
-        rule.interface(Meta::InputName, Is::Equal, &pods).from_elsewhere().verdict(&Verdict::Drop);
+        rule.interface(Meta::InputName, Is::Equal, &pods).only_from_elsewhere().verdict(&Verdict::Drop);
     });
     let inside = Verdict::Jump("to-inside".to_owned());
     changes.rule("arriving", |rule| rule.interface(Meta::InputName, Is::Equal, &pods).verdict(&inside));

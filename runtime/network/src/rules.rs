@@ -176,7 +176,7 @@ impl Rule<'_> {
     }
 
     /// Only packets to an address of this machine (`RTN_LOCAL`).
-    pub(crate) fn to_this_machine(self) -> Self {
+    pub(crate) fn only_to_this_machine(self) -> Self {
         let loaded = self.expression("fib", |inner| {
             inner.number(1, SCRATCH.number()).number(2, 3).number(3, 2);
         });
@@ -184,7 +184,7 @@ impl Rule<'_> {
     }
 
     /// Only packets whose answer would not leave by the interface they came in by.
-    pub(crate) fn from_elsewhere(self) -> Self {
+    pub(crate) fn only_from_elsewhere(self) -> Self {
         let loaded = self.expression("fib", |inner| {
             inner.number(1, SCRATCH.number()).number(2, 1).number(3, 1 | 8);
         });

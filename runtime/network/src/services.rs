@@ -223,7 +223,7 @@ impl Services {
         let mut elements = Elements::new();
         services.iter().for_each(|(frontend, backend)| frontend.elements(backend, &mut elements));
         counted(&services).into_keys().for_each(|element| drop(elements.insert(element, Data::Nothing)));
-        add(&mut changes, &elements.iter().map(|(key, data)| (key, data)).collect::<Vec<_>>());
+        add(&mut changes, &elements.iter().collect::<Vec<_>>());
         changes.commit("fill")?;
         self.known = services;
         self.forget_stale(self.known.keys());

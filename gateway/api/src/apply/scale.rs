@@ -105,8 +105,8 @@ mod tests {
         };
         let manager = Manager { name: "s", operation: Operation::Apply, subresource: "scale", time: TIME };
         let scale = of(&object["spec"]["replicas"]);
-        let scaled = Scaled { kind: &kind, object, replicas: "/spec/replicas", scale: &scale };
-        apply_scale(&scale_kind, scaled, &of(&json!(replicas)), &manager, force)
+        let scaled = Scaled { kind, object, replicas: "/spec/replicas", scale: &scale };
+        apply_scale(scale_kind, scaled, &of(&json!(replicas)), &manager, force)
     }
 
     fn owners(object: &Value) -> Vec<(&str, &Value)> {

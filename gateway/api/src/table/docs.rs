@@ -76,7 +76,7 @@ mod tests {
         let pods = registry.by_resource("", "v1", "pods").unwrap();
         let of = |name: &str| {
             let column = pods.columns.iter().find(|column| column.name == name).unwrap();
-            description(&pods, column)
+            description(pods, column)
         };
         assert!(of("Name").starts_with("Name must be unique within a namespace."));
         assert!(of("Node").starts_with("NodeName indicates in which node this pod is scheduled."));
@@ -86,9 +86,9 @@ mod tests {
     #[test]
     fn every_column_of_a_built_in_kind_is_described() {
         for kind in Registry::builtin().iter() {
-            for column in kind.columns.iter() {
+            for column in kind.columns {
                 let bare = (kind.plural, column.name) == ("runtimeclasses", "Handler");
-                assert_eq!(description(&kind, column).is_empty(), bare, "{}.{}", kind.plural, column.name);
+                assert_eq!(description(kind, column).is_empty(), bare, "{}.{}", kind.plural, column.name);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! How fast an autoscaler may go: stabilisation, policies, limits.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use carob_api::quantity::Quantity;
@@ -79,18 +80,16 @@ impl History {
         let lowest = within(window(up, Duration::ZERO)).chain([proposed]).min().unwrap_or(proposed);
         let highest = within(window(down, DOWN_WINDOW)).chain([proposed]).max().unwrap_or(proposed);
         let stable = current.max(lowest).min(highest.max(lowest));
-        let stabilized = if stable > proposed {
-            (
+        let stabilized = match stable.cmp(&proposed) {
+            Ordering::Greater => (
                 "ScaleDownStabilized",
                 "recent recommendations were higher than current one, applying the highest recent recommendation",
-            )
-        } else if stable < proposed {
-            (
+            ),
+            Ordering::Less => (
                 "ScaleUpStabilized",
                 "recent recommendations were lower than current one, applying the lowest recent recommendation",
-            )
-        } else {
-            ("ReadyForNewScale", "recommended size matches current size")
+            ),
+            Ordering::Equal => ("ReadyForNewScale", "recommended size matches current size"),
         };
         let up_to = self.limit_up(behavior.is_some(), up, current, now);
         let down_to = self.limit_down(down, current, now);

@@ -91,7 +91,7 @@ impl Term {
     }
 }
 
-fn required<'a>(pod: &'a Pod, anti: bool) -> impl Iterator<Item = &'a PodAffinityTerm> {
+fn required(pod: &Pod, anti: bool) -> impl Iterator<Item = &PodAffinityTerm> {
     let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
     let terms = affinity.and_then(|affinity| {
         if anti {

@@ -364,7 +364,7 @@ mod tests {
         let body = patch(&before, &compute(&before, &[record("a", Role::Main, up())]));
         let kind = carob_api::kinds::Registry::builtin().by_gvk("", "v1", "Pod").unwrap();
         let merged = carob_api::patch::strategic_merge(
-            &kind,
+            kind,
             &serde_json::to_value(&before).unwrap(),
             body.to_string().as_bytes(),
         );
