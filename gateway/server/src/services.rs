@@ -58,7 +58,7 @@ impl Drop for Hold {
 /// Why there is nothing to give.
 enum Refusal {
     /// The client asked for something that it cannot have.
-    Asked(FieldError),
+    Asked(Box<FieldError>),
     /// Nothing is left.
     Empty(String),
 }
@@ -77,7 +77,7 @@ pub(crate) async fn complete(call: &Call, object: &mut Value, old: Option<&Value
     let mut choice = pool.reserve(call.server.store.as_ref()).await?;
     match choice.give(object, old) {
         Ok(()) => Ok(Some(choice.hold)),
-        Err(Refusal::Asked(error)) => Err(invalid(object, vec![error])),
+        Err(Refusal::Asked(error)) => Err(invalid(object, vec![*error])),
         Err(Refusal::Empty(why)) => Err(Status::internal(format!("Internal error occurred: {why}"))),
     }
 }
@@ -158,7 +158,9 @@ impl Choice<'_> {
             return Ok(());
         }
         let path = Path::new("spec").child("clusterIPs");
-        Err(Refusal::Asked(path.invalid(spec["clusterIPs"].clone(), format!("failed to allocate IP {asked}: {why}"))))
+        Err(Refusal::Asked(Box::new(
+            path.invalid(spec["clusterIPs"].clone(), format!("failed to allocate IP {asked}: {why}")),
+        )))
     }
 
     /// Ports of one number share a port on the nodes, whatever their protocols.
@@ -215,7 +217,9 @@ impl Choice<'_> {
             return Ok(port.into());
         }
         self.this_port(asked).map(i64::from).map_err(|why| {
-            Refusal::Asked(Path::new("spec").child("ports").index(index).child("nodePort").invalid(asked, why))
+            Refusal::Asked(Box::new(
+                Path::new("spec").child("ports").index(index).child("nodePort").invalid(asked, why),
+            ))
         })
     }
 

@@ -127,7 +127,7 @@ impl Dns {
             let _ = socket.try_send_to(&bytes, peer);
         };
         if let Some(answer) = self.at_once(&question) {
-            send(socket, &answer)
+            send(socket, &answer);
         } else {
             let (dns, socket) = (self.clone(), Arc::clone(socket));
             tokio::spawn(async move { send(&socket, &dns.answer(question).await) });
