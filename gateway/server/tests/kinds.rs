@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::autoscaling::{v1, v2};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
 use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams};
@@ -146,4 +146,34 @@ async fn a_binding_without_the_path_of_a_pod_binds_it_too() {
     assert_eq!(answer["status"], "Success");
     let bound = pods.get("p").await.expect("there").spec.expect("a spec");
     assert_eq!(bound.node_name.as_deref(), Some("n"));
+}
+
+#[tokio::test]
+async fn what_a_part_of_a_pod_asks_for_in_vain_is_said() {
+    let cluster = Cluster::new().await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin(), "default");
+    accounts.create(&PostParams::default(), &object(json!({ "metadata": { "name": "default" } }))).await.expect("made");
+    let pods: Api<Pod> = Api::namespaced(cluster.admin(), "default");
+    let resources = |cpu: &str| json!({ "requests": { "cpu": cpu } });
+    let pod = json!({ "metadata": { "name": "p" }, "spec": { "automountServiceAccountToken": false,
+        "containers": [{ "name": "c", "image": "i", "resources": resources("1") }] } });
+    pods.create(&PostParams::default(), &object(pod)).await.expect("made");
+    let parts = [
+        (
+            "ephemeralcontainers",
+            json!({ "ephemeralContainers": [{ "name": "d", "image": "i" }] }),
+            "spec.ephemeralContainers: ",
+        ),
+        ("resize", json!({ "containers": [{ "name": "c", "resources": resources("2") }] }), "spec.containers: "),
+    ];
+    for (part, spec, expected) in parts {
+        let request = http::Request::patch(format!("/api/v1/namespaces/default/pods/p/{part}"))
+            .header("content-type", "application/strategic-merge-patch+json")
+            .body(kube::client::Body::from(json!({ "spec": spec }).to_string().into_bytes()))
+            .expect("a request");
+        let answer = cluster.admin().send(request).await.expect("an answer");
+        let warning = answer.headers().get("warning").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        assert_eq!(answer.status(), 200, "{part}");
+        assert!(warning.contains(expected) && warning.contains("by Carob yet"), "{part}: {warning}");
+    }
 }
