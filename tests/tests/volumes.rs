@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use carob_tests::Carob;
 use carob_tests::pods::{list, pod, shell, shell_pod};
 use carob_tests::terminal::Running;
+use carob_tests::{Carob, eventually};
 use serde_json::{Value, json};
 
 fn mount(container: &mut Value, name: &str, path: &str) -> Value {
@@ -377,4 +377,44 @@ fn parts_of_a_volume_in_memory_are_mounted_and_its_group_is_the_pods() {
     manifest["spec"]["volumes"] = json!([{"name": "memory", "emptyDir": {"medium": "Memory"}}]);
     manifest["spec"]["securityContext"] = json!({"fsGroup": 2000});
     assert_eq!(carob.run_to_end(&manifest), "x\n3777:2000\n2000\n");
+}
+
+#[test]
+fn a_stateful_sets_claims_are_directories_that_outlive_its_pods() {
+    let carob = Carob::start(&["busybox"]);
+    carob.apply(
+        r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: diary}
+spec:
+  serviceName: diary
+  replicas: 2
+  selector: {matchLabels: {app: diary}}
+  template:
+    metadata: {labels: {app: diary}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: main
+        image: busybox
+        imagePullPolicy: IfNotPresent
+        command: [sh, -c, 'hostname >> /data/who; sleep 3600']
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+"#,
+    );
+    carob.kubectl(&["rollout", "status", "statefulset/diary", "--timeout=60s"]);
+    let before = carob.jsonpath("pod/diary-1", ".metadata.uid");
+    carob.kubectl(&["delete", "pod", "diary-1"]);
+    eventually("another pod bears the name", || {
+        let uid = carob.kubectl(&["get", "pod", "diary-1", "--ignore-not-found", "-o", "jsonpath={.metadata.uid}"]);
+        !uid.is_empty() && uid != before
+    });
+    carob.wait("pod/diary-1", "condition=Ready");
+    assert_eq!(carob.kubectl(&["exec", "diary-1", "--", "cat", "/data/who"]), "diary-1\ndiary-1\n");
+    assert_eq!(carob.kubectl(&["exec", "diary-0", "--", "cat", "/data/who"]), "diary-0\n", "each has its own");
+    assert_eq!(carob.jsonpath("pvc/data-diary-1", ".status.phase"), "Bound");
 }
