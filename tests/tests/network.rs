@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use carob_tests::Carob;
 use carob_tests::pods::{idle, list, pod, shell_pod, tools};
 use carob_tests::terminal::Running;
+use carob_tests::{Carob, eventually};
 use serde_json::json;
 
 #[test]
@@ -24,7 +24,9 @@ fn pods_have_addresses_and_reach_each_other_and_the_gateway() {
     assert_ne!(server, client);
     assert_eq!(carob.jsonpath("pod/server", ".status.podIPs[0].ip"), server);
     assert_eq!(carob.jsonpath("pod/host", ".status.podIP"), carob.jsonpath("pod/host", ".status.hostIP"));
-    let get = |from: &str, url: &str| carob.kubectl(&["exec", from, "-c", "main", "--", "carob-tools", "get", url]);
+    // Ready without a probe isn't yet listening.
+    let get =
+        |from: &str, url: &str| carob.until(&["exec", from, "-c", "main", "--", "carob-tools", "get", url], |_| true);
     let answer = get("client", &format!("http://{server}:8080/hello"));
     assert!(answer.contains("server") && answer.contains("/hello"), "{answer}");
     assert!(answer.contains(&client), "the server sees the client's own address: {answer}");
@@ -37,8 +39,10 @@ fn pods_have_addresses_and_reach_each_other_and_the_gateway() {
         "a pod reaches itself by its address"
     );
     assert!(get("host", &format!("http://{server}:8080/")).contains("server"), "the machine reaches pods");
-    let echoed = carob.pipe(&["exec", "-i", "client", "--", "nc", "-w", "1", &server, "7"], "there and back\n");
-    assert_eq!(String::from_utf8_lossy(&echoed.stdout), "there and back\n");
+    eventually("bytes come back", || {
+        let echoed = carob.pipe(&["exec", "-i", "client", "--", "nc", "-w", "2", &server, "7"], "there and back\n");
+        echoed.stdout == b"there and back\n"
+    });
     let health =
         carob.kubectl(&["exec", "server", "-c", "echo", "--", "wget", "-qO-", "http://localhost:8080/healthz"]);
     assert!(!health.is_empty(), "by the name localhost");

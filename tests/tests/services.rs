@@ -20,8 +20,27 @@ fn server(name: &str, app: &str) -> Value {
     server
 }
 
+/// An answer to the pod `from`. A pod that has no probe is Ready before it listens, and a Service leads to it a moment
+/// after that: so what is asked for is that the answer comes.
 fn get(carob: &Carob, from: &str, url: &str) -> String {
-    carob.kubectl(&["exec", from, "-c", "main", "--", "carob-tools", "get", url])
+    carob.until(&["exec", from, "-c", "main", "--", "carob-tools", "get", url], |_| true)
+}
+
+/// The machine's own request, until there is an answer that holds this text.
+fn machine_gets(address: &str, port: &str, text: &str) {
+    eventually(&format!("{address}:{port} answers with {text:?}"), || {
+        get_from_machine(address, port).is_some_and(|answer| answer.contains(text))
+    });
+}
+
+/// Whether a datagram to this address comes back.
+fn echoes(address: &str) -> bool {
+    let datagrams = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    datagrams.set_read_timeout(Some(Duration::from_secs(1))).expect("a time");
+    datagrams.connect(address).expect("a way");
+    let mut echoed = [0; 32];
+    let length = datagrams.send(b"there and back").and_then(|_| datagrams.recv(&mut echoed));
+    length.is_ok_and(|length| &echoed[..length] == b"there and back")
 }
 
 /// The answer of the machine's own request, if there is one.
@@ -70,19 +89,15 @@ fn pods_and_the_machine_reach_a_services_pods_by_its_address() {
     for _ in 0..8 {
         assert!(get(&carob, "one", &url).contains("/hello"), "also when it is itself that answers");
     }
-    let echoed = carob.pipe(&["exec", "-i", "client", "--", "nc", "-w", "2", &address, "7"], "there and back\n");
-    assert_eq!(String::from_utf8_lossy(&echoed.stdout), "there and back\n");
-    let datagrams = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    datagrams.set_read_timeout(Some(Duration::from_secs(5))).expect("a time");
-    datagrams.connect(format!("{address}:7")).expect("a way");
-    datagrams.send(b"there and back").expect("sent");
-    let mut echoed = [0; 32];
-    let length = datagrams.recv(&mut echoed).expect("an answer");
-    assert_eq!(&echoed[..length], b"there and back");
-    assert!(get_from_machine(&address, "80").is_some_and(|answer| answer.contains("200")));
+    eventually("bytes come back over TCP", || {
+        let echoed = carob.pipe(&["exec", "-i", "client", "--", "nc", "-w", "2", &address, "7"], "there and back\n");
+        echoed.stdout == b"there and back\n"
+    });
+    eventually("datagrams come back", || echoes(&format!("{address}:7")));
+    machine_gets(&address, "80", "200");
     let node_port = carob.jsonpath("service/web", ".spec.ports[0].nodePort");
     let machine = carob.jsonpath("pod/host", ".status.podIP");
-    assert!(get_from_machine(&machine, &node_port).is_some_and(|answer| answer.contains("200")));
+    machine_gets(&machine, &node_port, "200");
     get(&carob, "client", &format!("http://{machine}:{node_port}/"));
 
     let nobody = carob.jsonpath("service/nobody", ".spec.clusterIP");
@@ -96,9 +111,7 @@ fn pods_and_the_machine_reach_a_services_pods_by_its_address() {
     carob.kubectl(&["delete", "pod", "one", "two", "--grace-period=1", "--wait"]);
     eventually("nobody is there any more", || get_from_machine(&address, "80").is_none());
     carob.apply(&list(&[server("three", "web")]));
-    eventually("the new pod answers", || {
-        get_from_machine(&address, "80").is_some_and(|answer| answer.contains("three"))
-    });
+    machine_gets(&address, "80", "three");
     carob.down();
     assert!(get_from_machine(&address, "80").is_none(), "nothing is left");
 }

@@ -197,14 +197,16 @@ async fn ten_thousand_services_are_written_and_changed_quickly() {
     let first = u32::from(services(8).network());
     let here = endpoints(&[SocketAddrV4::new(pod.address, 80); 3]);
     let all: Vec<_> = (0..10_000).map(|number| inside_service((first + number).into(), Protocol::Tcp, 80)).collect();
+    let begin = std::time::Instant::now();
     test.network.replace_services(all.iter().map(|frontend| (*frontend, here.clone())).collect()).await.unwrap();
+    let whole = begin.elapsed();
     let last = SocketAddrV4::new(all[9_999].address.unwrap(), 80);
     assert!(talk(&pod, last).starts_with(&pod.address.to_string()));
     let begin = std::time::Instant::now();
     test.network.change_services(vec![(all[9_999], Some(Backend::Refused))]).await.unwrap();
     let took = begin.elapsed();
     refused(Some(&pod), last);
-    assert!(took < std::time::Duration::from_millis(500), "{took:?}");
+    assert!(took * 4 < whole, "one of ten thousand: {took:?}, all of them: {whole:?}");
     test.end().await;
 }
 
