@@ -119,6 +119,7 @@ pub async fn run(options: Options) -> Result<()> {
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| clients.client(user, groups));
     let controller_options = carob_controllers::Options {
         root_ca: gateway.ca_certificate().to_owned(),
+        authority: Some(gateway.signing_authority()),
         volumes,
         ..carob_controllers::Options::default()
     };

@@ -5,6 +5,7 @@
 //! be stopped at any moment and begun again. What they have in common is in [`controller`].
 
 mod autoscaler;
+mod certificates;
 mod cluster;
 mod controller;
 mod cron_job;
@@ -82,15 +83,20 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<volumes::protection::Volumes>,
     start::<volumes::protection::Attributes>,
     start::<role_aggregation::Aggregation>,
+    start::<certificates::approver::Approver>,
+    start::<certificates::signer::Signer>,
+    start::<certificates::cleaner::Cleaner>,
 ];
 
 /// How the controllers work.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Objects of one kind that are worked on at the same time.
     pub workers: usize,
     /// The cluster's certificate authority, in PEM, for `kube-root-ca.crt` in every namespace.
     pub root_ca: String,
+    /// What requests for certificates are signed with: certificate and key, in PEM. Without it they are not signed.
+    pub authority: Option<(String, String)>,
     /// Where the directories of volumes of the default StorageClass are made; none if nobody here could mount them.
     pub volumes: Option<PathBuf>,
     /// How often an autoscaler looks at its metrics. In Kubernetes every 15 seconds.
@@ -104,6 +110,7 @@ impl Default for Options {
         Self {
             workers: 8,
             root_ca: String::new(),
+            authority: None,
             volumes: None,
             autoscaler_period: Duration::from_secs(15),
             event_ttl: Duration::from_secs(3600),

@@ -21,6 +21,8 @@ mod deprecated;
 mod discovery;
 mod events;
 mod flow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handlers;
 mod health;
 mod in_memory;
@@ -33,6 +35,7 @@ mod patience;
 mod pki;
 mod places;
 mod protobuf;
+mod proxy;
 mod query;
 mod random;
 mod request;
@@ -189,6 +192,8 @@ pub(crate) struct Server {
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
     pub converters: conversion::Converters,
+    /// Sends what is proxied to pods, Services and nodes.
+    pub proxy: proxy::Proxy,
     /// What Services can have.
     pub services: services::Pool,
     /// Ends long requests when the server stops.
@@ -226,6 +231,8 @@ impl Gateway {
         authz::follow::follow(&config.store, admission::extension::PREFIX, mirror, stopping.clone())
             .await
             .map_err(Error::Store)?;
+        let proxy =
+            proxy::Proxy::new(&config.dialer).map_err(|why| Error::Tls(rustls::Error::General(why)))?;
         let server = Server {
             store,
             dialer: config.dialer,
@@ -246,6 +253,7 @@ impl Gateway {
             metrics,
             decoded: decoded::Cache::default(),
             converters: conversion::Converters::default(),
+            proxy,
             services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
             stopping: stopping.clone(),
         };
@@ -269,6 +277,11 @@ impl Gateway {
     /// The authority that signed the server's certificate, PEM.
     pub fn ca_certificate(&self) -> &str {
         &self.pki.ca_certificate
+    }
+
+    /// What signs for the cluster: that authority and its key, PEM.
+    pub fn signing_authority(&self) -> (String, String) {
+        (self.pki.ca_certificate.clone(), self.pki.ca_key.clone())
     }
 
     /// The kinds that are served now.

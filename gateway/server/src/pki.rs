@@ -79,6 +79,8 @@ pub struct Pair {
 pub struct Pki {
     /// The cluster's authority, for kubeconfigs and `ca.crt` in pods.
     pub ca_certificate: String,
+    /// Its key, PEM, PKCS #8.
+    pub ca_key: String,
     /// What the server shows.
     pub server: Pair,
     /// The administrator's client certificate (`system:masters`).
@@ -142,7 +144,7 @@ impl Pki {
             },
         )?;
         let (token_key, token_public_key) = token_keys(dir)?;
-        Ok(Self { ca_certificate: ca.certificate, server, admin, token_key, token_public_key })
+        Ok(Self { ca_certificate: ca.certificate, ca_key: ca.key, server, admin, token_key, token_public_key })
     }
 }
 
