@@ -3,6 +3,7 @@
 //! Nothing here looks inside: the binary is started, kubectl is run, the machine is looked at. A test's Carob has its own
 //! data directory, port and addresses, and is brought down with all it made when the test ends, however it ends.
 
+mod claim;
 pub mod machine;
 pub mod pods;
 pub mod proxy;
@@ -10,11 +11,11 @@ pub mod registry;
 pub mod terminal;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use claim::{free_port, network_octet};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up; far above what it takes on a busy machine.
@@ -395,10 +396,4 @@ pub fn image_layout(name: &str) -> PathBuf {
     let path = root().join("target/images").join(name);
     assert!(path.exists(), "{} is missing: make images builds it", path.display());
     path
-}
-
-/// A port of the loopback interface that was free a moment ago.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
 }

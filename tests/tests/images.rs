@@ -311,17 +311,19 @@ fn docker_archive(work: &Path, name: &str) -> String {
 #[test]
 fn registries_over_https_are_trusted_by_their_ca_file_alone() {
     // Loopback registries need no certificate: this one is at the pods' gateway, an address of the test's own Carob.
-    const GATEWAY: &str = "10.213.77.1";
-    let network = ["--pod-cidr", "10.213.77.0/24"];
+    let octet = carob_tests::network_octet();
+    let gateway = &format!("10.213.{octet}.1");
+    let pods = format!("10.213.{octet}.0/24");
+    let network = ["--pod-cidr", pods.as_str()];
     let port = carob_tests::free_port();
-    let image = format!("{GATEWAY}:{port}/private/box:1");
+    let image = format!("{gateway}:{port}/private/box:1");
     let mut carob = Carob::start_with(&Setup { arguments: &network, ..Setup::default() });
     let registry = Registry::start_with_password();
     registry.push("busybox", "private/box", "1");
     let (certificate, key) = (carob.path("registry.crt"), carob.path("registry.key"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=registry", "-addext", &format!("subjectAltName=IP:{GATEWAY}")])
+        .args(["-subj", "/CN=registry", "-addext", &format!("subjectAltName=IP:{gateway}")])
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-out")
         .arg(&certificate)
@@ -330,13 +332,13 @@ fn registries_over_https_are_trusted_by_their_ca_file_alone() {
         .output()
         .expect("openssl");
     assert!(made.status.success(), "{}", text(&made));
-    let _secure = registry.over_tls(GATEWAY, port, &certificate, &key);
+    let _secure = registry.over_tls(gateway, port, &certificate, &key);
     carob.kubectl(&[
         "create",
         "secret",
         "docker-registry",
         "login",
-        &format!("--docker-server={GATEWAY}:{port}"),
+        &format!("--docker-server={gateway}:{port}"),
         &format!("--docker-username={USER}"),
         &format!("--docker-password={PASSWORD}"),
     ]);
@@ -352,7 +354,7 @@ fn registries_over_https_are_trusted_by_their_ca_file_alone() {
     carob.kubectl(&["delete", "pod", "untrusted"]);
 
     carob.terminate();
-    let config = format!("images:\n  registries:\n    \"{GATEWAY}:{port}\": {{ca_file: {}}}\n", certificate.display());
+    let config = format!("images:\n  registries:\n    \"{gateway}:{port}\": {{ca_file: {}}}\n", certificate.display());
     std::fs::write(carob.path("carob.yaml"), config).expect("the configuration is written");
     carob.up(&network);
     carob.apply(&with_login("trusted"));
