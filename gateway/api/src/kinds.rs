@@ -24,6 +24,7 @@ const PART_VERBS: &[&str] = &["get", "patch", "update"];
 const READ_VERBS: &[&str] = &["get", "list"];
 const CREATE: &[&str] = &["create"];
 const CONNECT: &[&str] = &["create", "get"];
+const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 const SCALE: Subresource = Subresource { name: "scale", gvk: ("autoscaling", "v1", "Scale"), verbs: PART_VERBS };
 

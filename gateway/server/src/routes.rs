@@ -26,7 +26,7 @@ use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
 use crate::stream::{self, Stream};
-use crate::{Server, body, compress, deprecated, discovery, flow, health, protobuf, response};
+use crate::{Server, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -221,6 +221,11 @@ async fn resource(
         let known = server.registry().iter().any(|kind| kind.group == path.group && kind.version == path.version);
         return if known { Err(Status::generic_not_found()) } else { Ok(response::page_not_found()) };
     };
+    if proxy::is_meant(&kind, &path) {
+        let mut call = Call::new(server, kind, identity, parts.headers.clone(), Accept::JSON);
+        (call.namespace, call.name, call.query) = (path.namespace, path.name, query);
+        return proxy::answer(call, &parts, body.body, upgrade).await;
+    }
     let operation = Operation::of(&kind, &path, verb)?;
     let patience = patience(&query)?;
     let accept = match operation {
@@ -405,7 +410,7 @@ fn patience(query: &Query) -> Result<Duration, Status> {
 }
 
 /// `1m30s`, `500ms`, `0`.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     const UNITS: [(&str, f64); 7] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     if text == "0" {

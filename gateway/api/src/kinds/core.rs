@@ -1,6 +1,6 @@
 //! The core group: `v1`.
 
-use super::{CONNECT, CREATE, READ_VERBS, ROW, SCALE, part, with_verbs};
+use super::{CONNECT, CREATE, PROXY_VERBS, READ_VERBS, ROW, SCALE, part, with_verbs};
 use crate::kind::{Kind, Scope};
 use crate::{strategy, table};
 
@@ -85,7 +85,10 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "node",
         short_names: &["no"],
         scope: Scope::Cluster,
-        subresources: &[part("status", ("", "v1", "Node"))],
+        subresources: &[
+            with_verbs("proxy", ("", "v1", "NodeProxyOptions"), PROXY_VERBS),
+            part("status", ("", "v1", "Node")),
+        ],
         columns: table::node::COLUMNS,
         schema: "io.k8s.api.core.v1.Node",
         strategy: strategy::node::STRATEGY,
@@ -128,6 +131,7 @@ pub(super) static ROWS: &[Kind] = &[
             with_verbs("exec", ("", "v1", "PodExecOptions"), CONNECT),
             with_verbs("log", ("", "v1", "Pod"), &["get"]),
             with_verbs("portforward", ("", "v1", "PodPortForwardOptions"), CONNECT),
+            with_verbs("proxy", ("", "v1", "PodProxyOptions"), PROXY_VERBS),
             part("resize", ("", "v1", "Pod")),
             part("status", ("", "v1", "Pod")),
         ],
@@ -194,7 +198,10 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "service",
         short_names: &["svc"],
         categories: &["all"],
-        subresources: &[part("status", ("", "v1", "Service"))],
+        subresources: &[
+            with_verbs("proxy", ("", "v1", "ServiceProxyOptions"), PROXY_VERBS),
+            part("status", ("", "v1", "Service")),
+        ],
         columns: table::service::COLUMNS,
         schema: "io.k8s.api.core.v1.Service",
         strategy: strategy::service::STRATEGY,
