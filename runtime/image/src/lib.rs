@@ -10,6 +10,8 @@ mod digest;
 mod document;
 mod error;
 mod flight;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod images;
 mod import;

@@ -75,6 +75,16 @@ struct Shared {
     forwarder: Forwarder,
 }
 
+/// What a datagram leads to.
+pub(crate) enum Read {
+    /// It is no question.
+    Nothing,
+    /// A datagram that can be sent at once.
+    Answer(Vec<u8>),
+    /// Somebody else has to be asked; so many bytes may be answered.
+    Ask(Message, usize),
+}
+
 impl Dns {
     /// A server of the names below `domain` (`cluster.local`); it knows none yet.
     pub fn new(domain: &str, resolvers: Resolvers) -> Self {
@@ -115,22 +125,32 @@ impl Dns {
     }
 
     fn datagram(&self, socket: &Arc<UdpSocket>, bytes: &[u8], peer: SocketAddr) {
-        let Ok(question) = Message::from_vec(bytes) else { return };
-        let most = usize::from(question.max_payload().min(DATAGRAM_BYTES));
-        let send = move |socket: &UdpSocket, answer: &Message| {
-            let Ok(mut bytes) = answer.to_vec() else { return };
-            if bytes.len() > most {
-                let Ok(short) = answer.truncate().to_vec() else { return };
-                bytes = short;
-            }
+        match self.read(bytes) {
+            Read::Nothing => {}
             // A full buffer loses it, as the network might.
-            let _ = socket.try_send_to(&bytes, peer);
-        };
-        if let Some(answer) = self.at_once(&question) {
-            send(socket, &answer);
-        } else {
-            let (dns, socket) = (self.clone(), Arc::clone(socket));
-            tokio::spawn(async move { send(&socket, &dns.answer(question).await) });
+            Read::Answer(answer) => drop(socket.try_send_to(&answer, peer)),
+            Read::Ask(question, most) => {
+                let (dns, socket) = (self.clone(), Arc::clone(socket));
+                tokio::spawn(async move {
+                    if let Some(answer) = packed(&dns.answer(question).await, most) {
+                        drop(socket.try_send_to(&answer, peer));
+                    }
+                });
+            }
+        }
+    }
+
+    /// What a datagram leads to.
+    pub(crate) fn read(&self, bytes: &[u8]) -> Read {
+        let Ok(question) = Message::from_vec(bytes) else { return Read::Nothing };
+        // Whoever answers an answer may be answered, for ever.
+        if question.metadata.message_type != MessageType::Query {
+            return Read::Nothing;
+        }
+        let most = usize::from(question.max_payload().min(DATAGRAM_BYTES));
+        match self.at_once(&question) {
+            Some(answer) => packed(&answer, most).map_or(Read::Nothing, Read::Answer),
+            None => Read::Ask(question, most),
         }
     }
 
@@ -219,6 +239,12 @@ impl Dns {
         }
         reply(&question, ResponseCode::ServFail)
     }
+}
+
+/// A message of at most so many bytes: the whole, or as much of it as says that there is more.
+fn packed(answer: &Message, most: usize) -> Option<Vec<u8>> {
+    let bytes = answer.to_vec().ok()?;
+    if bytes.len() <= most { Some(bytes) } else { answer.truncate().to_vec().ok() }
 }
 
 fn cname(target: &Name) -> hickory_proto::rr::rdata::CNAME {

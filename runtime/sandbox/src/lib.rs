@@ -10,6 +10,8 @@ mod config;
 mod create;
 mod error;
 mod exec;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernel;
 mod logs;
 mod outbox;

@@ -9,7 +9,7 @@ mod connection;
 mod frame;
 mod headers;
 
-pub(super) use connection::{Connection, Stream, StreamReader, StreamWriter};
+pub(crate) use connection::{Connection, Stream, StreamReader, StreamWriter};
 
 /// The other side doesn't keep to the protocol; the connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

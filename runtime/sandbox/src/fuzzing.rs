@@ -1,0 +1,23 @@
+//! What the fuzz targets (`tests/fuzz`) reach of this crate, and what nobody else should use.
+
+use std::path::Path;
+
+use crate::config::{ContainerConfig, PodConfig};
+use crate::create::spec::{self, Joined, Staged};
+
+/// The runtime specification of a container whose namespaces are all its own and whose mounts are all directories.
+///
+/// # Errors
+/// What the specification cannot express.
+pub fn spec(pod: &PodConfig, container: &ContainerConfig) -> Result<serde_json::Value, String> {
+    let joined = Joined { network: None, ipc: None, uts: None, pid: None };
+    let stage = |mount: &crate::Mount| Staged {
+        source: Path::new("/staged").to_owned(),
+        destination: mount.destination.clone(),
+        options: vec!["rbind"],
+        directory: true,
+    };
+    let staged: Vec<Staged> = container.mounts.iter().map(stage).collect();
+    let spec = spec::build(pod, container, &joined, &staged).map_err(|error| error.to_string())?;
+    serde_json::to_value(&spec).map_err(|error| error.to_string())
+}
