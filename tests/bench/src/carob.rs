@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::peer::{COMMAND, PATIENCE, Peer, limits};
+use crate::wire::Wire;
 
 /// Where the pods are.
 pub const NAMESPACE: &str = "bench";
@@ -91,6 +92,16 @@ impl Carob {
     /// A client with a connection of its own.
     pub fn connect(&self) -> Result<Client> {
         Ok(Client::try_from(self.config.clone())?)
+    }
+
+    /// A bare connection.
+    pub async fn wire(&self) -> Result<Wire> {
+        Wire::connect(&self.config).await
+    }
+
+    /// How a client of its own reaches it.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The gateway's process.

@@ -4,17 +4,22 @@ mod api;
 mod carob;
 mod containerd;
 mod crun;
+mod lists;
 mod machine;
 mod metrics;
+mod objects;
 mod oci;
 mod page;
 mod peer;
 mod podman;
 mod processes;
+mod readers;
 mod rounds;
 mod runc;
 mod statistics;
 mod table;
+mod watchers;
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,13 +33,18 @@ use tokio::runtime::Handle;
 use crate::carob::Carob;
 use crate::page::{Column, Results, Stages};
 use crate::peer::Peer;
+use crate::readers::Shape;
 use crate::rounds::{Amounts, Contender, INTERRUPTED};
 
 /// How long everything rests before it is watched idle.
 const SETTLE: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 8;
 const WATCHERS: usize = 1000;
-const WRITES: usize = 50;
+const WRITES: usize = 100;
+/// HTTP/2 streams of one connection.
+const STREAMS: usize = 250;
+const PODS: usize = 10_000;
+const LISTS: usize = 11;
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 const REPORTS: usize = 11;
 
@@ -53,6 +63,24 @@ struct Options {
     /// Only these: carob, podman, containerd, runc, crun.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
+    /// Only these parts: pods, gateway, watchers, lists, objects. Without pods, peers have nothing to do.
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    parts: Vec<Part>,
+}
+
+/// What there is to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Containers, beside the peers.
+    Pods,
+    /// Creates and bills.
+    Gateway,
+    /// Writes as many watchers see them.
+    Watchers,
+    /// Lists of many pods.
+    Lists,
+    /// Many objects.
+    Objects,
 }
 
 fn main() -> Result<()> {
@@ -80,6 +108,10 @@ fn main() -> Result<()> {
         bail!("interrupted; everything was removed");
     }
     print!("{page}");
+    // A part is no page.
+    if !options.parts.is_empty() && options.output.is_none() {
+        return Ok(());
+    }
     let output = options.output.unwrap_or_else(|| here.join("README.md"));
     fs::write(&output, page).with_context(|| format!("cannot write {}", output.display()))
 }
@@ -92,6 +124,7 @@ struct Bench {
     amounts: Amounts,
     quick: bool,
     only: Vec<String>,
+    parts: Vec<Part>,
     dir: tempfile::TempDir,
     /// In the names of all that is made outside of the directory.
     id: String,
@@ -102,11 +135,23 @@ impl Bench {
         let amounts = if options.quick { Amounts::quick() } else { Amounts::full() };
         let dir = tempfile::Builder::new().prefix("carob-bench-").tempdir()?;
         let id = format!("{:x}", std::process::id());
-        Ok(Self { runtime, binary, image, amounts, quick: options.quick, only: options.only.clone(), dir, id })
+        let Options { quick, only, parts, .. } = options;
+        let (only, parts) = (only.clone(), parts.clone());
+        Ok(Self { runtime, binary, image, amounts, quick: *quick, only, parts, dir, id })
     }
 
     fn measure(&self) -> Result<Results> {
         let mut results = Results { facts: machine::facts(), batch: self.amounts.batch, ..Results::default() };
+        if self.measures(Part::Objects) {
+            say("many objects");
+            match self.many_objects() {
+                Ok(objects) => results.objects = Some(objects),
+                Err(error) => results.problems.push(format!("Not measured: many objects: {error:#}")),
+            }
+        }
+        if self.parts == [Part::Objects] {
+            return Ok(results);
+        }
         let carob = self.set_up("carob", |home| Carob::set_up(&self.runtime, &self.binary, home, &self.image));
         let peers = self.peers();
         let outcome = self.take_turns(&mut results, &carob, &peers);
@@ -116,6 +161,13 @@ impl Bench {
         outcome.map(|()| results)
     }
 
+    fn many_objects(&self) -> Result<objects::Objects> {
+        let home = self.dir.path().join("objects");
+        fs::create_dir(&home)?;
+        let amounts = if self.quick { objects::Amounts::QUICK } else { objects::Amounts::FULL };
+        objects::measure(&self.runtime, &self.binary, &home, amounts)
+    }
+
     fn take_turns(&self, results: &mut Results, carob: &SetUp<Carob>, peers: &[SetUp<Box<dyn Peer>>]) -> Result<()> {
         let ready_carob = carob.outcome.as_ref().ok();
         let metrics = || ready_carob.and_then(|carob| carob.metrics().ok()).unwrap_or_default();
@@ -123,19 +175,21 @@ impl Bench {
         let ready = ready.chain(peers.iter().filter_map(|peer| peer.outcome.as_deref().ok()));
         let mut contenders: Vec<Contender<'_>> = ready.map(Contender::new).collect();
 
-        say("idle");
-        self.sleep(SETTLE);
-        rounds::idle(&mut contenders, &self.amounts, |length| self.sleep(length))?;
-        say("single starts");
-        rounds::warm_up(&mut contenders);
-        let before = metrics();
-        rounds::singles(&mut contenders, &self.amounts);
-        let between = metrics();
-        say("batches");
-        rounds::batches(&mut contenders, &self.amounts, |length| self.sleep(length));
-        let after = metrics();
-        results.stages_single = stages(&before, &between);
-        results.stages_batches = stages(&between, &after);
+        if self.measures(Part::Pods) {
+            say("idle");
+            self.sleep(SETTLE);
+            rounds::idle(&mut contenders, &self.amounts, |length| self.sleep(length))?;
+            say("single starts");
+            rounds::warm_up(&mut contenders);
+            let before = metrics();
+            rounds::singles(&mut contenders, &self.amounts);
+            let between = metrics();
+            say("batches");
+            rounds::batches(&mut contenders, &self.amounts, |length| self.sleep(length));
+            let after = metrics();
+            results.stages_single = stages(&before, &between);
+            results.stages_batches = stages(&between, &after);
+        }
         let mut figures: Vec<_> =
             contenders.into_iter().map(|contender| (contender.peer.name(), contender.figures)).collect();
         let mut take = |name: &str| {
@@ -160,18 +214,28 @@ impl Bench {
             if self.quick { (Duration::from_secs(1), WATCHERS / 10) } else { (Duration::from_secs(5), WATCHERS) };
         let mut problems = Vec::new();
         let mut note = |what: &str, error: anyhow::Error| problems.push(format!("Not measured: {what}: {error:#}"));
-        // The bill first: it is about the pods.
-        results.report = api::report(carob, REPORTS).map_err(|error| note("the bill", error)).ok();
-        let before = carob.metrics().unwrap_or_default();
-        let creates = api::creates(&self.runtime, carob, CLIENTS, length);
-        results.creates = creates.map_err(|error| note("creates", error)).ok();
-        let after = carob.metrics().unwrap_or_default();
-        let selector = ["resource=\"configmaps\""];
-        let name = "apiserver_request_duration_seconds";
-        results.creates_in_gateway = metrics::growth(&before, &after, name, "verb", &selector).remove("create");
-        let deliveries = api::deliveries(&self.runtime, carob, watchers, WRITES, WRITE_PAUSE);
-        results.deliveries = deliveries.map_err(|error| note("watch delivery", error)).ok();
-        results.problems = problems;
+        if self.measures(Part::Gateway) {
+            // The bill first: it is about the pods.
+            results.report = api::report(carob, REPORTS).map_err(|error| note("the bill", error)).ok();
+            let before = carob.metrics().unwrap_or_default();
+            let creates = api::creates(&self.runtime, carob, CLIENTS, length);
+            results.creates = creates.map_err(|error| note("creates", error)).ok();
+            let after = carob.metrics().unwrap_or_default();
+            let selector = ["resource=\"configmaps\""];
+            let name = "apiserver_request_duration_seconds";
+            results.creates_in_gateway = metrics::growth(&before, &after, name, "verb", &selector).remove("create");
+        }
+        if self.measures(Part::Watchers) {
+            for shape in [Shape::Connections, Shape::Streams(STREAMS)] {
+                let deliveries = watchers::deliveries(&self.runtime, carob, shape, watchers, WRITES, WRITE_PAUSE);
+                results.deliveries.extend(deliveries.map_err(|error| note("watch delivery", error)).ok());
+            }
+        }
+        if self.measures(Part::Lists) {
+            let lists = lists::lists(&self.runtime, carob, if self.quick { PODS / 10 } else { PODS }, LISTS);
+            results.lists = lists.map_err(|error| note("lists", error)).ok();
+        }
+        results.problems.extend(problems);
     }
 
     fn peers(&self) -> Vec<SetUp<Box<dyn Peer>>> {
@@ -211,7 +275,14 @@ impl Bench {
         SetUp { name, outcome }
     }
 
+    fn measures(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+
     fn wanted(&self, name: &str) -> bool {
+        if name != "carob" && !self.measures(Part::Pods) {
+            return false;
+        }
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 

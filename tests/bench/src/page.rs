@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::api::{Creates, Deliveries, Report};
+use crate::api::{Creates, Report};
+use crate::lists::Lists;
 use crate::metrics::Histogram;
+use crate::objects::Objects;
 use crate::processes::{self, Process};
+use crate::readers::Shape;
 use crate::rounds::{Batch, Figures, Span};
 use crate::statistics::{median, percentile};
 use crate::table::{self, Cell, Row, Unit};
+use crate::watchers::Deliveries;
 
 /// One measured column.
 pub struct Column {
@@ -33,8 +37,11 @@ pub struct Results {
     pub creates: Option<Creates>,
     /// The gateway's own view of them.
     pub creates_in_gateway: Option<Histogram>,
-    pub deliveries: Option<Deliveries>,
+    /// For each shape of connections.
+    pub deliveries: Vec<Deliveries>,
+    pub lists: Option<Lists>,
     pub report: Option<Report>,
+    pub objects: Option<Objects>,
     /// During the single starts.
     pub stages_single: Stages,
     /// During all batches.
@@ -88,8 +95,10 @@ const METHOD: &str = "\nAll run the same image and command with the same limits 
     as they are used. A slow peer's batch ends after a while, with fewer pods. Single starts, execs and deletes take turns in rounds; percentiles are by nearest rank. Memory beyond a pod's own \
     processes is the growth in PSS of all helper processes (for Carob: gateway, spawner, log pump; for the others: \
     daemon, shims, monitors) between no pods and a batch of idle ones, divided by the pods. Watch delivery is measured \
-    from the sending of a write, so it holds the request and the commit itself; its client, with all watchers' \
-    TLS connections, runs on the same cores as the gateway. Nothing fails on slowness.\n";
+    by a client that only looks for a number in each event, on one thread of the same machine: it needs its share of the \
+    cores, too. The commit is known by its first sign, which is the write's answer or somebody's event; the figures from the \
+    write's sending hold the request, the commit and its fsync as well. Lists are read over TLS to their last byte, not \
+    parsed. Nothing fails on slowness.\n";
 
 fn rows(results: &Results) -> Vec<Row> {
     let of = |what: &str, unit: Unit, marks: (Option<f64>, Option<f64>), cell: &dyn Fn(&Figures) -> Cell| Row {
@@ -132,15 +141,45 @@ fn rows(results: &Results) -> Vec<Row> {
     let rate = creates.map(|creates| number(creates.objects) / creates.took.as_secs_f64());
     let clients = creates.map_or(8, |creates| creates.clients);
     rows.push(alone(format!("durable object creates, {clients} clients"), Unit::PerSecond, rate, 5000.0));
-    let deliveries = results.deliveries.as_ref();
-    let slowest = deliveries.and_then(|it| percentile(&it.from_sending, 99)).map(milliseconds);
-    let watchers = deliveries.map_or(1000, |deliveries| deliveries.watchers);
-    rows.push(alone(format!("a write seen by {watchers} watchers, p99"), Unit::Milliseconds, slowest, 10.0));
+    for it in &results.deliveries {
+        let what = format!("commit to the last of {} watchers, {}, p99", it.watchers, connected(it.shape));
+        let slowest = percentile(&it.spread, 99).map(milliseconds);
+        rows.push(alone(what, Unit::Milliseconds, slowest, 10.0));
+    }
+    if let Some(lists) = &results.lists
+        && let Some(json) = lists.forms.first()
+    {
+        let what = format!("list of {} pods ({}), p50", lists.pods, json.form);
+        rows.push(alone(what, Unit::Milliseconds, median(&json.latencies).map(milliseconds), 100.0));
+    }
     let report = results.report.as_ref();
     let what = "a namespace's bill per pod and second, p50".to_owned();
     let took = report.and_then(|it| median(&it.latencies)).map(milliseconds);
     rows.push(alone(what, Unit::Milliseconds, took, 1000.0));
+    rows.extend(results.objects.as_ref().map(objects).into_iter().flatten());
     rows
+}
+
+fn objects(it: &Objects) -> Vec<Row> {
+    let (few, many) = (it.amounts.few, it.amounts.many);
+    let row = |what: String, unit: Unit, value: f64, budget: Option<f64>| Row {
+        what,
+        unit,
+        cells: vec![Cell::Number(value)],
+        budget,
+        aim: None,
+    };
+    vec![
+        row(format!("a create with {many} objects, times one with {few}"), Unit::Times, it.slowdown(), Some(1.2)),
+        row(format!("{many} objects: resident memory"), Unit::Bytes, number(it.full_memory), Some(300e6)),
+        row(
+            format!("{many} objects: start until ready"),
+            Unit::Milliseconds,
+            milliseconds(it.full_start),
+            Some(3000.0),
+        ),
+        row("no objects: start until ready".to_owned(), Unit::Milliseconds, milliseconds(it.empty_start), None),
+    ]
 }
 
 fn explanation(results: &Results, row: &Row) -> String {
@@ -207,19 +246,51 @@ fn control_plane(results: &Results) -> String {
         }
         text.push_str(".\n");
     }
-    if let Some(it) = &results.deliveries {
+    for it in &results.deliveries {
         let _ = writeln!(
             text,
-            "- Watch: {} writes, {} events. The write itself took {} (p50); its event was seen {} (p50), {} (p99) after the \
-             write was sent, and {} (p50), {} (p99) after it was answered.",
-            it.writes,
-            it.from_sending.len(),
+            "- Watch, {} watchers, {}: {} writes. A write took {} (p50) until its answer; the last watcher had its event \
+             {} (p50), {} (p99) after the write was sent, and {} (p50), {} (p99) after the first sign of the commit. One \
+             event for one watcher took {:.1} µs of a core in the gateway and {:.1} µs in the client. An idle watch \
+             takes {} of the gateway's memory.",
+            it.watchers,
+            connected(it.shape),
+            it.write.len(),
             optional(median(&it.write)),
-            optional(median(&it.from_sending)),
-            optional(percentile(&it.from_sending, 99)),
-            optional(median(&it.from_answer)),
-            optional(percentile(&it.from_answer, 99)),
+            optional(median(&it.last)),
+            optional(percentile(&it.last, 99)),
+            optional(median(&it.spread)),
+            optional(percentile(&it.spread, 99)),
+            it.gateway_cpu.as_secs_f64() * 1e6,
+            it.client_cpu.as_secs_f64() * 1e6,
+            Unit::Bytes.show(number(it.memory)),
         );
+    }
+    if let Some(it) = &results.lists {
+        let show_bytes = |bytes: u64| Unit::Bytes.show(number(bytes));
+        let _ = writeln!(
+            text,
+            "- Lists of {} pods; the gateway had {} before them, and {} at most until their end:\n",
+            it.pods,
+            show_bytes(it.memory.0),
+            show_bytes(it.memory.1),
+        );
+        let header = ["form", "size", "p50", "p99", "of a core in the gateway"].map(str::to_owned);
+        let body: Vec<Vec<String>> = it
+            .forms
+            .iter()
+            .map(|form| {
+                vec![
+                    form.form.to_owned(),
+                    show_bytes(form.bytes as u64),
+                    optional(median(&form.latencies)),
+                    optional(percentile(&form.latencies, 99)),
+                    show(form.gateway_cpu),
+                ]
+            })
+            .collect();
+        text.push_str(&table::markdown(&header, &body));
+        text.push('\n');
     }
     if let Some(it) = &results.report {
         let _ = writeln!(
@@ -229,6 +300,13 @@ fn control_plane(results: &Results) -> String {
         );
     }
     text
+}
+
+fn connected(shape: Shape) -> String {
+    match shape {
+        Shape::Connections => "a connection each".to_owned(),
+        Shape::Streams(share) => format!("{share} HTTP/2 streams to a connection"),
+    }
 }
 
 fn memory(results: &Results) -> String {

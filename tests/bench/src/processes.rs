@@ -32,7 +32,7 @@ pub fn with_path(path: &Path) -> Result<Vec<Process>> {
         // A process may end at any moment.
         let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
         if line.windows(wanted.len()).any(|window| window == wanted)
-            && let Ok(process) = read(pid)
+            && let Ok(process) = of(pid)
         {
             found.push(process);
         }
@@ -46,7 +46,15 @@ pub fn total(processes: &[Process], of: impl Fn(&Process) -> u64) -> u64 {
     processes.iter().map(of).sum()
 }
 
-fn read(pid: i32) -> Result<Process> {
+/// The most bytes that a process ever had resident.
+pub fn most_resident(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.split_whitespace().next().context("no number")?.parse::<u64>()? * 1024)
+}
+
+/// The process with this id.
+pub fn of(pid: i32) -> Result<Process> {
     let directory = Path::new("/proc").join(pid.to_string());
     let rollup = fs::read_to_string(directory.join("smaps_rollup"))?;
     let kibibytes = |field: &str| -> Result<u64> {

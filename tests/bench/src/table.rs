@@ -13,6 +13,8 @@ pub enum Unit {
     Bytes,
     /// Of one core; fewer are better.
     Percent,
+    /// A ratio; smaller is better.
+    Times,
 }
 
 /// One cell of a peer or of Carob.
@@ -95,6 +97,7 @@ impl Unit {
             Self::Milliseconds => format!("{number:.*} ms", digits(number)),
             Self::PerSecond => format!("{number:.*}/s", digits(number)),
             Self::Percent => format!("{number:.2} %"),
+            Self::Times => format!("{number:.2}"),
             Self::Bytes if number < 0.995 * f64::from(1 << 20) => format!("{:.0} KiB", number / 1024.0),
             Self::Bytes => format!("{:.1} MiB", number / f64::from(1 << 20)),
         }
