@@ -1,12 +1,14 @@
 //! The embedded engine: one file, one writer thread, everything current in memory.
 //!
-//! Design: the file is a log (`record`, `log`); memory holds the current entries (`index`) and the latest transactions
+//! Design: the file is a log (`record`, `log`), whose latest part lies in a journal beside it (`journal`); memory holds the current entries (`index`) and the latest transactions
 //! (`committed`); one thread writes (`writer`); watchers read the latest transactions, or the log if they are late
 //! (`watchers`, `watch`). Only what is durable is ever shown: to readers, watchers or the writer's own caller.
 
 mod committed;
 mod index;
+mod journal;
 mod log;
+mod open;
 mod record;
 mod watch;
 mod watchers;
@@ -23,11 +25,15 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use self::committed::{Committed, RingLimits};
-use self::log::{Log, Recovered};
-pub use self::log::{LogError, OpenError};
+use self::log::Log;
+use self::open::Recovered;
+pub use self::open::{LogError, OpenError};
 use self::watchers::Watchers;
 use self::writer::{Message, Writer};
 use crate::{Entry, Error, KeyRange, Outcome, Page, Revision, Store, Txn, Watch, Write};
+
+/// Entries that are read while the writer waits.
+const SMALL_PAGE: usize = 64;
 
 /// How much history a store keeps, and how often it tells watchers where it is.
 #[derive(Clone, Debug)]
@@ -40,6 +46,8 @@ pub struct Options {
     pub ring_transactions: usize,
     /// How many bytes of them. Default: 8 MiB.
     pub ring_bytes: usize,
+    /// How many bytes of records lie in the journal before they are filed in the database. Default: 1 MiB.
+    pub journal_bytes: usize,
     /// How soon after a commit the watchers it didn't concern are told that they missed nothing. Default: 5 s.
     pub progress_interval: Duration,
 }
@@ -51,6 +59,7 @@ impl Default for Options {
             history_limit: 100_000,
             ring_transactions: 4096,
             ring_bytes: 8 << 20,
+            journal_bytes: 1 << 20,
             progress_interval: Duration::from_secs(5),
         }
     }
@@ -82,33 +91,40 @@ struct Handle {
 }
 
 impl RedbStore {
-    /// Opens the store in the file `path`, or creates it; its directory must exist. Reads the whole file.
+    /// Opens the store in the file `path`, or creates it; its directory must exist. Reads the whole file, and the journal
+    /// beside it (`path` with `.journal` behind), which holds nothing after an orderly end.
     ///
     /// # Errors
     /// [`Error::Engine`] with an [`OpenError`].
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
-        Self::start(Log::open(path.as_ref()), options)
+        Self::start(open::open(path.as_ref()), options)
     }
 
-    /// Opens a store on something other than a file.
+    /// Opens a store on something other than files: one device for what is filed, one for the journal.
     ///
     /// # Errors
     /// [`Error::Engine`] with an [`OpenError`].
-    pub fn open_on(backend: impl ::redb::StorageBackend, options: Options) -> Result<Self, Error> {
-        Self::start(Log::on(backend), options)
+    pub fn open_on(
+        backend: impl ::redb::StorageBackend,
+        journal: impl ::redb::StorageBackend,
+        options: Options,
+    ) -> Result<Self, Error> {
+        Self::start(open::on(backend, journal), options)
     }
 
     fn start(opened: Result<(Log, Recovered), OpenError>, options: Options) -> Result<Self, Error> {
         let (log, recovered) = opened.map_err(|error| Error::Engine(Box::new(error)))?;
         let limits = RingLimits { transactions: options.ring_transactions, bytes: options.ring_bytes };
+        let cleaned = recovered.cleaned;
+        let log = log.filing_after(options.journal_bytes);
         let shared = Arc::new(Shared {
             log,
-            committed: RwLock::new(Committed::new(&recovered, limits)),
             watchers: Watchers::new(recovered.revision),
+            committed: RwLock::new(Committed::new(recovered, limits)),
             failure: OnceLock::new(),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
-        let writer = Writer::new(shared.clone(), messages, options, recovered.cleaned);
+        let writer = Writer::new(shared.clone(), messages, options, cleaned);
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run());
         let writer = Mutex::new(Some(thread.map_err(|error| Error::Engine(Box::new(error)))?));
         Ok(Self { handle: Arc::new(Handle { shared, inbox, writer }) })
@@ -186,6 +202,10 @@ impl Store for RedbStore {
             let newest = committed.revision;
             let at = at.unwrap_or(newest);
             check(at, committed.compacted, newest)?;
+            // Without a snapshot, which would make the writer copy what it changes.
+            if at == newest && limit.unwrap_or(usize::MAX).min(committed.index.count(range)) <= SMALL_PAGE {
+                return Ok(committed::page(&committed.index, range, limit, at));
+            }
             let recent = committed.ring.after(at).map(|transactions| committed::before(range, transactions));
             (committed.index.clone(), newest, at, recent)
         };

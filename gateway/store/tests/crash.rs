@@ -62,8 +62,14 @@ fn a_killed_store_loses_nothing_it_acknowledged() {
 }
 
 fn options() -> Options {
-    // Few transactions in memory, so that slow watchers must read the log, and progress so often that it happens.
-    Options { ring_transactions: 32, progress_interval: Duration::from_millis(5), ..Options::default() }
+    // Few transactions in memory, so that slow watchers must read the log; a short journal, and progress so often that it
+    // happens.
+    Options {
+        ring_transactions: 32,
+        journal_bytes: 50_000,
+        progress_interval: Duration::from_millis(5),
+        ..Options::default()
+    }
 }
 
 async fn kill_a_child(directory: &Path, round: u64, seen: u64, dice: &mut Dice) {

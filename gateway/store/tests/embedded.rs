@@ -58,15 +58,55 @@ async fn a_file_that_is_not_a_store_or_of_a_newer_one_is_refused_and_untouched()
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     let meta: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-    transaction.open_table(meta).unwrap().insert("format", 2).unwrap();
+    transaction.open_table(meta).unwrap().insert("format", 3).unwrap();
     transaction.commit().unwrap();
     drop(database);
     let newer = refusal(&path);
-    assert!(matches!(newer, OpenError::Newer { found: 2, supported: 1, .. }));
-    assert!(newer.to_string().ends_with("has format 2, this version of Carob reads up to 1"), "{newer}");
+    assert!(matches!(newer, OpenError::Newer { found: 3, supported: 2, .. }));
+    assert!(newer.to_string().ends_with("has format 3, this version of Carob reads up to 2"), "{newer}");
 
     let missing = refusal(&directory.path().join("missing/store.redb"));
     assert!(missing.source().is_some(), "{missing}");
+}
+
+#[tokio::test]
+async fn a_store_from_before_there_was_a_journal_is_given_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let store = RedbStore::open(&path, Options::default()).unwrap();
+    commit(&store, put("/a", "1")).await;
+    store.close().await;
+    let journal = directory.path().join("store.redb.journal");
+    assert_eq!(std::fs::metadata(&journal).unwrap().len(), 0, "after an orderly end everything is in the database");
+    std::fs::remove_file(&journal).unwrap();
+    let database = Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut meta = transaction.open_table(TableDefinition::<&str, u64>::new("meta")).unwrap();
+        meta.insert("format", 1).unwrap();
+        meta.remove("epoch").unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    for revision in 2..4 {
+        let store = RedbStore::open(&path, Options::default()).unwrap();
+        assert_eq!(commit(&store, put("/a", "2")).await, revision);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn another_stores_journal_is_none_of_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (directory.path().join("one.redb"), directory.path().join("other.redb"));
+    let store = RedbStore::open(&one, Options::default()).unwrap();
+    commit(&store, put("/a", "1")).await;
+    // As after a crash: what was committed is in the journal alone.
+    let left = std::fs::read(directory.path().join("one.redb.journal")).unwrap();
+    assert!(left.windows(2).any(|bytes| bytes == b"/a"));
+    std::fs::write(directory.path().join("other.redb.journal"), left).unwrap();
+    let other = RedbStore::open(&other, Options::default()).unwrap();
+    assert_eq!(other.revision().await.unwrap(), 0);
 }
 
 #[tokio::test]

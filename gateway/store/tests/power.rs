@@ -6,7 +6,7 @@ mod observer;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use carob_store::redb::{Options, RedbStore};
 use carob_store::{Document, Error, Expect, Outcome, Store, Txn, Write};
@@ -14,9 +14,19 @@ use history::{Fact, History};
 use observer::Dice;
 use redb::StorageBackend;
 
-/// A device whose writes are volatile until they are synced.
+/// One of the files of a machine. Writes are volatile until they are synced; power fails for all files at once.
+#[derive(Clone, Debug)]
+struct Device {
+    machine: Arc<Mutex<Machine>>,
+    file: usize,
+}
+
+/// The store's database and its journal.
 #[derive(Clone, Debug, Default)]
-struct Device(Arc<Mutex<Content>>);
+struct Machine {
+    files: [Content; 2],
+    broken: bool,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Content {
@@ -26,67 +36,83 @@ struct Content {
     synced: Vec<u8>,
     /// What may survive or not, in order.
     volatile: Vec<(usize, Vec<u8>)>,
-    broken: bool,
+}
+
+impl Machine {
+    /// The machine after a power failure at this moment: any of the volatile sectors are there.
+    fn after_power_failure(machine: &Mutex<Self>, dice: &mut Dice) -> Arc<Mutex<Self>> {
+        let files = machine.lock().unwrap().files.clone().map(|file| {
+            let Content { mut synced, volatile, .. } = file;
+            for (offset, data) in volatile {
+                for (number, sector) in data.chunks(512).enumerate() {
+                    let start = offset + number * 512;
+                    if dice.roll(2) == 0 {
+                        synced.resize(synced.len().max(start + sector.len()), 0);
+                        synced[start..start + sector.len()].copy_from_slice(sector);
+                    }
+                }
+            }
+            Content { seen: synced.clone(), synced, volatile: Vec::new() }
+        });
+        Arc::new(Mutex::new(Self { files, broken: false }))
+    }
+
+    fn open(machine: &Arc<Mutex<Self>>) -> Result<RedbStore, Error> {
+        let device = |file| Device { machine: machine.clone(), file };
+        // So few bytes that batches are filed again and again between two failures.
+        RedbStore::open_on(device(0), device(1), Options { journal_bytes: 20_000, ..Options::default() })
+    }
 }
 
 impl Device {
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.0.lock().unwrap()
-    }
-
-    /// The device after a power failure at this moment: any of the volatile sectors are there.
-    fn after_power_failure(&self, dice: &mut Dice) -> Self {
-        let Content { mut synced, volatile, .. } = self.content().clone();
-        for (offset, data) in volatile {
-            for (number, sector) in data.chunks(512).enumerate() {
-                let start = offset + number * 512;
-                if dice.roll(2) == 0 {
-                    synced.resize(synced.len().max(start + sector.len()), 0);
-                    synced[start..start + sector.len()].copy_from_slice(sector);
-                }
-            }
-        }
-        Self(Arc::new(Mutex::new(Content { seen: synced.clone(), synced, ..Content::default() })))
+    fn content<T>(&self, work: impl FnOnce(&mut Content) -> T) -> T {
+        work(&mut self.machine.lock().unwrap().files[self.file])
     }
 }
 
 impl StorageBackend for Device {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.content().seen.len() as u64)
+        Ok(self.content(|content| content.seen.len() as u64))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).unwrap();
         let end = offset + out.len();
-        out.copy_from_slice(self.content().seen.get(offset..end).ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+        self.content(|content| {
+            out.copy_from_slice(content.seen.get(offset..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         // The length is metadata, journaled by the file system: it survives.
-        let (mut content, length) = (self.content(), usize::try_from(length).unwrap());
-        content.seen.resize(length, 0);
-        content.synced.resize(length, 0);
-        content.volatile.retain(|(offset, data)| offset + data.len() <= length);
+        let length = usize::try_from(length).unwrap();
+        self.content(|content| {
+            content.seen.resize(length, 0);
+            content.synced.resize(length, 0);
+            content.volatile.retain(|(offset, data)| offset + data.len() <= length);
+        });
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut content = self.content();
-        if content.broken {
+        if self.machine.lock().unwrap().broken {
             return Err(io::Error::other("the device is broken"));
         }
-        let Content { synced, volatile, .. } = &mut *content;
-        for (offset, data) in volatile.drain(..) {
-            synced[offset..offset + data.len()].copy_from_slice(&data);
-        }
+        self.content(|Content { synced, volatile, .. }| {
+            for (offset, data) in volatile.drain(..) {
+                synced[offset..offset + data.len()].copy_from_slice(&data);
+            }
+        });
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let (mut content, offset) = (self.content(), usize::try_from(offset).unwrap());
-        content.seen[offset..offset + data.len()].copy_from_slice(data);
-        content.volatile.push((offset, data.to_vec()));
+        let offset = usize::try_from(offset).unwrap();
+        self.content(|content| {
+            content.seen[offset..offset + data.len()].copy_from_slice(data);
+            content.volatile.push((offset, data.to_vec()));
+        });
         Ok(())
     }
 }
@@ -99,11 +125,11 @@ fn recorder(facts: &Arc<Mutex<Vec<Fact>>>) -> impl FnMut(Fact) + Send + use<> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_a_power_failure() {
     let mut dice = Dice::new(u64::from(std::process::id()));
-    let mut device = Device::default();
+    let mut machine = Arc::<Mutex<Machine>>::default();
     let mut log = BTreeMap::new();
     let facts = Arc::new(Mutex::new(Vec::new()));
     for round in 0..20 {
-        let store = Arc::new(RedbStore::open_on(device.clone(), Options::default()).unwrap());
+        let store = Arc::new(Machine::open(&machine).unwrap());
         let last = observer::inspect(&*store, &mut log).await;
         let history = History { facts: facts.lock().unwrap().clone() };
         history.check(&log, &last).unwrap_or_else(|problem| panic!("before round {round}: {problem}"));
@@ -135,7 +161,7 @@ async fn what_was_acknowledged_survives_a_power_failure() {
         }
         // The failure: facts from after it are of a machine that is off, so they are cut off before it.
         let known = facts.lock().unwrap().clone();
-        device = device.after_power_failure(&mut dice);
+        machine = Machine::after_power_failure(&machine, &mut dice);
         store.close().await;
         while clients.join_next().await.is_some() {}
         let asked = facts.lock().unwrap()[known.len()..]
@@ -149,19 +175,19 @@ async fn what_was_acknowledged_survives_a_power_failure() {
 
 #[tokio::test]
 async fn a_broken_device_ends_writing_and_nothing_unsynced_is_shown() {
-    let device = Device::default();
-    let store = RedbStore::open_on(device.clone(), Options::default()).unwrap();
+    let machine = Arc::<Mutex<Machine>>::default();
+    let store = Machine::open(&machine).unwrap();
     let create = |key: &str| Txn {
         expect: vec![(key.into(), Expect::Absent)],
         writes: vec![Write::Put(key.into(), Document::plain("{}"))],
     };
     assert!(matches!(store.txn(create("/a/1")).await, Ok(Outcome::Committed { revision: 1, .. })));
-    device.content().broken = true;
+    machine.lock().unwrap().broken = true;
     for _ in 0..2 {
         assert!(matches!(store.txn(create("/a/2")).await, Err(Error::Engine(_))));
     }
     // Mended behind its back: the store has lost trust for good.
-    device.content().broken = false;
+    machine.lock().unwrap().broken = false;
     assert!(matches!(store.txn(create("/a/3")).await, Err(Error::Engine(_))));
     assert!(matches!(store.compact(1).await, Err(Error::Engine(_))));
     assert_eq!(store.revision().await.unwrap(), 1);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::index::Index;
-use super::log::Recovered;
+use super::open::Recovered;
 use crate::{Entry, Event, KeyRange, Page, Revision};
 
 /// The committed state. The writer replaces it after each durable batch; readers take snapshots of its parts.
@@ -18,10 +18,10 @@ pub(super) struct Committed {
 }
 
 impl Committed {
-    pub(super) fn new(recovered: &Recovered, limits: RingLimits) -> Self {
-        let ring = Ring { limits, last: recovered.revision, transactions: VecDeque::new(), bytes: 0 };
+    pub(super) fn new(recovered: Recovered, limits: RingLimits) -> Self {
         let Recovered { index, revision, compacted, .. } = recovered;
-        Self { index: index.clone(), revision: *revision, compacted: *compacted, ring }
+        let ring = Ring { limits, last: revision, transactions: VecDeque::new(), bytes: 0 };
+        Self { index, revision, compacted, ring }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The current entries in memory: a sorted map whose snapshots cost one reference count.
 //!
-//! Keys lie in sorted chunks behind reference counts. A reader clones the outer count; the writer copies the list of
-//! chunks once per batch and a chunk once per change. That is smaller than a persistent tree (one pointer per key), and
-//! counting what is left of a range doesn't visit its entries.
+//! Keys lie in sorted chunks behind reference counts. A reader clones the outer count; only while it holds that does the
+//! writer copy what it changes: the list of chunks, and chunks. So a change costs the same however many keys there are.
+//! That is smaller than a persistent tree (one pointer per key), and counting what is left of a range doesn't visit its
+//! entries.
 
 use std::sync::Arc;
 
@@ -49,17 +50,18 @@ impl Index {
         self.chunks.get(chunk)?.get(at).filter(|stored| &*stored.entry.key == key)
     }
 
-    /// Adds or replaces.
-    pub(super) fn insert(&mut self, stored: Arc<Stored>) {
+    /// Adds or replaces; gives what was there.
+    pub(super) fn insert(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
         let (number, at) = self.seek(&stored.entry.key);
         let chunks = Arc::make_mut(&mut self.chunks);
         let Some(chunk) = chunks.get_mut(number) else {
             chunks.push(Arc::new(vec![stored]));
-            return;
+            return None;
         };
         if chunk.get(at).is_some_and(|old| old.entry.key == stored.entry.key) {
-            Arc::make_mut(chunk)[at] = stored;
-        } else if chunk.len() < FULL {
+            return Some(std::mem::replace(&mut Arc::make_mut(chunk)[at], stored));
+        }
+        if chunk.len() < FULL {
             Arc::make_mut(chunk).insert(at, stored);
         } else if at == FULL {
             // Keys that arrive in order leave full chunks behind.
@@ -74,15 +76,15 @@ impl Index {
             }
             chunks.insert(number + 1, Arc::new(upper));
         }
+        None
     }
 
-    pub(super) fn remove(&mut self, key: &str) {
-        if self.get(key).is_none() {
-            return;
-        }
+    /// Removes; gives what was there.
+    pub(super) fn remove(&mut self, key: &str) -> Option<Arc<Stored>> {
+        self.get(key)?;
         let (number, at) = self.seek(key);
         let chunks = Arc::make_mut(&mut self.chunks);
-        Arc::make_mut(&mut chunks[number]).remove(at);
+        let removed = Arc::make_mut(&mut chunks[number]).remove(at);
         let left = chunks[number].len();
         if left == 0 {
             chunks.remove(number);
@@ -90,6 +92,7 @@ impl Index {
             let joined = chunks.remove(number);
             Arc::make_mut(&mut chunks[number - 1]).extend(joined.iter().cloned());
         }
+        Some(removed)
     }
 
     /// The entries of a range in key order.
@@ -147,11 +150,10 @@ mod tests {
                 }
                 // Insertions twice as often, so that chunks fill and split.
                 if *insert || number % 3 == 0 {
-                    index.insert(stored(&key, number as u64));
-                    model.insert(key, number as u64);
+                    let replaced = index.insert(stored(&key, number as u64));
+                    prop_assert_eq!(replaced.map(|s| s.entry.revision), model.insert(key, number as u64));
                 } else {
-                    index.remove(&key);
-                    model.remove(&key);
+                    prop_assert_eq!(index.remove(&key).map(|s| s.entry.revision), model.remove(&key));
                 }
             }
             let range = KeyRange { start: format!("/{low:04}"), end: format!("/{high:04}") };
@@ -166,6 +168,23 @@ mod tests {
                 prop_assert!(index.get("/absent").is_none());
             }
         }
+    }
+
+    #[test]
+    fn without_a_reader_nothing_is_copied() {
+        let mut index = Index::default();
+        for number in 0..FULL * 4 {
+            index.insert(stored(&format!("/{number:04}"), 1));
+        }
+        let places = |index: &Index| index.chunks.iter().map(|chunk| chunk.as_ptr()).collect::<Vec<_>>();
+        let before = (Arc::as_ptr(&index.chunks), places(&index));
+        index.insert(stored("/0001", 2));
+        assert_eq!((Arc::as_ptr(&index.chunks), places(&index)), before);
+        let reader = index.clone();
+        index.insert(stored("/0001", 3));
+        assert_ne!(Arc::as_ptr(&index.chunks), before.0);
+        assert_eq!(places(&index).iter().zip(&before.1).filter(|(now, before)| now != before).count(), 1);
+        assert_eq!(reader.get("/0001").map(|stored| stored.entry.revision), Some(2));
     }
 
     #[test]

@@ -1,132 +1,39 @@
-//! The log on disk: opening, committing batches, reading history, removing what is compacted.
+//! The log on disk: committing batches, reading history, removing what is compacted.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use ::redb::{Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend};
+use ::redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable};
 
-use super::index::{Index, Stored};
-use super::record::{self, CLEANED, COMPACTED, CURRENT_FORMAT, Change, FORMAT, Head, LOG, META, Position, REVISION};
+use super::index::Stored;
+use super::journal::{Journal, Record};
+use super::open::LogError;
+use super::record::{self, CLEANED, COMPACTED, Change, EPOCH, Head, LOG, META, Position, REVISION};
 use crate::{Entry, Error, Event, KeyRange, Revision};
 
-/// The log's pages are written once and read seldom (values live in the index), so a small cache does.
-const CACHE_BYTES: usize = 8 << 20;
-/// What every redb file begins with.
-const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file or its directory cannot be read or made.
-    #[error("cannot access {}", path.display())]
-    File {
-        /// The store's file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is something else.
-    #[error("{} is not a Carob store", path.display())]
-    Foreign {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// The file was written by a newer Carob.
-    #[error("{} has format {found}, this version of Carob reads up to {supported}", path.display())]
-    Newer {
-        /// The store's file.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-        /// The newest format this version knows.
-        supported: u64,
-    },
-    /// Another process has it open.
-    #[error("{} is in use by another process", path.display())]
-    InUse {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// The content cannot be read.
-    #[error("{} cannot be read as a store", path.display())]
-    Content {
-        /// The store's file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: LogError,
-    },
-}
-
-/// Why the log cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The database failed.
-    #[error("the database failed")]
-    Database(#[source] Box<::redb::Error>),
-    /// A record has bytes that no version wrote.
-    #[error("record {revision}/{index} of the log cannot be decoded")]
-    Record {
-        /// The record's transaction.
-        revision: Revision,
-        /// Its number within.
-        index: u32,
-        /// What the decoder said.
-        #[source]
-        source: postcard::Error,
-    },
-    /// A record needs another that is not there.
-    #[error("record {revision}/{index} of the log is missing or holds no value")]
-    Missing {
-        /// The missing record's transaction.
-        revision: Revision,
-        /// Its number within.
-        index: u32,
-    },
-}
-
-macro_rules! from_redb {
-    ($($error:ty),*) => {$(
-        impl From<$error> for LogError {
-            fn from(error: $error) -> Self {
-                Self::Database(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-from_redb!(
-    ::redb::CommitError,
-    ::redb::DatabaseError,
-    ::redb::SetDurabilityError,
-    ::redb::StorageError,
-    ::redb::TableError,
-    ::redb::TransactionError
-);
-
-/// The open file. Readers hold the lock shared, closing takes it alone and so waits for them.
+/// The open files.
 pub(super) struct Log {
+    /// What is filed. Readers hold the lock shared, closing takes it alone and so waits for them.
     database: RwLock<Option<Database>>,
+    recent: Mutex<Recent>,
+    /// Bytes of records in the journal that are worth a commit of the database.
+    enough: usize,
 }
 
-/// The state that a log describes.
-#[derive(Debug, Default)]
-pub(super) struct Recovered {
-    pub index: Index,
-    pub revision: Revision,
-    pub compacted: Revision,
-    pub cleaned: Revision,
+/// What is durable in the journal only.
+struct Recent {
+    journal: Journal,
+    /// What the journal holds.
+    records: Vec<Record>,
+    bytes: usize,
+    /// An append or a commit has failed: nobody knows what is on the disk, so nothing is added.
+    broken: bool,
 }
 
 /// What one commit writes.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub records: Vec<(Position, Vec<u8>)>,
-    /// The newest revision with this batch.
-    pub revision: Revision,
+    pub records: Vec<Record>,
     /// The compaction revision with this batch.
     pub compacted: Revision,
     /// Remove superseded records behind this revision, and at most so many.
@@ -142,44 +49,43 @@ pub(super) struct History {
 }
 
 impl Log {
-    /// Opens or creates the file. A new file appears under its name only when it is complete and durable.
-    pub(super) fn open(path: &Path) -> Result<(Self, Recovered), OpenError> {
-        let file_error = |source| OpenError::File { path: path.into(), source };
-        if !path.try_exists().map_err(file_error)? {
-            create(path)?;
-        }
-        let mut magic = Vec::new();
-        let file = File::open(path).map_err(file_error)?;
-        file.take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(file_error)?;
-        if magic != MAGIC {
-            return Err(OpenError::Foreign { path: path.into() });
-        }
-        let database = Builder::new().set_cache_size(CACHE_BYTES).open(path).map_err(|error| explain(path, error))?;
-        Self::recover(database, path)
+    pub(super) fn new(database: Database, journal: Journal) -> Self {
+        let recent = Recent { journal, records: Vec::new(), bytes: 0, broken: false };
+        Self { database: RwLock::new(Some(database)), recent: Mutex::new(recent), enough: 0 }
     }
 
-    /// A log on something other than a file.
-    pub(super) fn on(backend: impl StorageBackend) -> Result<(Self, Recovered), OpenError> {
-        let path = Path::new("(backend)");
-        let database = Builder::new().create_with_backend(backend).map_err(|error| explain(path, error))?;
-        initialise(&database).map_err(|source| OpenError::Content { path: path.into(), source })?;
-        Self::recover(database, path)
-    }
-
-    fn recover(database: Database, path: &Path) -> Result<(Self, Recovered), OpenError> {
-        let content = |source| OpenError::Content { path: path.into(), source };
-        match format(&database).map_err(content)? {
-            Some(CURRENT_FORMAT) => {}
-            Some(found) => return Err(OpenError::Newer { path: path.into(), found, supported: CURRENT_FORMAT }),
-            None => return Err(OpenError::Foreign { path: path.into() }),
-        }
-        let recovered = replay(&database).map_err(content)?;
-        Ok((Self { database: RwLock::new(Some(database)) }, recovered))
+    /// Files the journal when it holds so many bytes of records.
+    pub(super) fn filing_after(self, enough: usize) -> Self {
+        Self { enough, ..self }
     }
 
     /// Writes a batch durably, all or nothing. Returns how far the log is clean, if it was asked to clean.
-    pub(super) fn commit(&self, batch: &Batch) -> Result<Option<Revision>, Error> {
-        self.with(|database| Ok(write(database, batch)?))
+    pub(super) fn commit(&self, batch: Batch) -> Result<Option<Revision>, Error> {
+        self.with(|database| {
+            let mut recent = self.recent();
+            recent.check()?;
+            let bytes: usize = batch.records.iter().map(|(_, record)| record.len()).sum();
+            let file = batch.clean.is_some() || recent.bytes + bytes > self.enough;
+            if !file {
+                recent.append(&batch.records)?;
+            }
+            recent.records.extend(batch.records);
+            recent.bytes += bytes;
+            if !file {
+                return Ok(None);
+            }
+            let compaction = batch.clean.map(|(after, limit)| Compaction { until: batch.compacted, after, limit });
+            recent.file(database, compaction)
+        })
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        // What panics under this lock leaves files that nobody knows: nothing is to be added.
+        self.recent.lock().unwrap_or_else(|poisoned| {
+            let mut recent = poisoned.into_inner();
+            recent.broken = true;
+            recent
+        })
     }
 
     /// The events of `range` after `after`, up to `until`; stops between two transactions once `budget` bytes are read.
@@ -191,6 +97,7 @@ impl Log {
         budget: usize,
     ) -> Result<History, Error> {
         self.with(|database| {
+            self.file_up_to(database, until)?;
             let log = Reader::begin(database, after)?;
             let mut transactions = Vec::new();
             let mut events = Vec::new();
@@ -226,6 +133,7 @@ impl Log {
         until: Revision,
     ) -> Result<BTreeMap<Arc<str>, Option<Entry>>, Error> {
         self.with(|database| {
+            self.file_up_to(database, until)?;
             let log = Reader::begin(database, at)?;
             let mut before = BTreeMap::new();
             for item in log.table.range((at + 1, 0)..=(until, u32::MAX)).map_err(LogError::from)? {
@@ -241,15 +149,77 @@ impl Log {
         })
     }
 
-    /// Closes the file once nobody reads. Everything after answers [`Error::Closed`].
+    /// Closes the files once nobody reads. Everything after answers [`Error::Closed`].
     pub(super) fn close(&self) {
+        if let Err(error) = self.with(|database| self.recent().tidy(database)) {
+            // Nothing is lost: it is filed when the store is opened again.
+            tracing::warn!(error = &error as &dyn std::error::Error, "the journal could not be filed");
+        }
         drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Files the journal if it holds something of this revision or an older one, which a reader is about to look for.
+    fn file_up_to(&self, database: &Database, until: Revision) -> Result<(), Error> {
+        let mut recent = self.recent();
+        if recent.records.first().is_some_and(|(at, _)| at.revision <= until) {
+            recent.file(database, None)?;
+        }
+        Ok(())
     }
 
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
         // A reader's panic leaves the database as it was.
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         work(database.as_ref().ok_or(Error::Closed)?)
+    }
+}
+
+/// What is to be forgotten.
+pub(super) struct Compaction {
+    /// The compaction revision.
+    until: Revision,
+    /// Superseded records up to here are gone already.
+    after: Revision,
+    /// Of the others, about so many are removed.
+    limit: usize,
+}
+
+impl Recent {
+    fn check(&self) -> Result<(), Error> {
+        if self.broken { Err(LogError::Broken.into()) } else { Ok(()) }
+    }
+
+    /// Makes records durable in the journal.
+    fn append(&mut self, records: &[Record]) -> Result<(), Error> {
+        self.check()?;
+        // Until it is known to have worked.
+        self.broken = true;
+        self.journal.append(records).map_err(LogError::Journal)?;
+        self.broken = false;
+        Ok(())
+    }
+
+    /// Commits what is in `records` to the database, and begins the journal anew. Returns how far the log is clean, if
+    /// it was asked to clean.
+    fn file(&mut self, database: &Database, compaction: Option<Compaction>) -> Result<Option<Revision>, Error> {
+        self.check()?;
+        self.broken = true;
+        let epoch = self.journal.epoch().wrapping_add(1);
+        let cleaned = write(database, &self.records, epoch, compaction)?;
+        self.journal.begin(epoch);
+        self.records.clear();
+        self.bytes = 0;
+        self.broken = false;
+        Ok(cleaned)
+    }
+
+    /// Leaves everything in the database and nothing in the journal.
+    fn tidy(&mut self, database: &Database) -> Result<(), Error> {
+        if !self.records.is_empty() {
+            self.file(database, None)?;
+        }
+        self.check()?;
+        Ok(self.journal.truncate().map_err(LogError::Journal)?)
     }
 }
 
@@ -310,93 +280,33 @@ fn seal(events: &mut Vec<Event>, transactions: &mut Vec<Arc<[Event]>>) {
     }
 }
 
-fn decode(at: Position, record: &[u8]) -> Result<(Head<'_>, &[u8]), LogError> {
+pub(super) fn decode(at: Position, record: &[u8]) -> Result<(Head<'_>, &[u8]), LogError> {
     record::decode(record).map_err(|source| LogError::Record { revision: at.revision, index: at.index, source })
 }
 
-/// Makes a complete store beside `path`, then gives it the name: a crash leaves no half-made file under it.
-fn create(path: &Path) -> Result<(), OpenError> {
-    let file_error = |source| OpenError::File { path: path.into(), source };
-    let content = |source| OpenError::Content { path: path.into(), source };
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    match std::fs::remove_file(&draft) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_error(error)),
-        _ => {}
-    }
-    let database = Builder::new().create(&draft).map_err(|error| explain(path, error))?;
-    initialise(&database).map_err(content)?;
-    database.close().map_err(|error| content(error.into()))?;
-    File::open(&draft).and_then(|file| file.sync_all()).map_err(file_error)?;
-    std::fs::rename(&draft, path).map_err(file_error)?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(file_error)
-}
-
-fn initialise(database: &Database) -> Result<(), LogError> {
-    let transaction = database.begin_write()?;
-    transaction.open_table(LOG)?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        if meta.get(FORMAT)?.is_none() {
-            meta.insert(FORMAT, CURRENT_FORMAT)?;
-        }
-    }
-    Ok(transaction.commit()?)
-}
-
-fn explain(path: &Path, error: ::redb::DatabaseError) -> OpenError {
-    match error {
-        ::redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
-        error => OpenError::Content { path: path.into(), source: error.into() },
-    }
-}
-
-/// The layout of a file, if it is one of ours.
-fn format(database: &Database) -> Result<Option<u64>, LogError> {
-    let view = database.begin_read()?;
-    match view.open_table(META) {
-        Ok(meta) => Ok(meta.get(FORMAT)?.map(|value| value.value())),
-        Err(::redb::TableError::Storage(error)) => Err(error.into()),
-        Err(_) => Ok(None),
-    }
-}
-
-fn replay(database: &Database) -> Result<Recovered, LogError> {
-    let view = database.begin_read()?;
-    let meta = view.open_table(META)?;
-    let number = |name| -> Result<u64, LogError> { Ok(meta.get(name)?.map_or(0, |value| value.value())) };
-    let mut index = Index::default();
-    for item in view.open_table(LOG)?.iter()? {
-        let (key, value) = item?;
-        let (revision, number) = key.value();
-        let at = Position { revision, index: number };
-        let (head, document) = decode(at, value.value())?;
-        match head.change {
-            Change::Delete => index.remove(head.key),
-            Change::Put { .. } => {
-                let missing = LogError::Missing { revision, index: number };
-                index.insert(Arc::new(record::stored(at, &head, document).ok_or(missing)?));
-            }
-        }
-    }
-    Ok(Recovered { index, revision: number(REVISION)?, compacted: number(COMPACTED)?, cleaned: number(CLEANED)? })
-}
-
-fn write(database: &Database, batch: &Batch) -> Result<Option<Revision>, LogError> {
+/// Commits records to the database, with the epoch of the journal that begins with it.
+pub(super) fn write(
+    database: &Database,
+    records: &[Record],
+    epoch: u64,
+    compaction: Option<Compaction>,
+) -> Result<Option<Revision>, LogError> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     let mut cleaned = None;
     {
         let mut log = transaction.open_table(LOG)?;
-        for (at, record) in &batch.records {
+        for (at, record) in records {
             log.insert(at.key(), record.as_slice())?;
         }
         let mut meta = transaction.open_table(META)?;
-        meta.insert(REVISION, batch.revision)?;
-        meta.insert(COMPACTED, batch.compacted)?;
-        if let Some((after, limit)) = batch.clean {
-            let reached = clean(&mut log, after, batch.compacted, limit)?;
+        meta.insert(EPOCH, epoch)?;
+        if let Some((newest, _)) = records.last() {
+            meta.insert(REVISION, newest.revision)?;
+        }
+        if let Some(Compaction { until, after, limit }) = compaction {
+            let reached = clean(&mut log, after, until, limit)?;
+            meta.insert(COMPACTED, until)?;
             meta.insert(CLEANED, reached)?;
             cleaned = Some(reached);
         }

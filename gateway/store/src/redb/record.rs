@@ -7,10 +7,11 @@
 use std::sync::Arc;
 
 use ::redb::TableDefinition;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::index::Stored;
-use crate::{Document, Entry, Revision};
+use crate::{Entry, Revision};
 
 /// Every change since the last compaction, and the last version of every key that is older.
 pub(super) const LOG: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("log");
@@ -23,11 +24,13 @@ pub(super) const FORMAT: &str = "format";
 pub(super) const REVISION: &str = "revision";
 /// `META`: events up to here are forgotten.
 pub(super) const COMPACTED: &str = "compacted";
+/// `META`: which frames of the journal follow on what is filed.
+pub(super) const EPOCH: &str = "epoch";
 /// `META`: superseded records up to here have been removed; follows `COMPACTED` in steps.
 pub(super) const CLEANED: &str = "cleaned";
 
 /// The layout this version writes. Files of a newer one are refused.
-pub(super) const CURRENT_FORMAT: u64 = 1;
+pub(super) const CURRENT_FORMAT: u64 = 2;
 
 /// Where a record lies in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,12 +83,14 @@ pub(super) fn decode(record: &[u8]) -> Result<(Head<'_>, &[u8]), postcard::Error
 /// The finished entry of a record, or none if it is a deletion (or its hole lies outside).
 pub(super) fn stored(at: Position, head: &Head<'_>, document: &[u8]) -> Option<Stored> {
     let Change::Put { created, hole } = head.change else { return None };
+    // Copied once: opening a store does this for every object.
     let value = match hole {
-        None => Document::plain(document.to_vec()),
-        Some(hole) if hole as usize <= document.len() => Document::with_revision_at(document.to_vec(), hole as usize),
-        Some(_) => return None,
-    }
-    .render(at.revision);
+        None => Bytes::copy_from_slice(document),
+        Some(hole) => {
+            let (before, behind) = document.split_at_checked(hole as usize)?;
+            [before, at.revision.to_string().as_bytes(), behind].concat().into()
+        }
+    };
     let entry = Entry { key: Arc::from(head.key), value, revision: at.revision, created };
     Some(Stored { entry, hole, index: at.index })
 }

@@ -1,7 +1,7 @@
 //! The one thread that writes: it gathers the transactions that wait, decides each against the state its predecessors
 //! leave, commits them together with one sync, and only then shows and answers them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::index::{Index, Stored};
+use super::journal::Record;
 use super::log::{Batch, deletion};
 use super::record::{self, Change, Head, Position};
 use super::watchers::Progress;
@@ -164,7 +165,7 @@ impl Writer {
         if !plan.records.is_empty() || cleaning {
             let clean = cleaning.then_some((self.cleaned, CLEAN_STEP));
             let records = std::mem::take(&mut plan.records);
-            written = self.shared.log.commit(&Batch { records, revision: plan.revision, compacted: target, clean });
+            written = self.shared.log.commit(Batch { records, compacted: target, clean });
         }
         match written {
             Ok(cleaned) => self.cleaned = cleaned.unwrap_or(self.cleaned),
@@ -236,34 +237,45 @@ fn weight(write: &Write) -> usize {
     }
 }
 
-/// A batch in the making: the state it leaves, and what must be written for it.
+/// A batch in the making: what it changes of the committed state, and what must be written for it.
 struct Plan {
-    index: Index,
+    /// The state before it. Given up before the state is changed, which then costs no copy.
+    committed: Index,
+    /// What the batch leaves of the keys that it writes.
+    changed: HashMap<Arc<str>, Option<Arc<Stored>>>,
     revision: Revision,
-    records: Vec<(Position, Vec<u8>)>,
+    records: Vec<Record>,
     events: Vec<Arc<[Event]>>,
 }
 
 impl Plan {
     fn on(shared: &Shared) -> Self {
-        let committed = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
-        let (index, revision) = (committed.index.clone(), committed.revision);
-        Self { index, revision, records: Vec::new(), events: Vec::new() }
+        let state = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
+        let (committed, revision) = (state.index.clone(), state.revision);
+        Self { committed, changed: HashMap::new(), revision, records: Vec::new(), events: Vec::new() }
+    }
+
+    /// What the transactions before leave of a key.
+    fn get(&self, key: &str) -> Option<&Arc<Stored>> {
+        match self.changed.get(key) {
+            Some(changed) => changed.as_ref(),
+            None => self.committed.get(key),
+        }
     }
 
     /// Decides a transaction against the state that its predecessors leave.
     fn decide(&mut self, transaction: Txn) -> Outcome {
-        let holds = |(key, expect): &(String, Expect)| match (self.index.get(key), expect) {
+        let holds = |(key, expect): &(String, Expect)| match (self.get(key), expect) {
             (None, Expect::Absent) => true,
             (Some(stored), Expect::At(revision)) => stored.entry.revision == *revision,
             _ => false,
         };
         let possible = |write: &Write| match write {
             Write::Put(..) => true,
-            Write::Delete(key) => self.index.get(key).is_some(),
+            Write::Delete(key) => self.get(key).is_some(),
         };
         if !transaction.expect.iter().all(holds) || !transaction.writes.iter().all(possible) {
-            let current = transaction.expect.iter().map(|(key, _)| self.index.get(key).map(|s| s.entry.clone()));
+            let current = transaction.expect.iter().map(|(key, _)| self.get(key).map(|s| s.entry.clone()));
             return Outcome::Conflict(current.collect());
         }
         if transaction.writes.is_empty() {
@@ -285,7 +297,7 @@ impl Plan {
         let at = Position { revision, index };
         match write {
             Write::Put(key, document) => {
-                let previous = self.index.get(&key).cloned();
+                let previous = self.get(&key).cloned();
                 let created = previous.as_ref().map_or(revision, |previous| previous.entry.created);
                 let (bytes, hole) = document.parts();
                 let superseded = previous.as_deref().map(Position::of);
@@ -293,15 +305,16 @@ impl Plan {
                 self.records.push((at, record::encode(&head, bytes)));
                 let key = previous.as_ref().map_or_else(|| Arc::from(key), |previous| previous.entry.key.clone());
                 let entry = Entry { key, value: document.render(revision), revision, created };
-                self.index.insert(Arc::new(Stored { entry: entry.clone(), hole, index }));
+                let stored = Arc::new(Stored { entry: entry.clone(), hole, index });
+                self.changed.insert(entry.key.clone(), Some(stored));
                 Event::Put { entry, previous: previous.map(|previous| previous.entry.clone()) }
             }
             Write::Delete(key) => {
                 let previous: Arc<Stored> =
-                    self.index.get(&key).expect("checked before; a transaction writes a key once").clone();
+                    self.get(&key).expect("checked before; a transaction writes a key once").clone();
                 let head = Head { key: &key, previous: Some(Position::of(&previous)), change: Change::Delete };
                 self.records.push((at, record::encode(&head, &[])));
-                self.index.remove(&key);
+                self.changed.insert(previous.entry.key.clone(), None);
                 deletion(&previous, revision)
             }
         }
@@ -309,16 +322,24 @@ impl Plan {
 
     /// Makes the batch the committed state. Returns its transactions' events.
     fn show(self, shared: &Shared, compacted: Revision, trim: Revision) -> Vec<Arc<[Event]>> {
+        let Self { committed: before, changed, revision, events, .. } = self;
+        drop(before);
+        let mut outdated = Vec::with_capacity(changed.len());
         let mut committed = shared.committed.write().unwrap_or_else(PoisonError::into_inner);
-        let outdated = std::mem::replace(&mut committed.index, self.index);
-        committed.revision = self.revision;
+        for (key, stored) in changed {
+            outdated.push(match stored {
+                Some(stored) => committed.index.insert(stored),
+                None => committed.index.remove(&key),
+            });
+        }
+        committed.revision = revision;
         committed.compacted = compacted;
-        self.events.iter().for_each(|events| committed.ring.push(events.clone()));
+        events.iter().for_each(|events| committed.ring.push(events.clone()));
         committed.ring.forget(trim);
         // What is freed is freed without holding up readers.
         drop(committed);
         drop(outdated);
-        self.events
+        events
     }
 }
 
