@@ -33,9 +33,13 @@ pub fn openapi_v2(registry: &Registry) -> Bytes {
 /// `/openapi/v2` in protobuf ([`protobuf::MEDIA_TYPE`]).
 pub fn openapi_v2_protobuf(registry: &Registry) -> Bytes {
     let kinds: Vec<&Kind> = registry.iter().map(|kind| &**kind).collect();
-    let definitions = json!(components::definitions(&kinds, Dialect::V2));
+    in_protobuf(&json!({ "info": info(), "definitions": components::definitions(&kinds, Dialect::V2) }))
+}
+
+/// The same of a document that was made already.
+pub fn in_protobuf(document: &Value) -> Bytes {
     let empty = Map::new();
-    protobuf::document("2.0", &json!(info()), definitions.as_object().unwrap_or(&empty)).into()
+    protobuf::document("2.0", &document["info"], document["definitions"].as_object().unwrap_or(&empty)).into()
 }
 
 /// `/openapi/v3`: where the documents of the group versions are. The hash in an address changes with the document.

@@ -73,7 +73,7 @@ pub(crate) async fn ensure(
 }
 
 /// A request of the server itself about one object of a cluster's own.
-fn server_call(server: &Arc<Server>, resource: (&str, &str, &str), name: &str) -> Result<Call, Status> {
+pub(crate) fn server_call(server: &Arc<Server>, resource: (&str, &str, &str), name: &str) -> Result<Call, Status> {
     let (group, version, plural) = resource;
     let kind = server.kind(group, version, plural);
     let kind = kind.ok_or_else(|| Status::internal(format!("{plural} are not served")))?;
@@ -83,7 +83,8 @@ fn server_call(server: &Arc<Server>, resource: (&str, &str, &str), name: &str) -
     Ok(call)
 }
 
-fn write_options() -> WriteOptions {
+/// As whom the server itself writes.
+pub(crate) fn write_options() -> WriteOptions {
     WriteOptions { dry_run: false, manager: MANAGER.to_owned(), validation: FieldValidation::Strict, force: false }
 }
 

@@ -20,7 +20,7 @@ use crate::compress::accepts_gzip;
 use crate::negotiate::{Accept, Format};
 use crate::query::Query;
 use crate::served::Served;
-use crate::{Server, response};
+use crate::{Server, aggregation, response};
 
 /// Documents smaller than this are not worth compressing.
 const COMPRESS_FROM: usize = 1024;
@@ -121,6 +121,7 @@ pub(crate) fn answer(
                 let mut document = discovery::aggregated(registry, core);
                 if let Some(items) = document["items"].as_array_mut().filter(|_| !core) {
                     items.extend(groups(server).map(aggregated_group));
+                    server.aggregation.add_to_aggregated(registry, items);
                 }
                 Some(response::to_json(&document))
             };
@@ -132,10 +133,14 @@ pub(crate) fn answer(
             let mut document = discovery::group_list(registry);
             if let Some(list) = document["groups"].as_array_mut() {
                 list.extend(groups(server).map(group_document));
+                server.aggregation.add_to_list(registry, list);
             }
             Some(document)
         })),
         ["api", version] => Some(value(headers, || discovery::resources(registry, "", version))),
+        ["apis", group] if server.aggregation.group(registry, group).is_some() => {
+            Some(value(headers, || server.aggregation.group(registry, group)))
+        }
         ["apis", group] if groups(server).any(|known| known.name == *group) => Some(value(headers, || {
             let mut document = group_document(groups(server).find(|known| known.name == *group)?);
             document["kind"] = json!("APIGroup");
@@ -156,9 +161,15 @@ pub(crate) fn answer(
             discovery::group(registry, group)?;
             Some(value(headers, || discovery::resources(registry, group, version)))
         }
-        ["openapi", "v2"] => Some(openapi_v2(&served, headers)),
+        ["openapi", "v2"] => Some(openapi_v2(server, &served, headers)),
         ["openapi", "v3"] => {
-            let make = || Some(response::to_json(&openapi::openapi_v3_index(registry)));
+            let make = || {
+                let mut index = openapi::openapi_v3_index(registry);
+                for other in server.aggregation.described() {
+                    index["paths"].as_object_mut()?.extend(other.index);
+                }
+                Some(response::to_json(&index))
+            };
             let document = served.documents.get("openapi v3", make)?;
             // JSON, though Kubernetes calls it text.
             Some(Ok(document.answer(headers, "text/plain; charset=utf-8")))
@@ -170,7 +181,9 @@ pub(crate) fn answer(
 
 /// The groups that extensions serve.
 fn groups(server: &Server) -> impl Iterator<Item = &crate::GroupExtension> {
-    server.extensions.iter().filter_map(|extension| extension.group.as_ref())
+    let groups = server.extensions.iter().filter_map(|extension| extension.group.as_ref());
+    // An APIService that names another server comes first.
+    groups.filter(|group| !server.aggregation.delegates(group.name, group.version))
 }
 
 fn group_document(group: &crate::GroupExtension) -> Value {
@@ -206,21 +219,27 @@ fn value(headers: &HeaderMap, make: impl FnOnce() -> Option<Value>) -> Result<Re
     Ok(answer)
 }
 
-fn openapi_v2(served: &Served, headers: &HeaderMap) -> Result<Response, Status> {
+fn openapi_v2(server: &Server, served: &Served, headers: &HeaderMap) -> Result<Response, Status> {
     let accepted = headers.get(ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
-    if accepted.contains(openapi::protobuf::MEDIA_TYPE) {
-        let document = served
-            .documents
-            .get("openapi v2 protobuf", || Some(openapi::openapi_v2_protobuf(&served.registry)))
-            .ok_or_else(Status::generic_not_found)?;
-        return Ok(document.answer(headers, "application/octet-stream"));
+    let protobuf = accepted.contains(openapi::protobuf::MEDIA_TYPE);
+    let media = if protobuf { "application/octet-stream" } else { Format::Json.content_type() };
+    if !protobuf {
+        Accept::of_documents(headers)?;
     }
-    Accept::of_documents(headers)?;
-    let document = served
-        .documents
-        .get("openapi v2", || Some(openapi::openapi_v2(&served.registry)))
-        .ok_or_else(Status::generic_not_found)?;
-    Ok(document.answer(headers, Format::Json.content_type()))
+    let make = || {
+        let others = server.aggregation.described();
+        Some(match (others.is_empty(), protobuf) {
+            (true, false) => openapi::openapi_v2(&served.registry),
+            (true, true) => openapi::openapi_v2_protobuf(&served.registry),
+            (false, _) => {
+                let own = serde_json::from_slice(&openapi::openapi_v2(&served.registry)).ok()?;
+                aggregation::merged(own, &others, protobuf)
+            }
+        })
+    };
+    let name = if protobuf { "openapi v2 protobuf" } else { "openapi v2" };
+    let document = served.documents.get(name, make).ok_or_else(Status::generic_not_found)?;
+    Ok(document.answer(headers, media))
 }
 
 /// One group's document. With its hash in the query it may be kept for ever; with an old one the client is sent on.

@@ -6,6 +6,7 @@
 
 mod activity;
 mod admission;
+mod aggregation;
 mod audit;
 mod authn;
 mod authz;
@@ -192,6 +193,8 @@ pub(crate) struct Server {
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
     pub converters: conversion::Converters,
+    /// API groups that other servers serve.
+    pub aggregation: Arc<aggregation::Aggregation>,
     /// Sends what is proxied to pods, Services and nodes.
     pub proxy: proxy::Proxy,
     /// What Services can have.
@@ -253,13 +256,16 @@ impl Gateway {
             metrics,
             decoded: decoded::Cache::default(),
             converters: conversion::Converters::default(),
+            aggregation: Arc::new(aggregation::Aggregation::new(pki.front_proxy.clone())),
             proxy,
             services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
             stopping: stopping.clone(),
         };
         let gateway = Self { server: Arc::new(server), pki, _end: stopping.clone().drop_guard() };
         bootstrap::first_objects(&gateway.server, config.api_service).await.map_err(Error::Bootstrap)?;
+        aggregation::publish(&gateway.server, &gateway.pki).await.map_err(Error::Bootstrap)?;
         definitions::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
+        aggregation::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
         authn::legacy::start(&gateway.server, &gateway.pki.ca_certificate, &stopping).await?;
         Ok(gateway)
     }

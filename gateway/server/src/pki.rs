@@ -89,6 +89,35 @@ pub struct Pki {
     pub token_key: String,
     /// Verifies them; PEM.
     pub token_public_key: String,
+    /// The authority of those who may say on whose behalf they ask, PEM. Extension API servers trust it.
+    pub front_proxy_ca: String,
+    /// What the server shows to extension API servers.
+    pub front_proxy: Pair,
+}
+
+/// The common name of the client certificate under which extension API servers know the server.
+pub const FRONT_PROXY: &str = "front-proxy-client";
+
+/// Who signs.
+struct Authority {
+    pair: Pair,
+    issuer: Issuer<'static, KeyPair>,
+    der: CertificateDer<'static>,
+}
+
+impl Authority {
+    /// Reads it, or makes it.
+    fn open(dir: &Path, file: &str, common_name: &str) -> Result<Self, Error> {
+        let pair = match read_pair(dir, file)? {
+            Some(pair) => pair,
+            None => write_pair(dir, file, new_ca(common_name)?)?,
+        };
+        let damaged = |end: &str| Error::Damaged { path: dir.join(format!("{file}.{end}")) };
+        let key = KeyPair::from_pem(&pair.key).map_err(|_| damaged("key"))?;
+        let issuer = Issuer::from_ca_cert_pem(&pair.certificate, key).map_err(|_| damaged("crt"))?;
+        let der = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).map_err(|_| damaged("crt"))?;
+        Ok(Self { pair, issuer, der })
+    }
 }
 
 /// Whom a certificate is for.
@@ -104,16 +133,8 @@ impl Pki {
     /// or addresses).
     pub fn open(dir: &Path, extra_names: &[String]) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
-        let ca = match read_pair(dir, "ca")? {
-            Some(pair) => pair,
-            None => write_pair(dir, "ca", new_ca()?)?,
-        };
-        let ca_path = || dir.join("ca.crt");
-        let issuer_key = KeyPair::from_pem(&ca.key).map_err(|_| Error::Damaged { path: dir.join("ca.key") })?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&ca.certificate, issuer_key).map_err(|_| Error::Damaged { path: ca_path() })?;
-        let ca_der = CertificateDer::from_pem_slice(ca.certificate.as_bytes())
-            .map_err(|_| Error::Damaged { path: ca_path() })?;
+        let ca = Authority::open(dir, "ca", "carob-ca")?;
+        let proxies = Authority::open(dir, "front-proxy-ca", "front-proxy-ca")?;
 
         let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).collect();
         names.extend(extra_names.iter().cloned());
@@ -122,8 +143,7 @@ impl Pki {
         let server = leaf(
             dir,
             "server",
-            &issuer,
-            &ca_der,
+            &ca,
             &Subject {
                 common_name: "kube-apiserver",
                 organizations: &[],
@@ -134,8 +154,7 @@ impl Pki {
         let admin = leaf(
             dir,
             "admin",
-            &issuer,
-            &ca_der,
+            &ca,
             &Subject {
                 common_name: "kubernetes-admin",
                 organizations: &["system:masters"],
@@ -143,16 +162,36 @@ impl Pki {
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
             },
         )?;
+        let front_proxy = leaf(
+            dir,
+            FRONT_PROXY,
+            &proxies,
+            &Subject {
+                common_name: FRONT_PROXY,
+                organizations: &[],
+                names: &[],
+                usage: ExtendedKeyUsagePurpose::ClientAuth,
+            },
+        )?;
         let (token_key, token_public_key) = token_keys(dir)?;
-        Ok(Self { ca_certificate: ca.certificate, ca_key: ca.key, server, admin, token_key, token_public_key })
+        Ok(Self {
+            ca_certificate: ca.pair.certificate,
+            ca_key: ca.pair.key,
+            server,
+            admin,
+            token_key,
+            token_public_key,
+            front_proxy_ca: proxies.pair.certificate,
+            front_proxy,
+        })
     }
 }
 
-fn new_ca() -> Result<Pair, Error> {
-    let failed = |source| Error::Issue { subject: "carob-ca".to_owned(), source };
+fn new_ca(common_name: &str) -> Result<Pair, Error> {
+    let failed = |source| Error::Issue { subject: common_name.to_owned(), source };
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "carob-ca");
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     set_lifetime(&mut params, CA_LIFETIME);
@@ -163,12 +202,11 @@ fn new_ca() -> Result<Pair, Error> {
 fn leaf(
     dir: &Path,
     file: &str,
-    issuer: &Issuer<'_, KeyPair>,
-    ca: &CertificateDer<'_>,
+    authority: &Authority,
     subject: &Subject<'_>,
 ) -> Result<Pair, Error> {
     if let Some(pair) = read_pair(dir, file)?
-        && still_good(&pair, ca, subject.names)
+        && still_good(&pair, &authority.der, subject.names)
     {
         return Ok(pair);
     }
@@ -190,7 +228,7 @@ fn leaf(
     params.extended_key_usages = vec![subject.usage.clone()];
     params.use_authority_key_identifier_extension = true;
     set_lifetime(&mut params, LEAF_LIFETIME);
-    let certificate = params.signed_by(&key, issuer).map_err(failed)?;
+    let certificate = params.signed_by(&key, &authority.issuer).map_err(failed)?;
     write_pair(dir, file, Pair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 

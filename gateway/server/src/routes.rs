@@ -128,6 +128,13 @@ async fn admitted(
     if !decision.allowed {
         return Err(wanted.refusal(&identity, &decision.why));
     }
+    if let Some(api) = server.aggregation.of_path(parts.uri.path()) {
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let long = flow::is_long_running(&wanted, &query);
+        let mut answer = api.answer(&server, &identity, &parts, body, upgrade, long).await;
+        seat.name_in(answer.headers_mut());
+        return Ok(answer);
+    }
     let answer = match info.target {
         Target::Path(path) => other(&server, parts, body, &path, &query).await,
         Target::Resource(path) => {

@@ -29,6 +29,12 @@ impl Live {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// From now on what describes the same kinds is made anew.
+    pub fn renew(&self) {
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Served::of(Arc::clone(&now.registry));
+    }
+
     /// From now on these are served.
     pub fn set(&self, registry: Registry) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Served::of(Arc::new(registry));
