@@ -118,6 +118,33 @@ impl Rows<'_> {
 
     /// The row of an object.
     pub fn row(&self, kind: &Kind, object: &Value) -> Value {
+        let mut row = self.shown(kind, object);
+        let carried = match self.include {
+            IncludeObject::None => Value::Null,
+            IncludeObject::Metadata => self.metadata(object),
+            IncludeObject::Object => whole(kind, object),
+        };
+        row.insert("object".into(), carried);
+        Value::Object(row)
+    }
+
+    /// Writes the row of an object whose metadata is at hand as JSON; the object itself may be without what no cell
+    /// shows. The row carries the metadata.
+    pub fn write_row(&self, kind: &Kind, object: &Value, metadata: &[u8], out: &mut Vec<u8>) {
+        let row = Value::Object(self.shown(kind, object));
+        serde_json::to_writer(&mut *out, &row).expect("a JSON value is written into memory");
+        out.pop();
+        let version = self.version;
+        let carried = format!(
+            ",\"object\":{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/{version}\",\"metadata\":"
+        );
+        out.extend_from_slice(carried.as_bytes());
+        out.extend_from_slice(metadata);
+        out.extend_from_slice(b"}}");
+    }
+
+    /// A row without what it carries.
+    fn shown(&self, kind: &Kind, object: &Value) -> Map<String, Value> {
         let cells: Vec<Value> = match &kind.custom {
             None => kind.columns.iter().map(|column| (column.cell)(object, self.now)).collect(),
             Some(custom) => std::iter::once(name(object, self.now))
@@ -130,13 +157,7 @@ impl Rows<'_> {
         if let Some(conditions) = is_pod.then(|| pod::row_conditions(object)).flatten() {
             row.insert("conditions".into(), conditions);
         }
-        let carried = match self.include {
-            IncludeObject::None => Value::Null,
-            IncludeObject::Metadata => self.metadata(object),
-            IncludeObject::Object => whole(kind, object),
-        };
-        row.insert("object".into(), carried);
-        Value::Object(row)
+        row
     }
 
     /// An object reduced to its metadata (`PartialObjectMetadata`).

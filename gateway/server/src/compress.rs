@@ -1,14 +1,13 @@
 //! gzip for large answers, made piece by piece while the client takes them.
 
-use std::convert::Infallible;
 use std::io::Write as _;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::response::Response;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use http::{HeaderMap, HeaderValue};
 
@@ -16,10 +15,12 @@ use http::{HeaderMap, HeaderValue};
 pub(crate) const COMPRESS_FROM: usize = 128 << 10;
 /// How much is compressed at a time.
 const PIECE: usize = 64 << 10;
+/// Compressed bytes are sent when there are so many.
+const SENT_FROM: usize = 16 << 10;
 
-/// A body that is worth compressing.
-#[derive(Clone)]
-pub(crate) struct Large(pub Bytes);
+/// Put on answers whose body is worth compressing.
+#[derive(Clone, Copy)]
+pub(crate) struct Large;
 
 /// Whether the client takes gzip.
 pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
@@ -31,36 +32,53 @@ pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Compresses an answer with a [`Large`] body.
+/// Compresses an answer that is [`Large`].
 pub(crate) fn gzip(mut response: Response) -> Response {
-    let Some(Large(body)) = response.extensions_mut().remove() else { return response };
-    if response.headers().contains_key(CONTENT_ENCODING) {
+    if response.extensions_mut().remove::<Large>().is_none() || response.headers().contains_key(CONTENT_ENCODING) {
         return response;
     }
-    let encoder = GzEncoder::new(Vec::with_capacity(PIECE), Compression::fast());
-    let pieces = stream::unfold(Some((encoder, body)), |state| async move {
-        let (mut encoder, mut rest) = state?;
-        loop {
-            // Compressing takes a while: others get their turn between two pieces.
-            tokio::task::yield_now().await;
-            let piece = rest.split_to(rest.len().min(PIECE));
-            encoder.write_all(&piece).expect("written into memory");
-            if rest.is_empty() {
-                let last = encoder.finish().expect("written into memory");
-                return Some((Ok::<_, Infallible>(Bytes::from(last)), None));
-            }
-            let made = std::mem::take(encoder.get_mut());
-            if !made.is_empty() {
-                return Some((Ok(Bytes::from(made)), Some((encoder, rest))));
-            }
-        }
-    });
-    *response.body_mut() = Body::from_stream(pieces);
+    let body = std::mem::take(response.body_mut()).into_data_stream();
+    let state = Compressing {
+        encoder: GzEncoder::new(Vec::with_capacity(PIECE), Compression::fast()),
+        body,
+        rest: Bytes::new(),
+    };
+    *response.body_mut() = Body::from_stream(stream::try_unfold(Some(state), next));
     let headers = response.headers_mut();
     headers.remove(CONTENT_LENGTH);
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
     response
+}
+
+/// A body that is being compressed.
+struct Compressing {
+    encoder: GzEncoder<Vec<u8>>,
+    body: BodyDataStream,
+    /// Of what came last.
+    rest: Bytes,
+}
+
+/// The next compressed bytes, and what is left to do.
+async fn next(state: Option<Compressing>) -> Result<Option<(Bytes, Option<Compressing>)>, axum::Error> {
+    let Some(mut state) = state else { return Ok(None) };
+    loop {
+        // Compressing takes a while: others get their turn between two pieces.
+        tokio::task::yield_now().await;
+        if state.rest.is_empty() {
+            let Some(rest) = state.body.next().await else {
+                let last = state.encoder.finish().expect("written into memory");
+                return Ok(Some((Bytes::from(last), None)));
+            };
+            state.rest = rest?;
+        }
+        let piece = state.rest.split_to(state.rest.len().min(PIECE));
+        state.encoder.write_all(&piece).expect("written into memory");
+        if state.encoder.get_ref().len() >= SENT_FROM {
+            let made = std::mem::take(state.encoder.get_mut());
+            return Ok(Some((Bytes::from(made), Some(state))));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +94,7 @@ mod tests {
     async fn a_large_body_arrives_whole() {
         let body: Bytes = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
         let mut response = Response::new(Body::from(body.clone()));
-        response.extensions_mut().insert(Large(body.clone()));
+        response.extensions_mut().insert(Large);
         let response = gzip(response);
         assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
         let sent = response.into_body().collect().await.expect("a body").to_bytes();

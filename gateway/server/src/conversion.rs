@@ -42,6 +42,11 @@ fn webhook(call: &Call) -> Option<(&Custom, &Value)> {
     Some((custom, custom.conversion.as_deref()?))
 }
 
+/// Whether a webhook may have to be asked for the form of the call's kind.
+pub(crate) fn may_convert(call: &Call) -> bool {
+    webhook(call).is_some()
+}
+
 /// Stored entries as the call's version has them.
 pub(crate) async fn entries(call: &Call, mut entries: Vec<Entry>) -> Result<Vec<Entry>, Status> {
     let Some((_, conversion)) = webhook(call) else { return Ok(entries) };

@@ -7,6 +7,7 @@
 mod activity;
 mod admission;
 mod aggregation;
+mod aside;
 mod audit;
 mod authn;
 mod authz;
@@ -47,6 +48,7 @@ mod serve;
 mod served;
 mod services;
 mod settings;
+mod stored;
 mod stream;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

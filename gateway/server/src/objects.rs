@@ -1,6 +1,5 @@
 //! Objects in the store: where they are kept, how they are written once, and how they are read.
 
-use bytes::Bytes;
 use carob_api::kind::Kind;
 use carob_api::status::Status;
 use carob_store::Document;
@@ -121,7 +120,7 @@ pub(crate) fn api_version(kind: &Kind) -> String {
 }
 
 /// The object of stored bytes.
-pub(crate) fn decode(bytes: &Bytes) -> Result<Value, Status> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Value, Status> {
     serde_json::from_slice(bytes).map_err(|error| {
         tracing::error!(%error, "a stored object is damaged");
         Status::internal("a stored object is damaged")

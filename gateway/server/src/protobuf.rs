@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use decode::decode;
 use table::{Message, message};
-use wire::{Reader, Wire, write_bytes, write_message};
+use wire::{Reader, Wire, write_bytes, write_length, write_message};
 
 /// The content type.
 pub(crate) const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
@@ -108,14 +108,19 @@ fn encode_into(message: &'static Message, json: &[u8], out: &mut Vec<u8>) -> Res
     })
 }
 
-/// A list that is written piece by piece.
+/// A list that is written item by item. Its length comes before it, so it is sent when all of it is there.
 pub(crate) struct List {
     api_version: String,
     kind: String,
     item: &'static Message,
     item_number: u32,
-    raw: Vec<u8>,
+    /// Room for the envelope's head, then the list.
+    out: Vec<u8>,
+    room: usize,
 }
+
+/// The most bytes of an envelope's head but for the names in it: magic, tags, lengths.
+const HEAD: usize = 64;
 
 impl List {
     /// Begins a list of this type, `PodList` of `v1`, with its metadata.
@@ -128,35 +133,55 @@ impl List {
             Some((_, table::Field { number, form: table::Form::Message(item), .. })) => (*number, item.get()),
             _ => return Err(no_form(&kind)),
         };
-        let mut raw = Vec::new();
+        let room = HEAD + api_version.len() + kind.len();
+        let mut out = vec![0; room];
         let head = serde_json::json!({ "metadata": metadata }).to_string();
-        encode_into(list, head.as_bytes(), &mut raw)?;
-        Ok(Self { api_version: api_version.to_owned(), kind, item, item_number, raw })
+        encode_into(list, head.as_bytes(), &mut out)?;
+        Ok(Self { api_version: api_version.to_owned(), kind, item, item_number, out, room })
     }
 
     /// Adds an item by its JSON.
     pub fn push(&mut self, json: &[u8]) -> Result<(), Status> {
         let item = self.item;
-        write_message(&mut self.raw, self.item_number, |out| encode_into(item, json, out))
+        write_message(&mut self.out, self.item_number, |out| encode_into(item, json, out))
     }
 
     /// The finished list.
     pub fn finish(self) -> Bytes {
-        enveloped(&self.api_version, &self.kind, &self.raw)
+        let Self { api_version, kind, mut out, room, .. } = self;
+        let head = envelope_head(&api_version, &kind, out.len() - room);
+        // The head goes right before the list, into the room that was left for it.
+        let start = room - head.len();
+        out[start..room].copy_from_slice(&head);
+        write_envelope_tail(&mut out);
+        Bytes::from(out).slice(start..)
     }
 }
 
 fn enveloped(api_version: &str, kind: &str, raw: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(raw.len() + 64);
-    out.extend_from_slice(MAGIC);
-    write_message(&mut out, 1, |out| {
+    let mut out = envelope_head(api_version, kind, raw.len());
+    out.reserve(raw.len() + 4);
+    out.extend_from_slice(raw);
+    write_envelope_tail(&mut out);
+    out.into()
+}
+
+/// What comes before an object of this length.
+fn envelope_head(api_version: &str, kind: &str, length: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEAD + api_version.len() + kind.len());
+    head.extend_from_slice(MAGIC);
+    write_message(&mut head, 1, |out| {
         write_bytes(out, 1, api_version.as_bytes());
         write_bytes(out, 2, kind.as_bytes());
     });
-    write_bytes(&mut out, 2, raw);
-    write_bytes(&mut out, 3, b"");
-    write_bytes(&mut out, 4, b"");
-    out.into()
+    write_length(&mut head, 2, length);
+    head
+}
+
+/// What comes behind it: no encoding, no content type.
+fn write_envelope_tail(out: &mut Vec<u8>) {
+    write_bytes(out, 3, b"");
+    write_bytes(out, 4, b"");
 }
 
 /// An event of a watch: its length in four bytes, then a `WatchEvent`, whose object has an envelope of its own.

@@ -84,11 +84,21 @@ fn written(json: Bytes, format: Format, pretty: bool) -> Result<Bytes, Status> {
 
 /// A whole body.
 pub(crate) fn finished(code: StatusCode, content_type: &'static str, body: Bytes) -> Response {
-    let large = (body.len() >= compress::COMPRESS_FROM).then(|| compress::Large(body.clone()));
-    let mut response = Response::new(Body::from(body));
-    if let Some(large) = large {
-        response.extensions_mut().insert(large);
+    if body.len() >= compress::COMPRESS_FROM {
+        return streamed(code, content_type, Body::from(body));
     }
+    headed(code, content_type, Body::from(body))
+}
+
+/// A large body, which may be made while it is sent.
+pub(crate) fn streamed(code: StatusCode, content_type: &'static str, body: Body) -> Response {
+    let mut response = headed(code, content_type, body);
+    response.extensions_mut().insert(compress::Large);
+    response
+}
+
+fn headed(code: StatusCode, content_type: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

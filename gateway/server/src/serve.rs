@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::activity::Activity;
+use crate::aside::Aside;
 use crate::authn::{Certified, Identity};
 use crate::patience::{Limits, Patient};
 use crate::pki::Pki;
@@ -148,8 +149,10 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    // What a connection needs while it waits for the next event stays small: thousands of them do nothing else. So the
+    // handshake, each answer's making and the TLS state have places of their own, and the first two are given back.
+    let stream = match Box::pin(tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))).await {
+        Ok(Ok(stream)) => Box::new(stream),
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "TLS handshake failed");
             return;
@@ -174,7 +177,7 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
             request.extensions_mut().insert(certified.clone());
         }
         let (running, activity) = (requests.begin(), Arc::clone(&requests));
-        let answer = routes::handle(Arc::clone(&server), request);
+        let answer = Box::pin(routes::handle(Arc::clone(&server), request));
         async move {
             let answer = answer.await;
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -183,12 +186,13 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
             Ok::<_, std::convert::Infallible>(running.until_sent(answer))
         }
     });
-    let ending = async {
+    let rests = Arc::clone(&activity);
+    let ending = Aside::new(async move {
         tokio::select! {
             () = stopping.cancelled() => {}
-            () = activity.rests_for(IDLE) => {}
+            () = rests.rests_for(IDLE) => {}
         }
-    };
+    });
     // Also with a client that never takes its leave.
     let gone = activity.rests_for(IDLE + FAREWELL);
     let stream = TokioIo::new(stream);
@@ -232,6 +236,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
 ) -> hyper::Result<()> {
     let mut connection = pin!(connection);
     tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = ending => {
             farewell(connection.as_mut());

@@ -98,7 +98,7 @@ pub(crate) async fn delete_collection(call: &Call, body: &Bytes) -> Result<Respo
             Err(status) => return Err(status),
         }
     }
-    list::answer(call, &found).await
+    list::answer(call, found).await
 }
 
 /// Jobs leave their pods behind unless told otherwise, which surprises; so Kubernetes warns.

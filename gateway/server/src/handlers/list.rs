@@ -1,6 +1,7 @@
 //! Lists: what a selector means, page by page.
 
 mod continuation;
+mod pieces;
 mod written;
 
 use axum::response::Response;
@@ -28,7 +29,7 @@ pub(crate) async fn list(call: &Call) -> Result<Response, Status> {
         Listing::Found(found) => found,
         Listing::Expired(status) => return Ok(response::json(StatusCode::GONE, &status)),
     };
-    answer(call, &found).await
+    answer(call, found).await
 }
 
 /// How a list ended.

@@ -6,7 +6,7 @@ use carob_api::status::Status;
 use carob_store::Entry;
 use serde_json::Value;
 
-use crate::{Server, events, objects};
+use crate::{Server, events, objects, stored};
 
 /// Label and field selectors of one request.
 pub(crate) struct Selection {
@@ -15,15 +15,17 @@ pub(crate) struct Selection {
     fields: FieldSelector,
     /// Whether name and namespace, which are in the key, decide.
     key_decides: bool,
+    /// Whether the labels do beside them.
+    labels_decide: bool,
     everything: bool,
 }
 
 impl Selection {
     pub fn new(kind: &KindRef, labels: LabelSelector, fields: FieldSelector) -> Self {
-        let key_decides =
-            labels.is_everything() && fields.requirements().iter().all(|(field, _, _)| key_field(field).is_some());
+        let labels_decide = fields.requirements().iter().all(|(field, _, _)| key_field(field).is_some());
+        let key_decides = labels_decide && labels.is_everything();
         let everything = labels.is_everything() && fields.requirements().is_empty();
-        Self { kind: kind.clone(), labels, fields, key_decides, everything }
+        Self { kind: kind.clone(), labels, fields, key_decides, labels_decide, everything }
     }
 
     /// Whether every object is meant.
@@ -47,10 +49,15 @@ impl Selection {
     /// Whether a stored object is meant, for whoever goes through all of them: that would only push out of the cache
     /// what watchers need.
     pub fn matches_once(&self, entry: &Entry) -> Result<bool, Status> {
-        match self.matches_undecoded(entry) {
-            Some(matches) => Ok(matches),
-            None => Ok(self.matches_object(&objects::decode(&entry.value)?)),
+        if let Some(matches) = self.matches_undecoded(entry) {
+            return Ok(matches);
         }
+        if self.labels_decide
+            && let Some(labels) = stored::labels(&entry.value)
+        {
+            return Ok(self.labels.matches(Some(&labels)));
+        }
+        Ok(self.matches_object(&objects::decode(&entry.value)?))
     }
 
     /// What the key alone decides.

@@ -1,7 +1,16 @@
 //! Watches: what happens to objects of a kind, as it happens, each event sent at once.
+//!
+//! A thousand watchers may wait for the same object, so what one event costs each of them is little: the answer's body
+//! asks the store itself, without a future in between, deadlines are looked at when they come, and whoever wants the
+//! same line gets the same bytes.
+
+mod lines;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,15 +18,16 @@ use axum::response::Response;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use carob_api::status::Status;
 use carob_store::{Entry, Error, Event, KeyRange, Watch, Watched};
-use futures::StreamExt as _;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
+use http_body::Frame;
 use serde_json::{Value, json};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::list;
 use super::selection::Selection;
 use super::views;
+use crate::aside::Aside;
 use crate::call::Call;
 use crate::negotiate::{Accept, Format, View};
 use crate::options::ListOptions;
@@ -43,17 +53,66 @@ pub(crate) async fn watch(call: Call) -> Result<Response, Status> {
         views::table(&call, "v1", &[], json!({}), false)?;
     }
     let content_type = call.accept.format.stream_content_type();
-    let watcher = Watcher::start(call, options).await?;
-    let stream = futures::stream::unfold(Box::pin(watcher), |mut watcher| async move {
-        let bytes = watcher.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(bytes), watcher))
-    });
-    let mut response = Response::new(Body::from_stream(stream));
+    let watcher = Box::new(Watcher::start(call, options).await?);
+    let mut response = Response::new(Body::new(Watching { watcher: Some(watcher), work: None }));
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+/// The answer's body: what a watcher has to say.
+struct Watching {
+    /// It is away while it works.
+    watcher: Option<Box<Watcher>>,
+    work: Option<Work>,
+}
+
+/// What can't be done at once; it gives the watcher back.
+type Work = Pin<Box<dyn Future<Output = Box<Watcher>> + Send>>;
+
+impl http_body::Body for Watching {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(work) = &mut self.work {
+                let watcher = std::task::ready!(work.as_mut().poll(cx));
+                self.work = None;
+                self.watcher = Some(watcher);
+            }
+            // Without one, the body has ended.
+            let Some(watcher) = &mut self.watcher else { return Poll::Ready(None) };
+            if let Some(bytes) = watcher.take_waiting() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if watcher.has_initial() {
+                let watcher = self.watcher.take().expect("just looked at");
+                self.work = Some(Box::pin(watcher.write_initial()));
+                continue;
+            }
+            match std::task::ready!(watcher.poll_turn(cx)) {
+                Turn::Happened(happened) if conversion::may_convert(&watcher.call) => {
+                    let watcher = self.watcher.take().expect("just looked at");
+                    self.work = Some(Box::pin(watcher.convert(happened)));
+                }
+                Turn::Happened(happened) => watcher.happened(&happened),
+                Turn::Progress(revision) => watcher.revision = watcher.revision.max(revision),
+                Turn::Failed(error) => watcher.fail(&failure_of(&error)),
+                Turn::Bookmark => {
+                    let bookmark = watcher.bookmark(false);
+                    watcher.waiting.push_back(bookmark);
+                    watcher.plan_bookmark();
+                }
+                Turn::End => {
+                    self.watcher = None;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
 }
 
 /// One client's watch.
@@ -70,17 +129,34 @@ struct Watcher {
     bookmarks: bool,
     /// How far the client will be when it has everything that was sent.
     revision: u64,
-    next_bookmark: Instant,
-    end: std::pin::Pin<Box<Sleep>>,
+    /// The next bookmark, and the end.
+    deadlines: Aside<Turn>,
     ends_at: Instant,
     columns_sent: bool,
 }
 
 /// What a watcher waits for.
 enum Turn {
-    Happened(Option<Result<Watched, Error>>),
+    Happened(Arc<[Event]>),
+    Progress(u64),
+    Failed(Error),
     Bookmark,
     End,
+}
+
+/// Waits for the next bookmark, the watch's end, or the server's.
+fn deadlines(call: &Call, next_bookmark: Option<Instant>, ends_at: Instant) -> Aside<Turn> {
+    let stopping = call.server.stopping.clone();
+    Aside::new(async move {
+        let bookmark = next_bookmark.filter(|at| *at < ends_at);
+        tokio::select! {
+            biased;
+            () = stopping.cancelled_owned() => Turn::End,
+            () = tokio::time::sleep_until(bookmark.unwrap_or(ends_at)) => {
+                if bookmark.is_some() { Turn::Bookmark } else { Turn::End }
+            }
+        }
+    })
 }
 
 impl Watcher {
@@ -99,8 +175,7 @@ impl Watcher {
             waiting: VecDeque::new(),
             bookmarks: options.bookmarks,
             revision: 0,
-            next_bookmark: first_bookmark,
-            end: Box::pin(tokio::time::sleep_until(ends_at)),
+            deadlines: deadlines(&call, options.bookmarks.then_some(first_bookmark), ends_at),
             ends_at,
             columns_sent: false,
             call,
@@ -135,21 +210,25 @@ impl Watcher {
         self.revision = after;
         match store.watch(range, after).await {
             Ok(events) => self.events = Some(events),
-            Err(error) => {
-                let last = self.failure(&failure_of(&error));
-                self.waiting.push_back(last);
-            }
+            Err(error) => self.fail(&failure_of(&error)),
         }
         Ok(())
     }
 
+    /// Whether the initial state, or word of its end, is still to be written.
+    fn has_initial(&self) -> bool {
+        self.initial.len() > 0 || self.tell_end
+    }
+
     /// Writes the next few objects of the initial state.
-    async fn write_initial(&mut self) -> Result<(), Status> {
+    async fn write_initial(mut self: Box<Self>) -> Box<Self> {
         for _ in 0..INITIAL_AT_ONCE {
             let Some(entry) = self.initial.next() else { break };
-            if self.selection.matches_once(&entry)? {
-                let event = self.event("ADDED", &entry)?;
-                self.waiting.push_back(event);
+            let matches = self.selection.matches_once(&entry);
+            let event = matches.and_then(|matches| matches.then(|| self.event("ADDED", &entry)).transpose());
+            match event {
+                Ok(event) => self.waiting.extend(event),
+                Err(status) => self.fail(&status),
             }
         }
         tokio::task::yield_now().await;
@@ -157,73 +236,56 @@ impl Watcher {
             let bookmark = self.bookmark(true);
             self.waiting.push_back(bookmark);
         }
-        Ok(())
+        self
     }
 
-    /// The next piece of the answer; none at its end.
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(bytes) = self.take_waiting() {
-                return Some(bytes);
-            }
-            if self.initial.len() > 0 || self.tell_end {
-                if let Err(status) = self.write_initial().await {
-                    let last = self.failure(&status);
-                    self.fail(last);
-                }
-                continue;
-            }
-            let turn = self.wait().await;
-            match turn {
-                Turn::End | Turn::Happened(None) => return None,
-                Turn::Bookmark => {
-                    let bookmark = self.bookmark(false);
-                    self.waiting.push_back(bookmark);
-                    self.plan_bookmark();
-                }
-                Turn::Happened(Some(Ok(Watched::Progress(revision)))) => self.revision = self.revision.max(revision),
-                Turn::Happened(Some(Ok(Watched::Events(happened)))) => {
-                    let happened = conversion::events(&self.call, happened).await;
-                    if let Err(status) = happened.and_then(|happened| self.take(&happened)) {
-                        let last = self.failure(&status);
-                        self.fail(last);
-                    }
-                }
-                Turn::Happened(Some(Err(error))) => match error {
-                    Error::Closed => return None,
-                    error => {
-                        let last = self.failure(&failure_of(&error));
-                        self.fail(last);
-                    }
-                },
-            }
+    /// What happened, by way of a webhook.
+    async fn convert(mut self: Box<Self>, happened: Arc<[Event]>) -> Box<Self> {
+        match conversion::events(&self.call, happened).await {
+            Ok(happened) => self.happened(&happened),
+            Err(status) => self.fail(&status),
+        }
+        self
+    }
+
+    fn happened(&mut self, happened: &Arc<[Event]>) {
+        if let Err(status) = self.take(happened) {
+            self.fail(&status);
         }
     }
 
-    /// Sends this, and ends.
-    fn fail(&mut self, last: Bytes) {
+    /// Says why, and ends.
+    fn fail(&mut self, status: &Status) {
+        let last = self.failure(status);
         self.waiting.push_back(last);
         self.events = None;
         self.initial = Vec::new().into_iter();
         self.tell_end = false;
     }
 
-    async fn wait(&mut self) -> Turn {
-        let Some(events) = &mut self.events else { return Turn::End };
-        let stopping = &self.call.server.stopping;
-        tokio::select! {
-            biased;
-            () = stopping.cancelled() => Turn::End,
-            happened = events.next() => Turn::Happened(happened),
-            () = &mut self.end => Turn::End,
-            () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => Turn::Bookmark,
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        let Some(events) = &mut self.events else { return Poll::Ready(Turn::End) };
+        // First, so that they come also where events never stop.
+        if let Poll::Ready(turn) = Pin::new(&mut self.deadlines).poll(cx) {
+            return Poll::Ready(turn);
         }
+        if let Poll::Ready(happened) = events.as_mut().poll_next(cx) {
+            return Poll::Ready(match happened {
+                Some(Ok(Watched::Events(happened))) => Turn::Happened(happened),
+                Some(Ok(Watched::Progress(revision))) => Turn::Progress(revision),
+                None | Some(Err(Error::Closed)) => Turn::End,
+                Some(Err(error)) => Turn::Failed(error),
+            });
+        }
+        Poll::Pending
     }
 
     fn plan_bookmark(&mut self) {
         let last = self.ends_at.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(self.ends_at);
-        let next = Instant::now() + BOOKMARK_EVERY;
-        self.next_bookmark = if Instant::now() < last { next.min(last) } else { next };
+        let now = Instant::now();
+        let next = now + BOOKMARK_EVERY;
+        let next = if now < last { next.min(last) } else { next };
+        self.deadlines = deadlines(&self.call, Some(next), self.ends_at);
     }
 
     fn take_waiting(&mut self) -> Option<Bytes> {
@@ -276,7 +338,7 @@ impl Watcher {
         let Accept { format, view } = self.call.accept;
         let whole = view == View::Object;
         if whole && format == Format::Json && !events::is_converted(&self.call.kind) {
-            return Ok(wrap(name, &entry.value));
+            return Ok(lines::of(name, &entry.value));
         }
         if matches!(view, View::Table(_)) {
             let object = self.call.server.decoded.get(entry)?;
@@ -288,7 +350,7 @@ impl Watcher {
         call.server.decoded.event(key, || {
             let json = match view {
                 View::Metadata(version) | View::MetadataList(version) => {
-                    list::metadata_of(call, &entry.value, version)?
+                    list::metadata_of(&call.kind, &entry.value, version)?
                 }
                 _ => call.present(&entry.value)?,
             };
@@ -318,7 +380,7 @@ impl Watcher {
     /// The last event of a watch that fails.
     fn failure(&self, status: &Status) -> Bytes {
         let json = response::to_json(&status.to_value());
-        framed(self.call.accept.format, "ERROR", &json).unwrap_or_else(|_| wrap("ERROR", &json))
+        framed(self.call.accept.format, "ERROR", &json).unwrap_or_else(|_| lines::written("ERROR", &json))
     }
 
     /// How far the watcher is. The one after the initial events says so.
@@ -352,27 +414,16 @@ impl Watcher {
             }),
         };
         let json = response::to_json(&object);
-        framed(self.call.accept.format, "BOOKMARK", &json).unwrap_or_else(|_| wrap("BOOKMARK", &json))
+        framed(self.call.accept.format, "BOOKMARK", &json).unwrap_or_else(|_| lines::written("BOOKMARK", &json))
     }
 }
 
 /// An event in the client's form.
 fn framed(format: Format, name: &str, json: &Bytes) -> Result<Bytes, Status> {
     match format {
-        Format::Json | Format::Yaml => Ok(wrap(name, json)),
+        Format::Json | Format::Yaml => Ok(lines::written(name, json)),
         Format::Protobuf => Ok(protobuf::frame(name, &protobuf::from_json(json)?)),
     }
-}
-
-/// `{"type":"ADDED","object":…}` and a line feed.
-fn wrap(name: &str, object: &Bytes) -> Bytes {
-    let mut line = BytesMut::with_capacity(object.len() + 40);
-    line.put_slice(b"{\"type\":\"");
-    line.put_slice(name.as_bytes());
-    line.put_slice(b"\",\"object\":");
-    line.put_slice(object);
-    line.put_slice(b"}\n");
-    line.freeze()
 }
 
 fn failure_of(error: &Error) -> Status {

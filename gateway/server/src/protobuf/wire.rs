@@ -69,9 +69,14 @@ pub(super) fn write_double(out: &mut Vec<u8>, number: u32, value: f64) {
 }
 
 pub(super) fn write_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    write_varint(out, u64::from(number) << 3 | 2);
-    write_varint(out, bytes.len() as u64);
+    write_length(out, number, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+/// Begins a field of so many bytes, which follow.
+pub(super) fn write_length(out: &mut Vec<u8>, number: u32, length: usize) {
+    write_varint(out, u64::from(number) << 3 | 2);
+    write_varint(out, length as u64);
 }
 
 /// Writes a message whose length is known only when it is written.
@@ -81,9 +86,15 @@ pub(super) fn write_message<T>(out: &mut Vec<u8>, number: u32, write: impl FnOnc
     // Most messages are shorter than 128 bytes: one byte of length is kept free, and more is made room for.
     out.push(0);
     let result = write(out);
-    let mut length = Vec::with_capacity(5);
-    write_varint(&mut length, (out.len() - start - 1) as u64);
-    out.splice(start..=start, length);
+    let length = out.len() - start - 1;
+    match u8::try_from(length) {
+        Ok(length @ ..0x80) => out[start] = length,
+        _ => {
+            let mut written = Vec::with_capacity(5);
+            write_varint(&mut written, length as u64);
+            out.splice(start..=start, written);
+        }
+    }
     result
 }
 
