@@ -386,3 +386,39 @@ fn cluster_info_names_the_address_of_the_api() {
         "{info}"
     );
 }
+
+/// A key of nobody, and a request for a certificate that it signed: of `ann` in `team-a` and `team-b`.
+const KEY: &str = "\
+-----BEGIN PRIVATE KEY-----\n\
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgpyyuSMQXkFnvKy4Y\n\
+RMX/NiZBijrK4wMmyXQq+c6KUIyhRANCAASls7CYnCMNZmb8aCB3tagpTfgqObT2\n\
+Pbf/7FR8J9RVCLd/no9MdpjeO/evZKkGkUgX5RSvboS2VIgNObx2WhYk\n\
+-----END PRIVATE KEY-----\n";
+const REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIcU1JR1NBZ0VBTURBeER6QU5CZ05WQkFvTUJuUmxZVzB0WVRFUE1BMEdBMVVFQ2d3R2RHVmhiUzFpTVF3dwpDZ1lEVlFRRERBTmhibTR3V1RBVEJnY3Foa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVNsczdDWW5DTU5abWI4CmFDQjN0YWdwVGZncU9iVDJQYmYvN0ZSOEo5UlZDTGQvbm85TWRwamVPL2V2WktrR2tVZ1g1UlN2Ym9TMlZJZ04KT2J4MldoWWtvQUF3Q2dZSUtvWkl6ajBFQXdJRFJ3QXdSQUlnY3FCWWdFTnhYSVlJSE1rWms1TEsvVE9VSS81UQoxTzdLVXlwdEdaRnhuaHNDSUhHTHFWa1pFOG0vaVpBcGQrdmUwUHhTSHYxaVE4TTd5elE1ODFDUFBYdWkKLS0tLS1FTkQgQ0VSVElGSUNBVEUgUkVRVUVTVC0tLS0tCg==";
+
+#[test]
+fn a_certificate_is_asked_for_approved_and_used() {
+    let carob = Carob::start(&[]);
+    let request = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": "ann"}, "spec": {"request": REQUEST, "usages": ["client auth"],
+        "signerName": "kubernetes.io/kube-apiserver-client", "expirationSeconds": 86400}});
+    carob.apply(&request.to_string());
+    assert!(carob.kubectl(&["get", "csr", "ann"]).contains("Pending"));
+    let approved = carob.kubectl(&["certificate", "approve", "ann"]);
+    assert_eq!(approved, "certificatesigningrequest.certificates.k8s.io/ann approved\n");
+    let template = "go-template={{if .status.certificate}}{{.status.certificate | base64decode}}{{end}}";
+    let certificate = carob.until(&["get", "csr", "ann", "-o", template], |pem| pem.contains("END CERTIFICATE"));
+    assert!(carob.kubectl(&["get", "csr", "ann"]).contains("Approved,Issued"));
+    let (certificate_path, key_path, config_path) = (carob.path("ann.crt"), carob.path("ann.key"), carob.path("ann"));
+    std::fs::write(&certificate_path, certificate).expect("a file");
+    std::fs::write(&key_path, KEY).expect("a file");
+    let mut config: Value =
+        serde_json::from_str(&carob.kubectl(&["config", "view", "--raw", "-o", "json"])).expect("JSON");
+    config["users"][0]["user"] = json!({"client-certificate": certificate_path, "client-key": key_path});
+    std::fs::write(&config_path, config.to_string()).expect("a file");
+    let own = config_path.to_string_lossy().into_owned();
+    let me: Value =
+        serde_json::from_str(&carob.kubectl(&["--kubeconfig", &own, "auth", "whoami", "-o", "json"])).expect("JSON");
+    assert_eq!(me["status"]["userInfo"]["username"], "ann");
+    assert_eq!(me["status"]["userInfo"]["groups"], json!(["team-a", "team-b", "system:authenticated"]));
+}

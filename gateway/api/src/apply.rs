@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::kind::Kind;
 use crate::managed_fields::entries::{self, Managed, ManagerId, Owned};
 use crate::managed_fields::owned::{Reach, server_fields};
-use crate::managed_fields::typed::{Comparison, compare, fields};
+use crate::managed_fields::typed::{Comparison, Shape, compare, field, fields, shape};
 use crate::managed_fields::{Conflict, before_first_apply, conflicts, drop_unknown_versions, take_over};
 pub use crate::managed_fields::{Manager, Operation, keep_times, track_update};
 use crate::schema::{Schema, Type, schema_of};
@@ -66,6 +66,43 @@ pub fn apply(
     }
     let changed = live != Some(&new);
     Ok(Applied { object: new, changed })
+}
+
+/// An object with what a mutating policy says of it: merged like an applied configuration, but nobody comes to own
+/// anything, and what is owned as a whole may not be said.
+///
+/// # Errors
+/// Why the configuration doesn't fit, as Kubernetes words it.
+pub fn overlay(kind: &Kind, object: &Value, config: &Value) -> Result<Value, String> {
+    let schema = schema_of(kind);
+    validate::check(schema, config).map_err(|why| format!("failed to convert patch object to typed object: {why}"))?;
+    let mut atomic = Vec::new();
+    find_atomic(Some(schema), config, "", &mut atomic);
+    if !atomic.is_empty() {
+        let fields = atomic.join(", ");
+        return Err(format!("invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {fields}"));
+    }
+    let mut merged = merge::merge(Some(schema), object, config);
+    drop_nulls(Some(schema), &mut merged);
+    Ok(merged)
+}
+
+/// Paths of the lists and maps of a configuration that are owned as a whole.
+fn find_atomic(node: Option<&Schema>, value: &Value, path: &str, found: &mut Vec<String>) {
+    match (shape(node, Some(value)), value) {
+        (Shape::AtomicList(_) | Shape::AtomicMap(_), Value::Array(_) | Value::Object(_)) => found.push(path.to_owned()),
+        (Shape::Map(node), Value::Object(fields)) => {
+            for (name, value) in fields {
+                find_atomic(field(node, name), value, &format!("{path}.{name}"), found);
+            }
+        }
+        (Shape::List(_, items), Value::Array(all)) => {
+            for (index, item) in all.iter().enumerate() {
+                find_atomic(items, item, &format!("{path}[{index}]"), found);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Whether the config is one for this kind.

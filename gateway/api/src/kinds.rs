@@ -117,6 +117,11 @@ pub fn builtin() -> impl Iterator<Item = &'static Kind> {
     TABLES.iter().copied().flatten()
 }
 
+/// Resources that are served only if the cluster's owner says so.
+pub fn optional() -> impl Iterator<Item = &'static Kind> {
+    extension::OPTIONAL.iter()
+}
+
 /// The resources that are served at one moment.
 #[derive(Debug)]
 pub struct Registry {
@@ -130,14 +135,15 @@ impl Registry {
         REGISTRY.get_or_init(|| Arc::new(Self { kinds: builtin().map(KindRef::from).collect() }))
     }
 
-    /// The built-in resources and these.
-    pub fn with_custom(custom: impl IntoIterator<Item = Arc<Kind>>) -> Self {
+    /// The built-in resources and these: some of [`optional`], and custom ones.
+    pub fn with(optional: &[&'static Kind], custom: impl IntoIterator<Item = Arc<Kind>>) -> Self {
         let mut custom: Vec<Arc<Kind>> = custom.into_iter().collect();
         custom.sort_by(|a, b| {
             let by_version = crate::custom::version_order(a.version, b.version);
             a.group.cmp(b.group).then(by_version).then(a.plural.cmp(b.plural))
         });
-        Self { kinds: builtin().map(KindRef::from).chain(custom.into_iter().map(KindRef::Custom)).collect() }
+        let fixed = builtin().chain(optional.iter().copied());
+        Self { kinds: fixed.map(KindRef::from).chain(custom.into_iter().map(KindRef::Custom)).collect() }
     }
 
     /// The resource behind a path.
@@ -211,7 +217,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_schema_of_its_kind() {
-        for row in builtin().chain(PARTS) {
+        for row in builtin().chain(optional()).chain(PARTS) {
             let schema = schema::schema_of(row);
             assert!(schema.property("metadata").is_some() || row.kind == "DeleteOptions", "{} has metadata", row.kind);
             assert!(row.schema.ends_with(&format!(".{}.{}", row.version, row.kind)));

@@ -93,6 +93,9 @@ pub enum Presence {
     Collection,
     /// A list or map that is written as null if empty.
     CollectionAlways,
+    /// A list that is left out if nil. An empty one stays until validation has refused it, for it is none that wasn't
+    /// said, which has a default or another error.
+    CollectionAsSaid,
     /// A string, number or boolean that is left out if it is zero.
     Scalar,
     /// A string, number or boolean that is always written.

@@ -142,7 +142,7 @@ mod tests {
             }
         }
         let mut seen = BTreeSet::new();
-        for kind in kinds::builtin() {
+        for kind in kinds::builtin().chain(kinds::optional()) {
             visit(schema::schema_of(kind), &mut seen);
         }
         seen

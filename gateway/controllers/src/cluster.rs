@@ -10,10 +10,12 @@ use k8s_openapi::api::core::v1::{
     ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::IPAddress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::Client;
 use kube::runtime::watcher;
 use tokio::task::JoinSet;
@@ -85,6 +87,7 @@ informers! {
     nodes: Node = Part::All;
     namespaces: Namespace = Part::All;
     services: Service = Part::All;
+    ip_addresses: IPAddress = Part::All;
     endpoints: Endpoints = Part::All;
     endpoint_slices: EndpointSlice = Part::All;
     service_accounts: ServiceAccount = Part::Named("default");
@@ -108,6 +111,7 @@ informers! {
     signing_requests: CertificateSigningRequest = Part::All;
     cluster_roles: ClusterRole = Part::All;
     definitions: CustomResourceDefinition = Part::All;
+    apis: APIService = Part::All;
 }
 
 impl Cluster {

@@ -37,6 +37,8 @@ pub(crate) trait Controller: Sized + Send + Sync + 'static {
     const VOICE: &'static str = Self::NAME;
     /// The user that it is, where that is no ServiceAccount.
     const USER: Option<&'static str> = None;
+    /// The groups of that user.
+    const GROUPS: &'static [&'static str] = &["system:authenticated"];
 
     /// Made before anything is heard of.
     fn new(setup: &Setup<'_>) -> Self;
@@ -75,7 +77,7 @@ pub(crate) struct Start<'a> {
 /// already there.
 pub(crate) fn start<C: Controller>(start: &Start<'_>, tasks: &mut JoinSet<()>) {
     let client = match C::USER {
-        Some(user) => (start.clients)(user, &["system:authenticated"]),
+        Some(user) => (start.clients)(user, C::GROUPS),
         None => (start.clients)(&format!("system:serviceaccount:kube-system:{}", C::NAME), &GROUPS),
     };
     let cluster = start.cluster.with_client(client);

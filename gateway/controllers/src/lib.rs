@@ -18,6 +18,7 @@ mod events;
 mod garbage;
 mod informer;
 mod inventory;
+mod ip_addresses;
 mod job;
 mod kinds;
 mod namespace;
@@ -69,6 +70,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<endpoints::slices::Slices>,
     start::<endpoints::legacy::Endpoints>,
     start::<endpoints::mirror::Mirror>,
+    start::<ip_addresses::Addresses>,
     start::<service_account::DefaultAccounts>,
     start::<root_ca::RootCa>,
     start::<namespace::Controller>,
@@ -79,6 +81,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<autoscaler::Autoscaler>,
     start::<quota::Quotas>,
     start::<volumes::binder::Binder>,
+    start::<volumes::ephemeral::Ephemeral>,
     start::<volumes::protection::Claims>,
     start::<volumes::protection::Volumes>,
     start::<volumes::protection::Attributes>,

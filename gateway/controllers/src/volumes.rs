@@ -2,6 +2,7 @@
 
 pub(crate) mod binder;
 mod directory;
+pub(crate) mod ephemeral;
 pub(crate) mod protection;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::authn::Identity;
 use crate::negotiate::{Accept, View};
 use crate::query::Query;
+use crate::verbatim::Sent;
 use crate::{Server, events, objects, response};
 
 /// A request about objects of one kind.
@@ -27,6 +28,8 @@ pub(crate) struct Call {
     pub raw_query: String,
     pub headers: HeaderMap,
     pub accept: Accept,
+    /// Data that is kept as it is written.
+    pub sent: Sent,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -48,8 +51,19 @@ impl Call {
             raw_query: String::new(),
             headers,
             accept,
+            sent: Sent::default(),
             warnings: Mutex::default(),
         }
+    }
+
+    /// The same request, as one for another version of the resource.
+    pub fn of_kind(&self, kind: &KindRef) -> Self {
+        let mut other = Self::new(self.server.clone(), kind, self.identity.clone(), self.headers.clone(), self.accept);
+        other.namespace.clone_from(&self.namespace);
+        other.name.clone_from(&self.name);
+        other.query.clone_from(&self.query);
+        other.raw_query.clone_from(&self.raw_query);
+        other
     }
 
     /// `deployments.apps`

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use carob_api::custom::Custom;
+use carob_api::kind::KindRef;
 use carob_api::status::Status;
 use carob_store::{Entry, Event};
 use serde_json::{Value, json};
@@ -110,6 +111,34 @@ pub(crate) async fn to_storage(call: &Call, object: Value) -> Result<Value, Stat
     }
     let converted = convert(call, conversion, &wanted, vec![object]).await?.pop();
     converted.ok_or_else(|| Status::internal("a conversion lost an object"))
+}
+
+/// An object of the call's kind as another version of the same resource has it.
+pub(crate) async fn as_version(call: &Call, mut object: Value, version: &KindRef) -> Result<Value, Status> {
+    between(call, &mut object, &call.kind, version).await?;
+    Ok(object)
+}
+
+/// The inverse of [`as_version`].
+pub(crate) async fn from_version(call: &Call, mut object: Value, version: &KindRef) -> Result<Value, Status> {
+    between(call, &mut object, version, &call.kind).await?;
+    Ok(object)
+}
+
+async fn between(call: &Call, object: &mut Value, from: &KindRef, to: &KindRef) -> Result<(), Status> {
+    if !object.is_object() {
+        return Ok(());
+    }
+    if let Some((_, conversion)) = webhook(call) {
+        let converted = convert(call, conversion, &to.api_version(), vec![object.take()]).await?.pop();
+        *object = converted.ok_or_else(|| Status::internal("a conversion lost an object"))?;
+    } else if to.custom.is_some() {
+        object["apiVersion"] = to.api_version().into();
+    } else {
+        from.to_stored(object);
+        to.from_stored(object);
+    }
+    Ok(())
 }
 
 async fn convert(call: &Call, conversion: &Value, wanted: &str, objects: Vec<Value>) -> Result<Vec<Value>, Status> {

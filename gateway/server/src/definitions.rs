@@ -162,7 +162,7 @@ impl Following {
         self.made = made;
         let same = kinds.len() == self.served.len() && kinds.iter().zip(&self.served).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
-            server.live.set(Registry::with_custom(kinds.iter().cloned()));
+            server.live.set(Registry::with(&server.optional, kinds.iter().cloned()));
             server.aggregation.look_again();
             self.served = kinds;
         }

@@ -50,6 +50,7 @@ mod services;
 mod settings;
 mod stored;
 mod stream;
+mod verbatim;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
@@ -177,6 +178,8 @@ pub(crate) struct Server {
     pub store: Arc<dyn Store>,
     pub dialer: Arc<dyn NodeDialer>,
     pub live: served::Live,
+    /// Kinds that are off by default and were switched on.
+    pub optional: Vec<&'static carob_api::kind::Kind>,
     pub authn: authn::Authenticators,
     pub authorizer: Arc<authz::Authorizer>,
     /// Room for requests, shared out.
@@ -238,10 +241,12 @@ impl Gateway {
             .map_err(Error::Store)?;
         let proxy =
             proxy::Proxy::new(&config.dialer).map_err(|why| Error::Tls(rustls::Error::General(why)))?;
+        let optional = config.settings.optional_kinds().map_err(Error::Settings)?;
         let server = Server {
             store,
             dialer: config.dialer,
-            live: served::Live::builtin(),
+            live: served::Live::builtin(&optional),
+            optional,
             authn,
             authorizer,
             flow: flow::Flow::open(&config.store, config.settings.concurrency, &metrics, &stopping)

@@ -61,6 +61,11 @@ pub(crate) fn split_key<'a>(kind: &Kind, key: &'a str) -> (Option<&'a str>, &'a 
 /// The bytes of an object: kind and apiVersion first (so that a list can leave them out without decoding), then
 /// metadata in a fixed order with a hole for the revision, then the rest.
 pub(crate) fn encode(object: &Value) -> Document {
+    encode_with(object, None)
+}
+
+/// The same; what stands for a member's value is written instead of it.
+pub(crate) fn encode_with(object: &Value, instead: Option<(&str, &str)>) -> Document {
     let empty = Map::new();
     let object = object.as_object().unwrap_or(&empty);
     let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
@@ -84,8 +89,13 @@ pub(crate) fn encode(object: &Value) -> Document {
     }
     out.push(b'}');
     for (name, value) in object {
-        if !matches!(name.as_str(), "kind" | "apiVersion" | "metadata") {
-            field(&mut out, name, value);
+        match instead {
+            Some((member, text)) if member == name => {
+                label(&mut out, name);
+                out.extend_from_slice(text.as_bytes());
+            }
+            _ if matches!(name.as_str(), "kind" | "apiVersion" | "metadata") => {}
+            _ => field(&mut out, name, value),
         }
     }
     out.push(b'}');

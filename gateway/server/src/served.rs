@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use carob_api::kind::Kind;
 use carob_api::kinds::Registry;
 
 use crate::discovery::Documents;
@@ -19,9 +20,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The built-in kinds.
-    pub fn builtin() -> Self {
-        Self { now: RwLock::new(Served::of(Arc::clone(Registry::builtin()))) }
+    /// The built-in kinds and these.
+    pub fn builtin(optional: &[&'static Kind]) -> Self {
+        let registry = match optional {
+            [] => Arc::clone(Registry::builtin()),
+            optional => Arc::new(Registry::with(optional, [])),
+        };
+        Self { now: RwLock::new(Served::of(registry)) }
     }
 
     /// What is served now.

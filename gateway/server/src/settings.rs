@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use carob_api::kind::Kind;
+use carob_api::kinds;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -19,8 +21,34 @@ pub struct Settings {
     /// How much of a limited resource namespaces may use that have no quota for it: the list `limitedResources` of
     /// Kubernetes' `ResourceQuota` admission configuration.
     pub limited_resources: Vec<LimitedResource>,
+    /// Versions of groups that are served though they are off by default, as of Kubernetes' `--runtime-config`:
+    /// `admissionregistration.k8s.io/v1beta1: true`.
+    pub runtime_config: BTreeMap<String, bool>,
     /// How many requests are worked on at a time, shared out by the objects of `flowcontrol.apiserver.k8s.io`.
     pub concurrency: Option<u32>,
+}
+
+impl Settings {
+    /// The kinds that are off by default and were switched on.
+    ///
+    /// # Errors
+    /// When a version is named that there is none of.
+    pub(crate) fn optional_kinds(&self) -> Result<Vec<&'static Kind>, Error> {
+        let known = |name: &str| {
+            matches!(name, "api/all" | "api/ga" | "api/beta" | "api/alpha")
+                || kinds::builtin().chain(kinds::optional()).any(|kind| kind.api_version() == name)
+        };
+        if let Some(name) = self.runtime_config.keys().find(|name| !known(name)) {
+            let why = "is no version of an API group that Carob can serve".to_owned();
+            return Err(Error::Invalid { what: format!("runtimeConfig: {name}"), why });
+        }
+        let is_on = |kind: &&'static Kind| {
+            let stage = if kind.version.contains("alpha") { "api/alpha" } else { "api/beta" };
+            let names = [kind.api_version(), stage.to_owned(), "api/all".to_owned()];
+            names.iter().find_map(|name| self.runtime_config.get(name)).copied().unwrap_or(false)
+        };
+        Ok(kinds::optional().filter(is_on).collect())
+    }
 }
 
 /// Why settings cannot be used.
@@ -186,4 +214,23 @@ pub struct LimitedResource {
     pub resource: String,
     /// Parts of names of what is used: `requests.storage`.
     pub match_contains: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_switched_on_by_name_or_by_stage() {
+        let kinds = |config: &[(&str, bool)]| {
+            let runtime_config = config.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect();
+            let settings = Settings { runtime_config, ..Settings::default() };
+            settings.optional_kinds().map(|kinds| kinds.len()).map_err(|error| error.to_string())
+        };
+        let beta = "admissionregistration.k8s.io/v1beta1";
+        assert_eq!(kinds(&[]), Ok(0));
+        assert_eq!(kinds(&[(beta, true)]), Ok(2));
+        assert_eq!(kinds(&[("api/beta", true), (beta, false)]), Ok(0));
+        assert!(kinds(&[("apps/v7", true)]).unwrap_err().starts_with("runtimeConfig: apps/v7"));
+    }
 }

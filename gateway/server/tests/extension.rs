@@ -254,3 +254,144 @@ async fn a_webhook_brings_objects_from_one_version_into_the_other() {
     let (_, newer) = send(&admin, "GET", &format!("{path}/a"), &Value::Null).await;
     assert_eq!(newer["spec"]["t"], "y");
 }
+
+const CHANGES: &str = "/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicies";
+const CHANGE_BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicybindings";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// Makes a mutating policy for ConfigMaps and binds it.
+async fn bind_change(client: &Client, name: &str, spec: &Value, params: &Value) {
+    let mut all = json!({"matchConstraints": {"resourceRules": [
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]}});
+    for (field, value) in spec.as_object().expect("fields") {
+        all[field] = value.clone();
+    }
+    let (code, answer) = send(client, "POST", CHANGES, &json!({"metadata": {"name": name}, "spec": all})).await;
+    assert_eq!(code, 201, "{answer}");
+    let mut binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+    if params.is_object() {
+        binding["spec"]["paramRef"] = params.clone();
+    }
+    let (code, answer) = send(client, "POST", CHANGE_BINDINGS, &binding).await;
+    assert_eq!(code, 201, "{answer}");
+}
+
+#[tokio::test]
+async fn mutating_policies_are_served_where_they_are_switched_on() {
+    let cluster = Cluster::new().await;
+    let (code, _) = send(&cluster.admin(), "GET", CHANGES, &Value::Null).await;
+    assert_eq!(code, 404);
+    let (_, resources) = send(&cluster.admin(), "GET", "/apis/admissionregistration.k8s.io", &Value::Null).await;
+    assert_eq!(resources["versions"].as_array().map(Vec::len), Some(1));
+    let on = json!({"runtimeConfig": {"admissionregistration.k8s.io/v1beta1": true}});
+    let cluster = Cluster::with_settings(on).await;
+    let (code, list) = send(&cluster.admin(), "GET", CHANGES, &Value::Null).await;
+    assert_eq!((code, &list["kind"]), (200, &json!("MutatingAdmissionPolicyList")));
+    let (_, group) = send(&cluster.admin(), "GET", "/apis/admissionregistration.k8s.io", &Value::Null).await;
+    assert_eq!(group["preferredVersion"]["version"], "v1");
+    assert_eq!(group["versions"].as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn mutating_policies_change_what_is_asked_for() {
+    let cluster =
+        Cluster::with_settings(json!({"runtimeConfig": {"admissionregistration.k8s.io/v1beta1": true}})).await;
+    let client = cluster.admin();
+    let apply =
+        |expression: &str| json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}});
+    let patch = |expression: &str| json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}});
+    let given = json!({"metadata": {"name": "given"}, "data": {"team": "red"}});
+    assert_eq!(send(&client, "POST", MAPS, &given).await.0, 201);
+    // Changes of one policy see each other's outcome; conditions, variables and parameters are there as for others.
+    let spec = json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+    "matchConditions": [{"name": "not-plain", "expression": "object.metadata.name != 'plain'"}],
+    "variables": [{"name": "team", "expression": "params.data.team"}],
+    "mutations": [
+        apply("Object{metadata: Object.metadata{labels: {'team': variables.team}}}"),
+        patch("[JSONPatch{op: 'add', path: '/data', value: {'seen': object.metadata.labels['team']}}]"),
+        patch("[JSONPatch{op: 'test', path: '/data/seen', value: 'blue'}, JSONPatch{op: 'remove', path: '/data'}]"),
+    ]});
+    let params = json!({"name": "given", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    bind_change(&client, "team", &spec, &params).await;
+    let map = |name: &str| json!({"metadata": {"name": name}});
+    let dry = format!("{MAPS}?dryRun=All");
+    let made = until(&client, "POST", &dry, &map("a"), |_, answer| answer["metadata"]["labels"].is_object()).await;
+    assert_eq!((&made["metadata"]["labels"], &made["data"]), (&json!({"team": "red"}), &json!({"seen": "red"})));
+    let (_, plain) = send(&client, "POST", &dry, &map("plain")).await;
+    assert_eq!(plain["metadata"].get("labels"), None);
+    // A later policy's change brings back one that wants to know.
+    let again = json!({"reinvocationPolicy": "IfNeeded", "mutations": [
+        apply("Object{metadata: Object.metadata{annotations: {'seen': has(object.data) ? 'data' : 'none'}}}")]});
+    bind_change(&client, "again", &again, &Value::Null).await;
+    let seen = |_, answer: &Value| answer["metadata"]["annotations"]["seen"] == "data";
+    until(&client, "POST", &dry, &map("b"), seen).await;
+}
+
+#[tokio::test]
+async fn a_mutating_policy_that_fails_refuses_or_is_ignored() {
+    let cluster =
+        Cluster::with_settings(json!({"runtimeConfig": {"admissionregistration.k8s.io/v1beta1": true}})).await;
+    let client = cluster.admin();
+    let dry = format!("{MAPS}?dryRun=All");
+    for (name, expression, why) in [
+        ("unknown", "Object{metadata: Object.metadata{nope: '1'}}", "field not declared in schema"),
+        ("misplaced", "Object{metadata: Object.spec{labels: {'a': 'b'}}}", "unexpected type name"),
+        (
+            "atomic",
+            "Object{metadata: Object.metadata{managedFields: [Object.metadata.managedFields{manager: 'me'}]}}",
+            "may not mutate atomic arrays, maps or structs: .metadata.managedFields",
+        ),
+        ("failing", "Object{metadata: Object.metadata{labels: {'a': object.data.nope}}}", "no such key: data"),
+    ] {
+        let spec = json!({"mutations": [{"patchType": "ApplyConfiguration",
+            "applyConfiguration": {"expression": expression}}]});
+        bind_change(&client, name, &spec, &Value::Null).await;
+        let refused = until(&client, "POST", &dry, &json!({"metadata": {"name": "x"}}), |code, _| code == 403).await;
+        let message = refused["message"].as_str().unwrap_or_default();
+        let by = format!("policy '{name}' with binding '{name}' denied request: ");
+        assert!(message.starts_with(&by) && message.contains(why), "{message}");
+        assert_eq!(refused["reason"], "Invalid");
+        let path = format!("{CHANGES}/{name}");
+        let (code, answer) = send(&client, "PATCH", &path, &json!({"spec": {"failurePolicy": "Ignore"}})).await;
+        assert_eq!(code, 200, "{answer}");
+        until(&client, "POST", &dry, &json!({"metadata": {"name": "x"}}), |code, _| code == 201).await;
+    }
+}
+
+#[tokio::test]
+async fn a_policy_about_one_version_holds_for_all_unless_it_says_exact() {
+    let cluster = Cluster::new().await;
+    let client = cluster.admin();
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    for (name, policy, expression) in [
+        ("alike", "Equivalent", "object.spec.metrics.all(metric, metric.resource.target.averageUtilization < 90)"),
+        ("exactly", "Exact", "object.spec.maxReplicas < 5"),
+    ] {
+        let rules = [json!({"apiGroups": ["autoscaling"], "apiVersions": ["v2"], "operations": ["CREATE"],
+            "resources": ["horizontalpodautoscalers"]})];
+        let spec = json!({"matchConstraints": {"resourceRules": rules, "matchPolicy": policy},
+            "validations": [{"expression": expression, "message": name}]});
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        let path = format!("{group}/validatingadmissionpolicies");
+        let (code, answer) = send(&client, "POST", &path, &object).await;
+        assert_eq!(code, 201, "{answer}");
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
+        let path = format!("{group}/validatingadmissionpolicybindings");
+        let (code, answer) = send(&client, "POST", &path, &binding).await;
+        assert_eq!(code, 201, "{answer}");
+    }
+    let first =
+        |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers?dryRun=All");
+    let scaler = |most: i32, percent: i32| {
+        json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": most,
+        "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "targetCPUUtilizationPercentage": percent}})
+    };
+    let refused = until(&client, "POST", &first("v1"), &scaler(1, 95), |code, _| code == 422).await;
+    assert!(refused["message"].as_str().is_some_and(|message| message.ends_with(": alike")), "{refused}");
+    let (code, answer) = send(&client, "POST", &first("v1"), &scaler(9, 50)).await;
+    assert_eq!(code, 201, "the other policy is about v2 alone: {answer}");
+    let second = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 9,
+        "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+    let refused = until(&client, "POST", &first("v2"), &second, |code, _| code == 422).await;
+    assert!(refused["message"].as_str().is_some_and(|message| message.ends_with(": exactly")), "{refused}");
+}

@@ -7,8 +7,9 @@ use std::collections::HashSet;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::autoscaling::{v1, v2};
-use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams};
 use serde::de::DeserializeOwned;
@@ -176,4 +177,92 @@ async fn what_a_part_of_a_pod_asks_for_in_vain_is_said() {
         assert_eq!(answer.status(), 200, "{part}");
         assert!(warning.contains(expected) && warning.contains("by Carob yet"), "{part}: {warning}");
     }
+}
+
+#[tokio::test]
+async fn a_new_node_takes_no_pods_before_it_is_ready() {
+    let cluster = Cluster::new().await;
+    let nodes: Api<Node> = Api::all(cluster.admin());
+    let node: Node = object(json!({ "metadata": { "name": "n" } }));
+    let made = nodes.create(&PostParams::default(), &node).await.expect("made");
+    let taints = made.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let taints: Vec<(&str, &str)> = taints.iter().map(|taint| (taint.key.as_str(), taint.effect.as_str())).collect();
+    assert_eq!(taints, [("node.kubernetes.io/not-ready", "NoSchedule")]);
+}
+
+#[tokio::test]
+async fn a_pod_says_in_which_zone_its_node_is() {
+    let cluster = Cluster::new().await;
+    let (nodes, pods): (Api<Node>, Api<Pod>) = (Api::all(cluster.admin()), Api::namespaced(cluster.admin(), "default"));
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin(), "default");
+    accounts
+        .create(&PostParams::default(), &object(json!({ "metadata": { "name": "default" } })))
+        .await
+        .expect("an account");
+    let zone = "topology.kubernetes.io/zone";
+    let node = json!({ "metadata": { "name": "n", "labels": { zone: "z1", "kubernetes.io/os": "linux" } } });
+    nodes.create(&PostParams::default(), &object(node)).await.expect("a node");
+    let pod = |name: &str, node: Option<&str>| -> Pod {
+        object(json!({ "metadata": { "name": name },
+            "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } }))
+    };
+    let placed = pods.create(&PostParams::default(), &pod("placed", Some("n"))).await.expect("made");
+    assert_eq!(placed.metadata.labels.and_then(|labels| labels.get(zone).cloned()).as_deref(), Some("z1"));
+    pods.create(&PostParams::default(), &pod("bound", None)).await.expect("made");
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "bound" },
+        "target": { "kind": "Node", "name": "n" } });
+    let bound: Result<Value, _> = pods.create_subresource("binding", "bound", &PostParams::default(), &binding).await;
+    bound.expect("bound");
+    let labels = pods.get("bound").await.expect("there").metadata.labels.unwrap_or_default();
+    assert_eq!(labels.into_iter().collect::<Vec<_>>(), [(zone.to_owned(), "z1".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_claim_grows_when_it_is_bound_and_its_class_lets_it() {
+    let cluster = Cluster::new().await;
+    let client = cluster.admin();
+    let classes: Api<StorageClass> = Api::all(client.clone());
+    for (name, grows) in [("grows", true), ("stays", false)] {
+        let class = json!({ "metadata": { "name": name }, "provisioner": "p", "allowVolumeExpansion": grows });
+        classes.create(&PostParams::default(), &object(class)).await.expect("a class");
+    }
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client, "default");
+    let bigger = Patch::Merge(json!({ "spec": { "resources": { "requests": { "storage": "2Gi" } } } }));
+    let bound = Patch::Merge(json!({ "status": { "phase": "Bound" } }));
+    let params = PatchParams::default();
+    for class in ["grows", "stays"] {
+        let claim = json!({ "metadata": { "name": class }, "spec": { "accessModes": ["ReadWriteOnce"], "volumeName": "v",
+            "storageClassName": class, "resources": { "requests": { "storage": "1Gi" } } } });
+        claims.create(&PostParams::default(), &object(claim)).await.expect("a claim");
+        let (code, _) = refusal(claims.patch(class, &params, &bigger).await.expect_err("not bound"));
+        assert!(code == 403 || code == 422, "{code}");
+        claims.patch_status(class, &params, &bound).await.expect("bound");
+    }
+    claims.patch("grows", &params, &bigger).await.expect("its class lets it");
+    let (code, why) = refusal(claims.patch("stays", &params, &bigger).await.expect_err("its class doesn't"));
+    assert_eq!(code, 403);
+    assert!(why.ends_with("the storageclass that provisions the pvc must support resize"), "{why}");
+}
+
+#[tokio::test]
+async fn a_revisions_data_is_compared_as_it_was_written() {
+    let cluster = Cluster::new().await;
+    let client = cluster.admin();
+    let path = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let send = async |method: &str, path: &str, content: &str, body: &str| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", content);
+        client.request::<Value>(request.body(body.as_bytes().to_vec()).expect("a request")).await
+    };
+    let (json, merge) = ("application/json", "application/merge-patch+json");
+    for (name, data) in [("spaced", r#"{"a": 1}"#), ("dense", r#"{"a":1}"#)] {
+        let body = format!(r#"{{"metadata": {{"name": "{name}"}}, "revision": 1, "data": {data}}}"#);
+        send("POST", path, json, &body).await.expect("made");
+        let again = body.replace("\"revision\": 1", "\"revision\": 2");
+        send("PUT", &format!("{path}/{name}"), json, &again).await.expect("the same text");
+    }
+    let label = r#"{"metadata": {"labels": {"x": "y"}}}"#;
+    send("PATCH", &format!("{path}/dense"), merge, label).await.expect("nothing about its data");
+    let (code, why) = refusal(send("PATCH", &format!("{path}/spaced"), merge, label).await.expect_err("other text"));
+    assert_eq!(code, 422);
+    assert!(why.ends_with(r#"data: Invalid value: {"a":1}: field is immutable"#), "{why}");
 }

@@ -177,6 +177,8 @@ const FUNCTIONS: &[&str] = &[
 pub struct Program {
     pub(super) root: Node,
     names: Vec<String>,
+    /// Objects whose names don't say where they stand: `Object.spec` where `Object.metadata` belongs.
+    misplaced: Vec<String>,
 }
 
 /// A step of an evaluation.
@@ -290,12 +292,49 @@ impl Program {
         let mut lowering =
             Lowering { source, known: variables.iter().map(ToString::to_string).collect(), names: Vec::new() };
         let root = lowering.lower(&parsed)?;
-        Ok(Self { root, names: lowering.names })
+        let mut misplaced = Vec::new();
+        check_places(&parsed, None, &mut misplaced);
+        Ok(Self { root, names: lowering.names, misplaced })
+    }
+
+    /// What is wrong with the names of the objects that it makes: each must be the path to where the object stands.
+    pub fn misplaced(&self) -> &[String] {
+        &self.misplaced
     }
 
     /// Whether the expression uses a variable.
     pub fn uses(&self, name: &str) -> bool {
         self.names.iter().any(|used| used == name)
+    }
+}
+
+/// Compares the names of objects with the fields that hold them; lists and maps between have no name.
+fn check_places(expr: &IdedExpr, expected: Option<&str>, misplaced: &mut Vec<String>) {
+    match &expr.expr {
+        Expr::Struct(object) => {
+            let name = &object.type_name;
+            if let Some(expected) = expected.filter(|expected| expected != name) {
+                misplaced.push(format!(
+                    "unexpected type name {name:?}, expected {expected:?}, which matches field name path from root Object type"
+                ));
+            }
+            for entry in &object.entries {
+                if let EntryExpr::StructField(field) = &entry.expr {
+                    let place = format!("{name}.{}", field.field);
+                    let place = (name != "JSONPatch").then_some(place.as_str());
+                    check_places(&field.value, place, misplaced);
+                }
+            }
+        }
+        Expr::List(list) => list.elements.iter().for_each(|item| check_places(item, expected, misplaced)),
+        Expr::Map(map) => {
+            for entry in &map.entries {
+                if let EntryExpr::MapEntry(entry) = &entry.expr {
+                    check_places(&entry.value, expected, misplaced);
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -72,7 +72,11 @@ fn object(schema: &Schema, fields: &mut Map<String, Value>) {
 /// What is written for a field that isn't set.
 fn absent(field: &Schema) -> Option<Value> {
     match field.presence() {
-        Presence::Pointer | Presence::Collection | Presence::Scalar | Presence::TimeOrNothing => None,
+        Presence::Pointer
+        | Presence::Collection
+        | Presence::CollectionAsSaid
+        | Presence::Scalar
+        | Presence::TimeOrNothing => None,
         Presence::PointerAlways | Presence::CollectionAlways | Presence::Time => Some(Value::Null),
         Presence::ScalarAlways | Presence::Struct | Presence::Number => Some(zero(field)),
     }
@@ -88,7 +92,7 @@ enum Keep {
 fn left_over(field: &Schema, value: &Value) -> Keep {
     let null = value.is_null();
     match field.presence() {
-        Presence::Pointer | Presence::TimeOrNothing if null => Keep::Not,
+        Presence::Pointer | Presence::TimeOrNothing | Presence::CollectionAsSaid if null => Keep::Not,
         Presence::Collection if null || is_empty(value) => Keep::Not,
         Presence::CollectionAlways if is_empty(value) => Keep::Instead(Value::Null),
         Presence::Scalar if null || is_zero(value) => Keep::Not,

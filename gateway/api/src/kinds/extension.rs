@@ -105,3 +105,33 @@ pub(super) static ROWS: &[Kind] = &[
         ..ROW
     },
 ];
+
+/// Served where the cluster's owner says so: Kubernetes leaves these out by default as well.
+pub(super) static OPTIONAL: &[Kind] = &[
+    Kind {
+        group: "admissionregistration.k8s.io",
+        version: "v1beta1",
+        kind: "MutatingAdmissionPolicy",
+        plural: "mutatingadmissionpolicies",
+        singular: "mutatingadmissionpolicy",
+        categories: &["api-extensions"],
+        scope: Scope::Cluster,
+        columns: table::admission::MUTATING_POLICY,
+        schema: "io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicy",
+        strategy: strategy::mutating_policy::POLICY,
+        ..ROW
+    },
+    Kind {
+        group: "admissionregistration.k8s.io",
+        version: "v1beta1",
+        kind: "MutatingAdmissionPolicyBinding",
+        plural: "mutatingadmissionpolicybindings",
+        singular: "mutatingadmissionpolicybinding",
+        categories: &["api-extensions"],
+        scope: Scope::Cluster,
+        columns: table::admission::BINDING,
+        schema: "io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicyBinding",
+        strategy: strategy::mutating_policy::BINDING,
+        ..ROW
+    },
+];

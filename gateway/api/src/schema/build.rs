@@ -26,6 +26,7 @@ const PRESENCES: &[(&str, Presence)] = &[
     ("P", Presence::PointerAlways),
     ("c", Presence::Collection),
     ("C", Presence::CollectionAlways),
+    ("e", Presence::CollectionAsSaid),
     ("s", Presence::Scalar),
     ("S", Presence::ScalarAlways),
     ("o", Presence::Struct),

@@ -35,6 +35,14 @@ pub(super) const TYPES: &[(&str, SchemaType)] = &[
         "io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration",
         add::<admissionregistration::v1::ValidatingWebhookConfiguration>,
     ),
+    (
+        "io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicy",
+        add::<admissionregistration::v1beta1::MutatingAdmissionPolicy>,
+    ),
+    (
+        "io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicyBinding",
+        add::<admissionregistration::v1beta1::MutatingAdmissionPolicyBinding>,
+    ),
     ("io.k8s.api.apps.v1.ControllerRevision", add::<apps::v1::ControllerRevision>),
     ("io.k8s.api.apps.v1.DaemonSet", add::<apps::v1::DaemonSet>),
     ("io.k8s.api.apps.v1.Deployment", add::<apps::v1::Deployment>),

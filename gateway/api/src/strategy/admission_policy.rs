@@ -50,7 +50,7 @@ fn default_policy(object: &mut Value) {
     }
 }
 
-fn default_match(resources: &mut Value) {
+pub(super) fn default_match(resources: &mut Value) {
     let Some(resources) = resources.as_object_mut() else { return };
     set_default(resources, "matchPolicy", "Equivalent");
     set_default(resources, "namespaceSelector", json!({}));
@@ -90,7 +90,7 @@ fn policy_errors(object: &Value) -> ErrorList {
     errors
 }
 
-fn param_kind_errors(kind: &Value, path: &Path) -> ErrorList {
+pub(super) fn param_kind_errors(kind: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let (field, text) = (path.child("apiVersion"), str_at(kind, "apiVersion"));
     let (group, version) = text.split_once('/').unwrap_or(("", text));
@@ -116,7 +116,7 @@ fn param_kind_errors(kind: &Value, path: &Path) -> ErrorList {
     errors
 }
 
-fn match_errors(resources: &Value, path: &Path) -> ErrorList {
+pub(super) fn match_errors(resources: &Value, path: &Path) -> ErrorList {
     let mut errors = choice_errors(resources, "matchPolicy", &["Equivalent", "Exact"], path);
     errors.extend(webhook::selectors(resources, path));
     for list in ["resourceRules", "excludeResourceRules"] {
@@ -142,7 +142,7 @@ fn is_identifier(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
+pub(super) fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
     let all = items(spec, "variables");
     let mut errors = ErrorList::new();
     for (index, variable) in all.iter().enumerate() {
@@ -162,7 +162,7 @@ fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
 }
 
 /// What is wrong with an expression that must be there.
-fn expression_errors(owner: &Value, field: &str, types: &[&str], path: &Path) -> ErrorList {
+pub(super) fn expression_errors(owner: &Value, field: &str, types: &[&str], path: &Path) -> ErrorList {
     let (path, source) = (path.child(field), str_at(owner, field));
     if source.trim().is_empty() {
         return vec![path.required(format!("{field} is not specified"))];
@@ -237,7 +237,7 @@ fn binding_errors(object: &Value) -> ErrorList {
     errors
 }
 
-fn param_ref_errors(reference: &Value, path: &Path) -> ErrorList {
+pub(super) fn param_ref_errors(reference: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let (name, selector) = (str_at(reference, "name"), get(reference, "selector"));
     let one_alone = "name and selector are mutually exclusive";

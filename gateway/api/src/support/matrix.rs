@@ -22,7 +22,7 @@ const POD_SPEC: &str = "io.k8s.api.core.v1.PodSpec";
 /// The support matrix of all served kinds in Markdown: `docs/support-matrix.md`.
 pub fn matrix_markdown() -> String {
     let mut text = INTRODUCTION.to_owned();
-    for kind in kinds::builtin() {
+    for kind in kinds::builtin().chain(kinds::optional()) {
         // Writing to a String doesn't fail.
         let _ = writeln!(text, "## {} ({})\n", kind.kind, kind.api_version());
         text.push_str("| field | carried out |\n|---|---|\n");

@@ -22,7 +22,19 @@ pub const POLICY: &[Column] = &[
     AGE,
 ];
 
-/// Columns of ValidatingAdmissionPolicyBindings.
+/// Columns of MutatingAdmissionPolicies.
+pub const MUTATING_POLICY: &[Column] = &[
+    NAME,
+    column("Mutations", "integer", 0, |object, _| list(object, "/spec/mutations").len().into()),
+    column("ParamKind", "string", 0, |object, _| {
+        let kind = object.pointer("/spec/paramKind").filter(|value| !value.is_null());
+        kind.map_or("<unset>".to_owned(), |kind| format!("{}/{}", text(kind, "/apiVersion"), text(kind, "/kind")))
+            .into()
+    }),
+    AGE,
+];
+
+/// Columns of bindings of admission policies.
 pub const BINDING: &[Column] = &[
     NAME,
     column("PolicyName", "string", 0, |object, _| text(object, "/spec/policyName").into()),

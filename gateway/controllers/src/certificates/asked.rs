@@ -115,7 +115,8 @@ impl Asked {
             (self.emails > 0, "Email subjectAltNames are not allowed"),
             (self.uris > 0, "URI subjectAltNames are not allowed"),
         ];
-        let name = [(!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:")];
+        let name =
+            [(!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:")];
         first(&refusals).or_else(|| usages_problem(usages, &NODE_SERVING_USAGES)).or_else(|| first(&name))
     }
 }
@@ -166,10 +167,7 @@ pub(super) mod tests {
         let wrong = Some("usages did not match [client auth digital signature key encipherment]".to_owned());
         assert_eq!(problem(&node, NODE_CLIENT, &["client auth"]), wrong);
         let named = request("system:node:n1", NODES, &["n1.example"]);
-        assert_eq!(
-            problem(&named, NODE_CLIENT, &NODE_CLIENT_USAGES).unwrap(),
-            "DNS subjectAltNames are not allowed"
-        );
+        assert_eq!(problem(&named, NODE_CLIENT, &NODE_CLIENT_USAGES).unwrap(), "DNS subjectAltNames are not allowed");
         assert_eq!(problem(&named, NODE_SERVING, &NODE_SERVING_USAGES), None);
         assert_eq!(problem(&node, NODE_SERVING, &NODE_SERVING_USAGES).unwrap(), "DNS or IP subjectAltName is required");
         let other = request("ann", NODES, &["10.0.0.1"]);

@@ -123,8 +123,7 @@ impl Authority {
         let (_, certificate) = X509Certificate::from_der(&block.contents).map_err(|_| Error::Certificate)?;
         let key = KeyPair::from_pem(key).map_err(|_| Error::Key)?;
         let known = algorithms();
-        let (_, object, null) =
-            known.iter().find(|(algorithm, ..)| *algorithm == key.algorithm()).ok_or(Error::Key)?;
+        let (_, object, null) = known.iter().find(|(algorithm, ..)| *algorithm == key.algorithm()).ok_or(Error::Key)?;
         let null: &[u8] = if *null { &[5, 0] } else { &[] };
         let algorithm = element(tag::SEQUENCE, &[&element(tag::OBJECT, &[object]), null]);
         let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {

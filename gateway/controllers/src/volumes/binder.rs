@@ -3,6 +3,7 @@
 //! A binding is two references that agree. Each look sets one of them, the volume's first, so that two claims never get
 //! one volume; whatever is cut off in between is finished by the next look.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use k8s_openapi::api::core::v1::{
     Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, PersistentVolumeStatus,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
@@ -107,7 +109,10 @@ impl Binder {
     async fn keep(&self, claim: &Arc<PersistentVolumeClaim>) -> Result<(), kube::Error> {
         let volume = volume_name(claim).and_then(|name| self.cluster.volumes.get(&Key::new("", name)));
         match volume {
-            Some(volume) if is_for(&volume, claim) => self.bind(claim, &volume).await,
+            Some(volume) if is_for(&volume, claim) => {
+                let volume = self.grow(claim, volume).await?;
+                self.bind(claim, &volume).await
+            }
             Some(volume) if claim_key(&volume).is_none() => self.bind(claim, &volume).await,
             other => {
                 if claim_phase(claim) != "Lost" {
@@ -132,6 +137,35 @@ impl Binder {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// A directory grows with its claim: nothing has to be done to it. Other volumes' makers see to theirs.
+    async fn grow(
+        &self,
+        claim: &Arc<PersistentVolumeClaim>,
+        volume: Arc<PersistentVolume>,
+    ) -> Result<Arc<PersistentVolume>, kube::Error> {
+        let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+        let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref());
+        let is_directory = annotation(&volume.metadata, PROVISIONED_BY) == Some(directory::PROVISIONER);
+        if !is_directory || storage(requests) <= storage(capacity) {
+            return Ok(volume);
+        }
+        let patch = json!({
+            "metadata": {"uid": volume.metadata.uid, "resourceVersion": volume.metadata.resource_version},
+            "spec": {"capacity": requests},
+        });
+        let api: Api<PersistentVolume> = Api::all(self.cluster.client.clone());
+        match status::change(&api, &volume, patch).await {
+            Ok(grown) => {
+                self.cluster.volumes.learn(grown.clone());
+                self.voice.normal(&**claim, "VolumeResizeSuccessful", "Resize volume succeeded".to_owned());
+                Ok(Arc::new(grown))
+            }
+            // Somebody was faster: another look, at what there is then.
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(volume),
+            Err(error) => Err(error),
         }
     }
 
@@ -234,14 +268,7 @@ impl Binder {
     fn match_for(&self, claim: &PersistentVolumeClaim, reserved_only: bool) -> Option<Arc<PersistentVolume>> {
         let spec = claim.spec.clone().unwrap_or_default();
         let selector = spec.selector.as_ref().map(|written| Selector::read_or_everything(Some(written)));
-        let size = |amounts: Option<
-            &std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
-        >| {
-            amounts
-                .and_then(|amounts| amounts.get("storage"))
-                .and_then(|amount| Quantity::parse(&amount.0).ok())
-                .map_or(0, |q| q.nanos())
-        };
+        let size = storage;
         let wanted = size(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
         let modes = spec.access_modes.clone().unwrap_or_default();
         let mode = |mode: Option<&String>| mode.map_or("Filesystem", String::as_str).to_owned();
@@ -436,4 +463,9 @@ impl Binder {
             Err(error) => Err(error),
         }
     }
+}
+/// How much storage amounts speak of.
+fn storage(amounts: Option<&BTreeMap<String, Amount>>) -> i128 {
+    let amount = amounts.and_then(|amounts| amounts.get("storage"));
+    amount.and_then(|amount| Quantity::parse(&amount.0).ok()).map_or(0, |quantity| quantity.nanos())
 }

@@ -28,6 +28,7 @@ pub(super) fn default_class() -> StorageClass {
         },
         provisioner: PROVISIONER.to_owned(),
         reclaim_policy: Some("Delete".to_owned()),
+        allow_volume_expansion: Some(true),
         volume_binding_mode: Some("WaitForFirstConsumer".to_owned()),
         ..StorageClass::default()
     }

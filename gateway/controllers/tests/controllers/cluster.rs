@@ -63,7 +63,8 @@ pub async fn start_with(options: carob_controllers::Options) -> Cluster {
     .unwrap();
     let client = gateway.client("test", &["system:masters"]);
     let stop = CancellationToken::new();
-    let options = carob_controllers::Options { workers: 4, root_ca: "the authority".to_owned(), ..options };
+    let authority = Some(gateway.signing_authority());
+    let options = carob_controllers::Options { workers: 4, root_ca: "the authority".to_owned(), authority, ..options };
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| gateway.client(user, groups));
     tokio::spawn(carob_controllers::run(clients, options, stop.clone()));
     let cluster = Cluster { client, namespace: "test".to_owned(), _stop: stop.drop_guard(), _dir: dir };

@@ -34,6 +34,12 @@ async fn a_claim_of_the_default_class_gets_a_directory_where_its_pod_goes_and_lo
     until_one(&cluster.api::<Pod>(), "p", |pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n")).await;
     let name = bound.spec.unwrap().volume_name.unwrap();
     assert!(dir.path().join(&name).is_dir());
+    // It grows as its claim does.
+    let more = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
+    cluster.patch::<PersistentVolumeClaim>("c", more).await;
+    let size =
+        |claim: &PersistentVolumeClaim| Some(claim.status.as_ref()?.capacity.as_ref()?.get("storage")?.0.clone());
+    until_one(&cluster.api(), "c", |claim| size(claim).as_deref() == Some("2Gi")).await;
     // A pod uses it: it stays, however much it is to go.
     cluster.api::<PersistentVolumeClaim>().delete("c", &DeleteParams::default()).await.unwrap();
     until_one(&cluster.api::<PersistentVolumeClaim>(), "c", |claim| claim.metadata.deletion_timestamp.is_some()).await;
@@ -60,4 +66,20 @@ async fn of_two_claims_one_gets_the_only_volume() {
     })
     .await;
     assert_eq!(claims.iter().filter(|claim| phase(claim) == Some("Bound")).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ephemeral_volume_is_a_claim_of_its_pod() {
+    let cluster = cluster::start().await;
+    let template = json!({"metadata": {"labels": {"of": "p"}}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    let volumes = json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": template}}]);
+    let pod = cluster
+        .create::<Pod>(json!({"metadata": {"name": "p"}, "spec": {"volumes": volumes, "containers": [{"name": "c", "image": "x"}]}}))
+        .await;
+    let claim = until_one(&cluster.api::<PersistentVolumeClaim>(), "p-data", |_| true).await;
+    assert_eq!(claim.metadata.labels.unwrap()["of"], "p");
+    assert_eq!(claim.metadata.owner_references.unwrap()[0].uid, pod.metadata.uid.unwrap());
+    cluster.api::<Pod>().delete("p", &DeleteParams::default().grace_period(0)).await.unwrap();
+    until(&cluster.api::<PersistentVolumeClaim>(), <[_]>::is_empty).await;
 }

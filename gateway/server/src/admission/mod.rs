@@ -6,10 +6,12 @@
 mod amounts;
 mod certificates;
 mod default_class;
+mod expansion;
 pub(crate) mod extension;
 mod limit_range;
 mod namespace;
 mod node_restriction;
+mod node_taint;
 pub(crate) mod pod_security;
 mod priority;
 pub(crate) mod quota;
@@ -17,6 +19,7 @@ mod request;
 mod runtime_class;
 mod service_account;
 mod tolerations;
+mod topology;
 
 use carob_api::status::Status;
 use futures::future::BoxFuture;
@@ -108,6 +111,15 @@ static MUTATING: &[Plugin<Mutate>] = &[
         run: |request| Box::pin(node_restriction::admit(request)),
     },
     Plugin {
+        name: "TaintNodesByCondition",
+        operations: &[Operation::Create],
+        resources: Resources::Only(&[("", "nodes", "")]),
+        run: |request| {
+            node_taint::admit(&mut request.object);
+            Box::pin(std::future::ready(Ok(())))
+        },
+    },
+    Plugin {
         name: "Priority",
         operations: &[Operation::Create],
         resources: PODS,
@@ -161,6 +173,12 @@ static MUTATING: &[Plugin<Mutate>] = &[
         resources: Resources::Only(&[("", "persistentvolumeclaims", "")]),
         run: |request| Box::pin(default_class::OF_CLAIMS.admit(request.call, &mut request.object)),
     },
+    Plugin {
+        name: "PodTopologyLabels",
+        operations: &[Operation::Create],
+        resources: Resources::Only(&[("", "pods", ""), ("", "pods", "binding")]),
+        run: |request| Box::pin(topology::admit(request)),
+    },
     // No plugin of Kubernetes', whose storage of roles does it at this point.
     Plugin {
         name: "RoleEscalation",
@@ -202,6 +220,12 @@ static VALIDATING: &[Plugin<Validate>] = &[
         run: |request| Box::pin(priority::one_default(request)),
     },
     Plugin {
+        name: "PersistentVolumeClaimResize",
+        operations: &[Operation::Update],
+        resources: Resources::Only(&[("", "persistentvolumeclaims", "")]),
+        run: |request| Box::pin(expansion::admit(request)),
+    },
+    Plugin {
         name: "CertificateApproval",
         operations: &[Operation::Update],
         resources: Resources::Only(&[("certificates.k8s.io", "certificatesigningrequests", "approval")]),
@@ -234,9 +258,9 @@ impl<F> Plugin<F> {
 pub(crate) async fn mutate(request: &mut Request<'_>) -> Result<(), Status> {
     mutate_by_plugins(request).await?;
     // What webhooks change is completed again, and those of them that want to know are asked again.
-    if extension::mutate(request).await.inspect_err(|status| refused("MutatingAdmissionWebhook", status))? {
+    if Box::pin(extension::mutate(request)).await.inspect_err(|status| refused("MutatingAdmissionWebhook", status))? {
         mutate_by_plugins(request).await?;
-        extension::mutate_again(request).await?;
+        Box::pin(extension::mutate_again(request)).await?;
     }
     Ok(())
 }
@@ -253,7 +277,8 @@ pub(crate) async fn validate(request: &Request<'_>) -> Result<(), Status> {
     for plugin in VALIDATING.iter().filter(|plugin| plugin.concerns(request)) {
         (plugin.run)(request).await.inspect_err(|status| refused(plugin.name, status))?;
     }
-    extension::validate(request).await.inspect_err(|status| refused("ValidatingAdmissionPolicy or webhook", status))
+    let asked = Box::pin(extension::validate(request)).await;
+    asked.inspect_err(|status| refused("ValidatingAdmissionPolicy or webhook", status))
 }
 
 /// Both, for requests whose object nothing else looks at: deletes, connects, bindings, …

@@ -1,5 +1,6 @@
 //! A request as admission plugins see it.
 
+use carob_api::kind::KindRef;
 use serde_json::Value;
 
 use crate::call::Call;
@@ -39,6 +40,8 @@ pub(crate) struct Request<'a> {
     pub old: Option<&'a Value>,
     /// Whether nothing will be kept: whoever has effects elsewhere must not have them.
     pub dry_run: bool,
+    /// The kind that the request was sent for, if it is looked at as one for another version of the same resource.
+    pub sent_for: Option<&'a KindRef>,
     /// The options of the request as an object: `CreateOptions`, `DeleteOptions`, …; null if there are none to show.
     pub options: Value,
 }
@@ -79,6 +82,7 @@ impl<'a> Request<'a> {
             object: Value::Null,
             old: None,
             dry_run,
+            sent_for: None,
             options: Value::Null,
         }
     }

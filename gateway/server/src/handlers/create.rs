@@ -44,7 +44,10 @@ pub(crate) async fn create(call: &Call, body: &Bytes) -> Result<Response, Status
 /// The object of a body, checked against its schema.
 pub(crate) fn decode_body(call: &Call, body: &Bytes, options: &WriteOptions) -> Result<Value, Status> {
     let Decoded { value, warnings } = match body_format(&call.headers)? {
-        BodyFormat::Json => decode::decode_json(&call.kind, body, options.validation)?,
+        BodyFormat::Json => {
+            call.sent.note(&call.kind, body);
+            decode::decode_json(&call.kind, body, options.validation)?
+        }
         BodyFormat::Yaml => decode::decode_yaml(&call.kind, body, options.validation)?,
         BodyFormat::Protobuf => {
             let json = response::to_json(&protobuf::to_json(body)?);
@@ -154,7 +157,8 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
             return Ok(Placed::Made(response::to_json(&object)));
         }
         let object = conversion::to_storage(call, object).await?;
-        let document = objects::encode(&call.stored(object));
+        let object = call.stored(object);
+        let document = objects::encode_with(&object, call.sent.instead(&object));
         let mut expect = vec![(key.clone(), Expect::Absent)];
         expect.extend(place.expectation());
         expect.extend(charge.expect.iter().cloned());

@@ -180,6 +180,9 @@ async fn step(
     let mut errors = metadata::validate_update(&call.kind, &new, old);
     errors.extend(errors.clone());
     errors.extend(kind.validate_update(&new, old, how.part));
+    if errors.is_empty() {
+        errors.extend(call.sent.changed(&call.kind, &entry.value, &new));
+    }
     if !errors.is_empty() {
         return Err(Status::invalid((call.kind.group, call.kind.kind), call.name(), errors));
     }
@@ -215,7 +218,8 @@ async fn step(
         Write::Delete(key.to_owned())
     } else {
         let new = conversion::to_storage(call, new).await?;
-        Write::Put(key.to_owned(), objects::encode(&call.stored(new)))
+        let new = call.stored(new);
+        Write::Put(key.to_owned(), objects::encode_with(&new, call.sent.instead(&new)))
     };
     let mut expect = vec![(key.to_owned(), Expect::At(entry.revision))];
     expect.extend(charge.expect.iter().cloned());

@@ -1,10 +1,13 @@
 //! Which requests a webhook or a policy is about.
 
+use carob_api::kind::{Kind, KindRef};
 use carob_api::selector::LabelSelector;
 use carob_api::status::Status;
 use serde_json::{Value, json};
 
 use crate::admission::Request;
+use crate::call::Call;
+use crate::conversion;
 use crate::objects::{self, store_failure};
 
 /// What must be known of a request beyond itself.
@@ -26,8 +29,70 @@ impl Facts {
     }
 }
 
+/// As what version of its resource a request is looked at.
+#[derive(Clone, Debug)]
+pub(super) enum Version {
+    /// The one that it was sent for.
+    Sent,
+    /// One that rules name, of the same objects.
+    Other(KindRef),
+}
+
+/// A request as one for another version of its resource.
+pub(super) struct Converted {
+    call: Call,
+    object: Value,
+    old: Option<Value>,
+}
+
+impl Converted {
+    pub async fn of(request: &Request<'_>, kind: &KindRef) -> Result<Self, Status> {
+        let call = request.call;
+        let (mut object, mut old) = (request.object.clone(), request.old.cloned());
+        // Other parts than these are of the same kind in all versions.
+        if matches!(request.subresource, "" | "status") {
+            object = conversion::as_version(call, object, kind).await?;
+            if let Some(known) = old.take() {
+                old = Some(conversion::as_version(call, known, kind).await?);
+            }
+        }
+        Ok(Self { call: call.of_kind(kind), object, old })
+    }
+
+    /// What is asked about.
+    pub fn request<'a>(&'a self, of: &Request<'a>) -> Request<'a> {
+        Request {
+            call: &self.call,
+            operation: of.operation,
+            subresource: of.subresource,
+            name: of.name.clone(),
+            object: self.object.clone(),
+            old: self.old.as_ref(),
+            dry_run: of.dry_run,
+            sent_for: Some(&of.call.kind),
+            options: of.options.clone(),
+        }
+    }
+
+    /// Hands on what was said about it.
+    pub fn hand_on(&self, to: &Request<'_>) {
+        self.call.take_warnings().into_iter().for_each(|warning| to.call.warn(warning));
+    }
+
+    /// The object, as it is by now, in the version that was sent.
+    pub async fn back(&self, object: Value, to: &Request<'_>) -> Result<Value, Status> {
+        if matches!(to.subresource, "" | "status") {
+            conversion::from_version(to.call, object, &self.call.kind).await
+        } else {
+            Ok(object)
+        }
+    }
+}
+
 /// Rules and selectors, all of which must fit.
 pub(super) struct Matcher {
+    /// Whether rules are also about other versions of the resources that they name.
+    equivalent: bool,
     rules: Vec<Rule>,
     except: Vec<Rule>,
     namespaces: Option<LabelSelector>,
@@ -60,8 +125,8 @@ impl Rule {
         }
     }
 
-    fn fits(&self, request: &Request<'_>) -> bool {
-        let kind = &request.call.kind;
+    /// Whether a request fits, were it for this version of its resource.
+    fn fits(&self, request: &Request<'_>, kind: &Kind) -> bool {
         let any = |list: &[String], value: &str| list.iter().any(|one| one == "*" || one == value);
         let namespaced = request.call.namespace.is_some();
         let in_scope = match self.scope.as_str() {
@@ -103,6 +168,7 @@ impl Matcher {
             LabelSelector::from_object(selector).ok().filter(|selector| !selector.is_everything())
         };
         Self {
+            equivalent: from.get("matchPolicy").is_none_or(|policy| policy != "Exact"),
             rules: list(rules),
             except: list("excludeResourceRules"),
             namespaces: selector("namespaceSelector"),
@@ -115,14 +181,37 @@ impl Matcher {
         !self.rules.is_empty()
     }
 
-    /// Whether a rule fits.
-    pub fn fits_rules(&self, request: &Request<'_>) -> bool {
-        self.rules.iter().any(|rule| rule.fits(request))
+    /// The version in which a rule fits: the one that was sent, if it does, or another.
+    pub fn version(&self, request: &Request<'_>) -> Option<Version> {
+        self.fitting(&self.rules, request)
+    }
+
+    fn fitting(&self, rules: &[Rule], request: &Request<'_>) -> Option<Version> {
+        let sent = &request.call.kind;
+        let fits = |kind: &Kind| rules.iter().any(|rule| rule.fits(request, kind));
+        if rules.is_empty() {
+            return None;
+        }
+        if fits(sent) {
+            return Some(Version::Sent);
+        }
+        if !self.equivalent {
+            return None;
+        }
+        let registry = request.call.server.registry();
+        // Versions of one resource are kept in one place.
+        let place = objects::prefix(sent, None);
+        let other = |kind: &&KindRef| {
+            (kind.version != sent.version || kind.group != sent.group)
+                && objects::prefix(kind, None) == place
+                && fits(kind)
+        };
+        registry.iter().find(other).map(|kind| Version::Other(kind.clone()))
     }
 
     /// Whether no exception and no selector speaks against it.
     pub fn fits_otherwise(&self, request: &Request<'_>, facts: &Facts) -> bool {
-        !self.except.iter().any(|rule| rule.fits(request))
+        self.fitting(&self.except, request).is_none()
             && self.namespaces.as_ref().is_none_or(|selector| fits_namespace(selector, request, facts))
             && self.objects.as_ref().is_none_or(|selector| {
                 let fits = |object: &Value| selector.matches(object.pointer("/metadata/labels"));

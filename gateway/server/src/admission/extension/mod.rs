@@ -1,6 +1,7 @@
 //! Admission that clusters bring themselves: webhooks and policies, as the objects of `admissionregistration.k8s.io` say.
 
 mod matching;
+mod mutating;
 mod policy;
 mod review;
 mod webhook;
@@ -16,6 +17,7 @@ use super::Request;
 use crate::authz::follow::Mirror;
 use crate::objects;
 use matching::Facts;
+use mutating::{Change, Round};
 use policy::{Binding, Policy};
 use webhook::Webhook;
 
@@ -35,6 +37,8 @@ pub(crate) struct Registered {
 struct Rules {
     policies: Vec<Policy>,
     bindings: Vec<Binding>,
+    changes: Vec<Change>,
+    change_bindings: Vec<Binding>,
     mutating: Vec<Webhook>,
     validating: Vec<Webhook>,
 }
@@ -85,6 +89,8 @@ impl Rules {
             match plural {
                 "validatingadmissionpolicies" => rules.policies.push(Policy::read(object)),
                 "validatingadmissionpolicybindings" => rules.bindings.push(Binding::read(object)),
+                "mutatingadmissionpolicies" => rules.changes.push(Change::read(object)),
+                "mutatingadmissionpolicybindings" => rules.change_bindings.push(Binding::read(object)),
                 "mutatingwebhookconfigurations" => rules.mutating.extend(Webhook::of_configuration(object)),
                 "validatingwebhookconfigurations" => rules.validating.extend(Webhook::of_configuration(object)),
                 _ => {}
@@ -94,23 +100,32 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// Whether there is a mutating policy that could be asked: one that is bound, while the API has them.
+    fn changes_anything(&self, request: &Request<'_>) -> bool {
+        !self.changes.is_empty() && !self.change_bindings.is_empty() && !request.call.server.optional.is_empty()
+    }
+}
+
 /// Nobody can lock a cluster's administrators out of what would let them in again.
 fn is_exempt(request: &Request<'_>) -> bool {
     request.call.kind.group == GROUP
 }
 
-/// Asks mutating webhooks. Says whether they changed the object.
+/// Asks mutating policies, then webhooks. Says whether they changed the object.
 pub(super) async fn mutate(request: &mut Request<'_>) -> Result<bool, Status> {
     let rules = request.call.server.registered.now();
-    if rules.mutating.is_empty() || is_exempt(request) {
+    if (rules.mutating.is_empty() && !rules.changes_anything(request)) || is_exempt(request) {
         return Ok(false);
     }
-    webhook::mutate(&rules.mutating, request).await
+    let changed = mutating::mutate(&rules.changes, &rules.change_bindings, request, Round::First).await?;
+    Ok(webhook::mutate(&rules.mutating, request).await? || changed)
 }
 
-/// Asks those webhooks again that want to know of later changes.
+/// Asks those again that want to know of later changes.
 pub(super) async fn mutate_again(request: &mut Request<'_>) -> Result<(), Status> {
     let rules = request.call.server.registered.now();
+    mutating::mutate(&rules.changes, &rules.change_bindings, request, Round::Again).await?;
     webhook::mutate_again(&rules.mutating, request).await
 }
 

@@ -6,27 +6,32 @@ use carob_api::status::{Cause, Details, Status};
 use carob_store::KeyRange;
 use serde_json::{Value, json};
 
-use super::matching::{Facts, Matcher};
+use super::matching::{Converted, Facts, Matcher, Version};
 use super::review::{self, Rights};
 use crate::admission::Request;
 use crate::objects::{self, store_failure, text};
 
-/// A policy.
-pub(super) struct Policy {
-    name: String,
+/// What policies of both sorts have: what they are about, and what their expressions are given.
+pub(super) struct Subject {
+    pub name: String,
     matcher: Matcher,
-    conditions: Conditions,
+    pub conditions: Conditions,
     variables: Vec<(String, Expression)>,
+    pub ignores_failures: bool,
+    params: Option<(String, String)>,
+}
+
+/// A policy that judges.
+pub(super) struct Policy {
+    subject: Subject,
     validations: Vec<Validation>,
     annotations: Vec<(String, Expression)>,
-    ignores_failures: bool,
-    params: Option<(String, String)>,
 }
 
 /// Where a policy holds.
 pub(super) struct Binding {
-    name: String,
-    policy: String,
+    pub name: String,
+    pub policy: String,
     matcher: Option<Matcher>,
     actions: Vec<String>,
     params: Value,
@@ -35,7 +40,7 @@ pub(super) struct Binding {
 /// An expression and its text.
 pub(super) struct Expression {
     text: String,
-    program: Result<Program, String>,
+    pub program: Result<Program, String>,
 }
 
 struct Validation {
@@ -51,11 +56,11 @@ pub(super) struct Conditions {
 }
 
 impl Expression {
-    fn read(text: &str) -> Self {
+    pub fn read(text: &str) -> Self {
         Self { text: text.to_owned(), program: Program::compile(text, &review::VARIABLES) }
     }
 
-    fn evaluate(&self, scope: &Scope<'_>, budget: &mut Budget) -> Result<cel::Value, String> {
+    pub fn evaluate(&self, scope: &Scope<'_>, budget: &mut Budget) -> Result<cel::Value, String> {
         let program = self.program.as_ref().map_err(|mistake| format!("compilation error: {mistake}"))?;
         program.evaluate(scope, budget).map_err(|error: Error| error.to_string())
     }
@@ -91,19 +96,55 @@ impl Conditions {
     }
 }
 
-impl Policy {
+impl Subject {
     pub fn read(policy: &Value) -> Self {
         let spec = &policy["spec"];
-        let list = |name: &str| spec[name].as_array().map_or(&[][..], Vec::as_slice);
         Self {
             name: text(policy, "/metadata/name").to_owned(),
             matcher: Matcher::of_policy(&spec["matchConstraints"]),
             conditions: Conditions::read(spec),
-            variables: list("variables")
+            variables: list(spec, "variables")
                 .iter()
                 .map(|variable| (text(variable, "/name").to_owned(), Expression::read(text(variable, "/expression"))))
                 .collect(),
-            validations: list("validations")
+            ignores_failures: spec["failurePolicy"] == "Ignore",
+            params: spec
+                .get("paramKind")
+                .filter(|kind| kind.is_object())
+                .map(|kind| (text(kind, "/apiVersion").to_owned(), text(kind, "/kind").to_owned())),
+        }
+    }
+
+    /// Whether a request is what the policy is about where it is bound, and as what version of its resource.
+    pub fn version(&self, binding: &Binding, request: &Request<'_>, facts: &Facts) -> Option<Version> {
+        let fits = || self.matcher.fits_otherwise(request, facts) && binding.fits(request, facts);
+        self.matcher.version(request).filter(|_| fits())
+    }
+
+    /// The values of the policy's variables. One that fails is missing for those who use it.
+    pub fn variables(&self, scope: &Scope<'_>, budget: &mut Budget) -> cel::Value {
+        let mut named: Vec<(String, cel::Value)> = Vec::with_capacity(self.variables.len());
+        for (name, expression) in &self.variables {
+            let so_far = [("variables", cel::object(&named))];
+            if let Ok(value) = expression.evaluate(&scope.with_all(&so_far), budget) {
+                named.push((name.clone(), value));
+            }
+        }
+        cel::object(&named)
+    }
+}
+
+/// A list of a spec.
+pub(super) fn list<'a>(spec: &'a Value, name: &str) -> &'a [Value] {
+    spec[name].as_array().map_or(&[][..], Vec::as_slice)
+}
+
+impl Policy {
+    pub fn read(policy: &Value) -> Self {
+        let spec = &policy["spec"];
+        Self {
+            subject: Subject::read(policy),
+            validations: list(spec, "validations")
                 .iter()
                 .map(|validation| Validation {
                     expression: Expression::read(text(validation, "/expression")),
@@ -114,15 +155,10 @@ impl Policy {
                     reason: text(validation, "/reason").to_owned(),
                 })
                 .collect(),
-            annotations: list("auditAnnotations")
+            annotations: list(spec, "auditAnnotations")
                 .iter()
                 .map(|note| (text(note, "/key").to_owned(), Expression::read(text(note, "/valueExpression"))))
                 .collect(),
-            ignores_failures: spec["failurePolicy"] == "Ignore",
-            params: spec
-                .get("paramKind")
-                .filter(|kind| kind.is_object())
-                .map(|kind| (text(kind, "/apiVersion").to_owned(), text(kind, "/kind").to_owned())),
         }
     }
 }
@@ -142,7 +178,7 @@ impl Binding {
 
     fn fits(&self, request: &Request<'_>, facts: &Facts) -> bool {
         self.matcher.as_ref().is_none_or(|matcher| {
-            (!matcher.has_rules() || matcher.fits_rules(request)) && matcher.fits_otherwise(request, facts)
+            (!matcher.has_rules() || matcher.version(request).is_some()) && matcher.fits_otherwise(request, facts)
         })
     }
 
@@ -164,30 +200,36 @@ pub(super) async fn validate(
     request: &Request<'_>,
     facts: &Facts,
 ) -> Result<(), Status> {
-    let concerned: Vec<(&Policy, &Binding)> = bindings
+    let concerned: Vec<(&Policy, &Binding, Version)> = bindings
         .iter()
         .filter_map(|binding| {
-            let policy = policies.iter().find(|policy| policy.name == binding.policy)?;
-            let fits = policy.matcher.fits_rules(request)
-                && policy.matcher.fits_otherwise(request, facts)
-                && binding.fits(request, facts);
-            fits.then_some((policy, binding))
+            let policy = policies.iter().find(|policy| policy.subject.name == binding.policy)?;
+            Some((policy, binding, policy.subject.version(binding, request, facts)?))
         })
         .collect();
     if concerned.is_empty() {
         return Ok(());
     }
-    let variables = review::variables(request, facts);
+    let as_sent = review::variables(request, facts);
     let mut refusal = None;
-    for (policy, binding) in concerned {
+    for (policy, binding, version) in concerned {
+        let converted = match &version {
+            Version::Sent => None,
+            Version::Other(kind) => Some(Converted::of(request, kind).await?),
+        };
+        let seen = converted.as_ref().map(|converted| converted.request(request));
+        let as_seen = seen.as_ref().map(|seen| review::variables(seen, facts));
+        let variables = as_seen.as_ref().unwrap_or(&as_sent);
         let mut denials = Vec::new();
-        match find_params(policy, binding, request).await {
+        match find_params(&policy.subject, binding, request).await {
             Ok(all) => {
                 for params in all {
-                    denials.extend(judge(policy, request, &variables, &params));
+                    denials.extend(judge(policy, request, variables, &params));
                 }
             }
-            Err(why) if !policy.ignores_failures => denials.push(Denial { message: why, reason: String::new() }),
+            Err(why) if !policy.subject.ignores_failures => {
+                denials.push(Denial { message: why, reason: String::new() })
+            }
             Err(_) => {}
         }
         for denial in denials {
@@ -200,7 +242,7 @@ pub(super) async fn validate(
 /// Carries out what the binding says of a denial.
 fn enforce(policy: &Policy, binding: &Binding, request: &Request<'_>, denial: &Denial) -> Option<Status> {
     let call = request.call;
-    let (policy, name) = (&policy.name, &binding.name);
+    let (policy, name) = (&policy.subject.name, &binding.name);
     if binding.does("Warn") {
         call.warn(format!(
             "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{name}': {}",
@@ -248,21 +290,14 @@ fn judge(
     let params = [("params", cel::from_json(params))];
     let outer = with_request.with_all(&params);
     let failed = |why: String| Denial { message: why, reason: String::new() };
-    match policy.conditions.hold(&outer, &mut budget) {
+    let subject = &policy.subject;
+    match subject.conditions.hold(&outer, &mut budget) {
         Ok(true) => {}
         Ok(false) => return Vec::new(),
-        Err(_) if policy.ignores_failures => return Vec::new(),
+        Err(_) if subject.ignores_failures => return Vec::new(),
         Err(why) => return vec![failed(why)],
     }
-    let mut named: Vec<(String, cel::Value)> = Vec::with_capacity(policy.variables.len());
-    for (name, expression) in &policy.variables {
-        let so_far = [("variables", cel::object(&named))];
-        // A variable that fails is missing for those who use it.
-        if let Ok(value) = expression.evaluate(&outer.with_all(&so_far), &mut budget) {
-            named.push((name.clone(), value));
-        }
-    }
-    let composed = [("variables", cel::object(&named))];
+    let composed = [("variables", subject.variables(&outer, &mut budget))];
     let scope = outer.with_all(&composed);
     let mut denials = Vec::new();
     for validation in &policy.validations {
@@ -270,7 +305,7 @@ fn judge(
             Ok(cel::Value::Bool(true)) => {}
             Ok(_) => denials
                 .push(Denial { message: validation.told(&scope, &mut budget), reason: validation.reason.clone() }),
-            Err(_) if policy.ignores_failures => {}
+            Err(_) if subject.ignores_failures => {}
             Err(why) => denials
                 .push(failed(format!("expression '{}' resulted in error: {why}", validation.expression.text.trim()))),
         }
@@ -279,7 +314,7 @@ fn judge(
         if let Ok(cel::Value::String(note)) = expression.evaluate(&scope, &mut budget)
             && !note.trim().is_empty()
         {
-            request.call.annotate(&format!("{}/{key}", policy.name), || note.trim().to_owned());
+            request.call.annotate(&format!("{}/{key}", subject.name), || note.trim().to_owned());
         }
     }
     denials
@@ -300,7 +335,11 @@ impl Validation {
 }
 
 /// The objects that a policy is given, one evaluation for each; a null where it takes none.
-async fn find_params(policy: &Policy, binding: &Binding, request: &Request<'_>) -> Result<Vec<Value>, String> {
+pub(super) async fn find_params(
+    policy: &Subject,
+    binding: &Binding,
+    request: &Request<'_>,
+) -> Result<Vec<Value>, String> {
     let Some((api_version, kind)) = &policy.params else { return Ok(vec![Value::Null]) };
     if !binding.params.is_object() {
         return Ok(vec![Value::Null]);

@@ -1,6 +1,7 @@
 //! A request as webhooks and expressions see it.
 
 use carob_api::cel::{self, Access};
+use carob_api::kind::Kind;
 use serde_json::{Map, Value, json};
 
 use super::matching::Facts;
@@ -10,20 +11,17 @@ use crate::authz::Attributes;
 
 /// The request of an `AdmissionReview`, without its uid and its objects.
 pub(super) fn describe(request: &Request<'_>) -> Value {
-    let kind = &request.call.kind;
-    let part = kind.subresource(request.subresource);
-    let (group, version, name) = part.map_or((kind.group, kind.version, kind.kind), |part| part.gvk);
-    let kind_of = json!({ "group": group, "version": version, "kind": name });
-    let resource = json!({ "group": kind.group, "version": kind.version, "resource": kind.plural });
+    let (kind_of, resource) = names(request, &request.call.kind);
+    let (sent_kind, sent_resource) = names(request, request.sent_for.unwrap_or(&request.call.kind));
     let mut described = Map::new();
-    described.insert("kind".into(), kind_of.clone());
-    described.insert("resource".into(), resource.clone());
+    described.insert("kind".into(), kind_of);
+    described.insert("resource".into(), resource);
     if !request.subresource.is_empty() {
         described.insert("subResource".into(), request.subresource.into());
         described.insert("requestSubResource".into(), request.subresource.into());
     }
-    described.insert("requestKind".into(), kind_of);
-    described.insert("requestResource".into(), resource);
+    described.insert("requestKind".into(), sent_kind);
+    described.insert("requestResource".into(), sent_resource);
     if !request.name.is_empty() {
         described.insert("name".into(), request.name.as_str().into());
     }
@@ -35,6 +33,14 @@ pub(super) fn describe(request: &Request<'_>) -> Value {
     described.insert("dryRun".into(), request.dry_run.into());
     described.insert("options".into(), options(request));
     Value::Object(described)
+}
+
+/// The kind of what a request of this row takes, and the resource.
+fn names(request: &Request<'_>, kind: &Kind) -> (Value, Value) {
+    let part = kind.subresource(request.subresource);
+    let (group, version, name) = part.map_or((kind.group, kind.version, kind.kind), |part| part.gvk);
+    let kind_of = json!({ "group": group, "version": version, "kind": name });
+    (kind_of, json!({ "group": kind.group, "version": kind.version, "resource": kind.plural }))
 }
 
 fn user(identity: &Identity) -> Value {

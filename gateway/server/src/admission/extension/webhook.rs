@@ -9,7 +9,7 @@ use carob_api::status::{Cause, Details, Status};
 use carob_api::{decode, patch};
 use serde_json::{Value, json};
 
-use super::matching::{Facts, Matcher};
+use super::matching::{Converted, Facts, Matcher, Version};
 use super::policy::Conditions;
 use super::review::{self, Rights};
 use crate::admission::Request;
@@ -52,15 +52,13 @@ impl Webhook {
         }
     }
 
-    fn fits(&self, request: &Request<'_>, facts: &Facts) -> bool {
-        self.matcher.fits_rules(request) && self.matcher.fits_otherwise(request, facts)
+    /// As what version of its resource the webhook wants to see a request, if at all.
+    fn version(&self, request: &Request<'_>, facts: &Facts) -> Option<Version> {
+        self.matcher.version(request).filter(|_| self.matcher.fits_otherwise(request, facts))
     }
 
-    /// Whether the webhook is to be asked, all its conditions considered.
+    /// Whether the conditions hold for a request that fits.
     fn is_concerned(&self, request: &Request<'_>, facts: &Facts) -> Result<bool, Status> {
-        if !self.fits(request, facts) {
-            return Ok(false);
-        }
         if self.conditions.is_empty() {
             return Ok(true);
         }
@@ -170,6 +168,24 @@ pub(super) async fn mutate_again(hooks: &[Webhook], request: &mut Request<'_>) -
 }
 
 async fn mutate_by(hook: &Webhook, request: &mut Request<'_>, facts: &Facts) -> Result<bool, Status> {
+    let kind = match hook.version(request, facts) {
+        None => return Ok(false),
+        Some(Version::Sent) => return mutate_seen(hook, request, facts).await,
+        Some(Version::Other(kind)) => kind,
+    };
+    let converted = Converted::of(request, &kind).await?;
+    let mut seen = converted.request(request);
+    let outcome = mutate_seen(hook, &mut seen, facts).await;
+    converted.hand_on(request);
+    let changed = outcome?;
+    let object = seen.object;
+    if changed {
+        request.object = converted.back(object, request).await?;
+    }
+    Ok(changed)
+}
+
+async fn mutate_seen(hook: &Webhook, request: &mut Request<'_>, facts: &Facts) -> Result<bool, Status> {
     if !hook.is_concerned(request, facts)? {
         return Ok(false);
     }
@@ -200,14 +216,25 @@ async fn mutate_by(hook: &Webhook, request: &mut Request<'_>, facts: &Facts) -> 
 
 /// Asks the validating webhooks, all at once. The first in their order that refuses is heard.
 pub(super) async fn validate(hooks: &[Webhook], request: &Request<'_>, facts: &Facts) -> Result<(), Status> {
-    let mut asked = Vec::new();
-    for hook in hooks {
-        if hook.is_concerned(request, facts)? {
-            asked.push(hook.ask(request));
-        }
-    }
+    let asked = hooks.iter().map(|hook| validate_by(hook, request, facts));
     for answer in futures::future::join_all(asked).await {
         answer?;
     }
     Ok(())
+}
+
+async fn validate_by(hook: &Webhook, request: &Request<'_>, facts: &Facts) -> Result<(), Status> {
+    let kind = match hook.version(request, facts) {
+        None => return Ok(()),
+        Some(Version::Sent) => return validate_seen(hook, request, facts).await,
+        Some(Version::Other(kind)) => kind,
+    };
+    let converted = Converted::of(request, &kind).await?;
+    let outcome = validate_seen(hook, &converted.request(request), facts).await;
+    converted.hand_on(request);
+    outcome
+}
+
+async fn validate_seen(hook: &Webhook, request: &Request<'_>, facts: &Facts) -> Result<(), Status> {
+    if hook.is_concerned(request, facts)? { hook.ask(request).await.map(|_| ()) } else { Ok(()) }
 }
