@@ -8,6 +8,7 @@ mod down;
 mod image;
 mod machine;
 mod metrics;
+mod rest;
 mod up;
 mod wiring;
 

@@ -26,6 +26,7 @@ use crate::DataDirOption;
 use crate::config::ConfigFile;
 use crate::data_dir::{DataDir, Instance, random_id};
 use crate::metrics;
+use crate::rest;
 use crate::wiring::{LocalNode, Metered};
 
 /// What pods are told of the cluster's names.
@@ -127,6 +128,10 @@ pub async fn run(options: Options) -> Result<()> {
         "controllers",
         |stop| async move { Ok(carob_controllers::run(clients, controller_options, stop).await?) },
     );
+    tasks.spawn("rest", |stop| async move {
+        rest::run(stop).await;
+        Ok(())
+    });
     let server = Arc::clone(&gateway);
     tasks.spawn("gateway", |stop| async move { Ok(server.serve(listeners, stop).await?) });
 

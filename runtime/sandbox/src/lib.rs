@@ -14,6 +14,7 @@ mod exec;
 pub mod fuzzing;
 mod kernel;
 mod logs;
+mod memory;
 mod outbox;
 mod program;
 mod protocol;
@@ -30,6 +31,7 @@ pub use config::{
     MountKind, PathMasks, PodConfig, Propagation, Rlimit, Rootfs, RuntimeConfig, Seccomp, User,
 };
 pub use error::Error;
+pub use memory::give_back;
 pub use runtime::{ExecProcess, Runtime, teardown};
 pub use state::{
     CgroupPaths, CgroupVersion, ContainerState, Exit, FinalUsage, RecoveredContainer, RecoveredPod, Started, Usage,

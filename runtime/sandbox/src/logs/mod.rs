@@ -7,7 +7,7 @@ mod line;
 
 use crate::kernel::process;
 use crate::outbox::Outbox;
-use crate::{protocol, wire};
+use crate::{memory, protocol, wire};
 use file::LogFile;
 use line::LineSplitter;
 use nix::errno::Errno;
@@ -164,6 +164,7 @@ fn run(socket: OwnedFd) -> io::Result<()> {
     state.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET))?;
     let mut socket = Some(socket);
     let mut events = [EpollEvent::empty(); 64];
+    memory::give_back();
     // The spawner's end is not the containers' end: what they still write is written.
     while socket.is_some() || !state.streams.is_empty() {
         let count = match state.epoll.wait(&mut events, EpollTimeout::NONE) {

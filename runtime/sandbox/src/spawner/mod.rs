@@ -15,7 +15,7 @@ mod starts;
 
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::kernel::{mount, process};
-use crate::{Limits, logs};
+use crate::{Limits, logs, memory};
 use service::Service;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -96,6 +96,7 @@ fn start(args: impl Iterator<Item = OsString>) -> Result<(), String> {
                 Ok(mut service) => {
                     let _ = ready.write_all(b"ready");
                     drop(ready);
+                    memory::give_back();
                     match service.run() {
                         Ok(()) => 0,
                         Err(error) => {

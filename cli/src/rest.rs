@@ -1,0 +1,37 @@
+//! A gateway that rests holds little: once a storm is over, also that of the start, it gives back what only that needed.
+
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use tokio_util::sync::CancellationToken;
+
+/// How often it looks whether it rests.
+const LOOK: Duration = Duration::from_secs(3);
+/// It rests if less of a core is used in between.
+const AT_REST: Duration = Duration::from_millis(60);
+
+/// Until the end.
+pub async fn run(stop: CancellationToken) {
+    let mut before = used();
+    let mut given_back = false;
+    while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
+        let now = used();
+        if now.saturating_sub(before) >= AT_REST {
+            given_back = false;
+        } else if !given_back {
+            given_back = true;
+            if let Err(error) = tokio::task::spawn_blocking(carob_sandbox::give_back).await {
+                tracing::warn!(%error, "memory is not given back");
+            }
+        }
+        before = used();
+    }
+}
+
+/// CPU time of this process.
+fn used() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
+    let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(microseconds.unsigned_abs())
+}
