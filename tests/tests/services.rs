@@ -156,3 +156,27 @@ fn a_client_with_affinity_stays_and_an_unready_pod_gets_nothing() {
     eventually("the other pod answers", || answered("sticky", 1).contains(other));
     eventually("unready pods are published where that is wanted", || answered("open", 8).contains("unready"));
 }
+
+#[test]
+fn the_api_leads_to_a_pod_a_service_and_a_nodes_worker() {
+    let mut carob = Carob::start(&["tools"]);
+    let web = service(
+        "web",
+        &json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}),
+    );
+    carob.apply(&list(&[server("one", "web"), web]));
+    carob.wait("pod/one", "condition=Ready");
+    for what in ["pods/one:8080", "pods/http:one:8080", "services/web:http", "services/http:web:80"] {
+        let path = format!("/api/v1/namespaces/default/{what}/proxy/hello/there");
+        // It may listen, and be an endpoint, a moment after it is Ready.
+        let answer = carob.until(&["get", "--raw", &path], |answer| answer.contains("hostname: one"));
+        assert!(answer.contains("request: GET /hello/there"), "{answer}");
+    }
+    let refused = carob.kubectl_fails(&["get", "--raw", "/api/v1/namespaces/default/services/web:none/proxy/"]);
+    assert!(refused.contains("no endpoints available for service \"web\""), "{refused}");
+    let refused = carob.kubectl_fails(&["get", "--raw", "/api/v1/namespaces/default/pods/one:9/proxy/"]);
+    assert!(refused.contains("connection refused"), "{refused}");
+    let node = carob.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    assert_eq!(carob.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/healthz")]).trim(), "ok");
+    carob.down();
+}

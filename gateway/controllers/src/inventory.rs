@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregated;
 use crate::cluster::Cluster;
 use crate::informer::{Change, Informer, is_not_served};
 use crate::kinds::{Kind, Kinds};
@@ -90,6 +91,7 @@ impl Inventory {
             tasks.spawn(self.clone().watch(client.clone(), kind, stop.clone()));
         }
         self.follow_definitions(client, cluster, stop);
+        aggregated::follow(self, client, cluster, stop);
     }
 
     /// Kinds come and go with their definitions.
@@ -144,12 +146,21 @@ impl Inventory {
         Some(told)
     }
 
+    /// Hears of a kind that nobody waits for, until told to stop.
+    pub(crate) async fn hear_of(self, client: Client, kind: Arc<Kind>, stop: CancellationToken) {
+        self.watch_of(client, kind, stop, true).await;
+    }
+
     async fn watch(self, client: Client, kind: Arc<Kind>, stop: CancellationToken) {
+        self.watch_of(client, kind, stop, false).await;
+    }
+
+    /// Unless its first list is `complete` from the beginning, it is awaited.
+    async fn watch_of(self, client: Client, kind: Arc<Kind>, stop: CancellationToken, mut complete: bool) {
         let api = kind.metadata_api(&client);
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
         let mut known: HashMap<Uid, Arc<str>> = HashMap::new();
         let mut before: HashMap<Uid, Arc<str>> = HashMap::new();
-        let mut complete = false;
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => break,

@@ -4,6 +4,7 @@
 //! to look at ([`queue`]); a reconciliation compares what is with what should be and takes the next step, so that it can
 //! be stopped at any moment and begun again. What they have in common is in [`controller`].
 
+mod aggregated;
 mod autoscaler;
 mod certificates;
 mod cluster;

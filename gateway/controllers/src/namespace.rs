@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 
+use crate::aggregated;
 use crate::cluster::Cluster;
 use crate::controller::Setup;
 use crate::informer::Key;
@@ -39,6 +40,8 @@ struct Remains {
     objects: BTreeMap<String, usize>,
     finalizers: BTreeMap<String, usize>,
     failures: Vec<String>,
+    /// Versions of groups of which nobody knows what they hold: their servers don't answer.
+    unknown: Vec<String>,
 }
 
 impl crate::controller::Controller for Controller {
@@ -84,7 +87,7 @@ impl Controller {
             return Ok(None);
         }
         let remains = self.empty(&name).await;
-        let done = remains.objects.is_empty() && remains.failures.is_empty();
+        let done = remains.objects.is_empty() && remains.failures.is_empty() && remains.unknown.is_empty();
         let namespace = self.report(&namespace, &remains).await?;
         if !done {
             return Ok(Some(LOOK_AGAIN));
@@ -95,7 +98,7 @@ impl Controller {
 
     /// Asks for everything to go, and counts what is left: pods before all else.
     async fn empty(&self, namespace: &str) -> Remains {
-        let mut remains = Remains::default();
+        let mut remains = Remains { unknown: aggregated::unavailable(&self.cluster), ..Remains::default() };
         let is_pod = |kind: &Kind| kind.group.is_empty() && kind.name == "Pod";
         let kinds = self.kinds.all();
         let (pods, others): (Vec<_>, Vec<_>) =
@@ -166,6 +169,16 @@ impl Controller {
 }
 
 impl Remains {
+    fn discovery_failure(&self) -> String {
+        let groups: Vec<String> =
+            self.unknown.iter().map(|version| format!("{version}: stale GroupVersion discovery: {version}")).collect();
+        format!(
+            "Discovery failed for some groups, {} failing: unable to retrieve the complete list of server APIs: {}",
+            groups.len(),
+            groups.join(", ")
+        )
+    }
+
     fn conditions(&self, known: &NamespaceStatus, now: Timestamp) -> Vec<NamespaceCondition> {
         let objects: Vec<String> =
             self.objects.iter().map(|(resource, count)| format!("{resource} has {count} resource instances")).collect();
@@ -177,7 +190,11 @@ impl Remains {
         let all = [
             (
                 "NamespaceDeletionDiscoveryFailure",
-                ("False", "ResourcesDiscovered", "All resources successfully discovered".to_owned()),
+                or(
+                    !self.unknown.is_empty(),
+                    ("DiscoveryFailed", self.discovery_failure()),
+                    ("ResourcesDiscovered", "All resources successfully discovered"),
+                ),
             ),
             (
                 "NamespaceDeletionGroupVersionParsingFailure",

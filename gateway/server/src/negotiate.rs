@@ -110,6 +110,15 @@ impl Accept {
 
     /// Reads the header of a request about objects. Custom resources have no protobuf form.
     pub fn of_objects(headers: &HeaderMap, has_protobuf: bool) -> Result<Self, Status> {
+        Self::chosen(headers, has_protobuf, true)
+    }
+
+    /// Reads the header of a question, whose answer is no object that a table could show.
+    pub fn of_questions(headers: &HeaderMap) -> Result<Self, Status> {
+        Self::chosen(headers, true, false)
+    }
+
+    fn chosen(headers: &HeaderMap, has_protobuf: bool, has_tables: bool) -> Result<Self, Status> {
         let clauses = clauses(headers)?;
         if clauses.is_empty() {
             return Ok(Self::JSON);
@@ -121,18 +130,14 @@ impl Accept {
             let Some(view) = clause.view() else { continue };
             let written = match view {
                 View::Object => format != Format::Protobuf || has_protobuf,
-                View::Table(_) => format != Format::Protobuf,
+                View::Table(_) => has_tables && format != Format::Protobuf,
                 View::Metadata(_) | View::MetadataList(_) => true,
             };
             if written {
                 return Ok(Self { format, view });
             }
         }
-        Err(if known_type {
-            Status::not_acceptable(format!("only the following media types are accepted: {OFFERED}"))
-        } else {
-            unacceptable(true)
-        })
+        Err(if known_type { no_such_view() } else { unacceptable(true) })
     }
 
     /// Reads the header of a watch, which is not written in YAML.
@@ -159,7 +164,11 @@ impl Accept {
         if clauses.is_empty() {
             return Ok(Format::Json);
         }
-        clauses.iter().find_map(Clause::format).ok_or_else(|| unacceptable(false))
+        let mut plain = clauses.iter().filter(|clause| clause.parameter("as").is_none());
+        plain.find_map(Clause::format).ok_or_else(|| {
+            let known_type = clauses.iter().any(|clause| clause.format().is_some());
+            if known_type { no_such_view() } else { unacceptable(false) }
+        })
     }
 
     /// Whether aggregated discovery of version v2 comes before plain discovery in what the client takes.
@@ -180,6 +189,11 @@ impl Accept {
             })
             .unwrap_or(false)
     }
+}
+
+/// The media type is known, but not as what the client wants it.
+fn no_such_view() -> Status {
+    Status::not_acceptable(format!("only the following media types are accepted: {OFFERED}"))
 }
 
 fn unacceptable(streams: bool) -> Status {
@@ -260,6 +274,18 @@ mod tests {
         assert_eq!(accept("application/json;as=Table;v=v9;g=meta.k8s.io,application/json"), Ok(Accept::JSON));
         let refused = accept("application/json;as=Nope;v=v1;g=meta.k8s.io").expect_err("refused");
         assert!(refused.message().starts_with("only the following media types are accepted"));
+    }
+
+    #[test]
+    fn questions_have_no_tables_and_documents_no_views() {
+        let headers = |text| HeaderMap::from_iter([(ACCEPT, http::HeaderValue::from_static(text))]);
+        let table = headers("application/json;as=Table;v=v1;g=meta.k8s.io");
+        assert_eq!(Accept::of_questions(&table).expect_err("refused").code(), 406);
+        let fallback = headers("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
+        assert_eq!(Accept::of_questions(&fallback), Ok(Accept::JSON));
+        let old = headers("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList");
+        assert_eq!(Accept::of_documents(&old).expect_err("refused").code(), 406);
+        assert_eq!(Accept::of_documents(&fallback), Ok(Format::Json));
     }
 
     #[test]

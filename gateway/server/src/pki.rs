@@ -199,12 +199,7 @@ fn new_ca(common_name: &str) -> Result<Pair, Error> {
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-fn leaf(
-    dir: &Path,
-    file: &str,
-    authority: &Authority,
-    subject: &Subject<'_>,
-) -> Result<Pair, Error> {
+fn leaf(dir: &Path, file: &str, authority: &Authority, subject: &Subject<'_>) -> Result<Pair, Error> {
     if let Some(pair) = read_pair(dir, file)?
         && still_good(&pair, &authority.der, subject.names)
     {

@@ -50,10 +50,8 @@ impl Delegate {
     pub fn new(spec: &Value, client: &Pair) -> Self {
         let service = Reference::read(&spec["service"]);
         let authorities = spec["caBundle"].as_str().and_then(|bundle| STANDARD.decode(bundle).ok()).unwrap_or_default();
-        let trust = match spec["insecureSkipTLSVerify"] == true {
-            true => Trust::Anybody,
-            false => Trust::Authorities(&authorities),
-        };
+        let trust =
+            if spec["insecureSkipTLSVerify"] == true { Trust::Anybody } else { Trust::Authorities(&authorities) };
         let sender = wire::tls(&trust, Some(client)).and_then(|tls| {
             let name = ServerName::try_from(service.host()).map_err(|error| error.to_string())?;
             Ok(Wires::Network { tls, name: Some(name) }.sender())

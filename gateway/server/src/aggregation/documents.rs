@@ -63,7 +63,8 @@ fn of_plain(document: &Document, group: &str, version: &str) -> Option<Value> {
     let list: Value = serde_json::from_slice(&document.bytes).ok()?;
     let resources = list["resources"].as_array()?;
     let kind_of = |resource: &Value| {
-        let or = |field: &str, own: &str| resource[field].as_str().filter(|text| !text.is_empty()).unwrap_or(own).to_owned();
+        let or =
+            |field: &str, own: &str| resource[field].as_str().filter(|text| !text.is_empty()).unwrap_or(own).to_owned();
         json!({ "group": or("group", group), "version": or("version", version), "kind": resource["kind"] })
     };
     let mut made: Vec<Value> = Vec::new();
@@ -212,9 +213,7 @@ impl Table {
             let one = self.all.iter().find(|one| one.group == group && one.version == version);
             one.map_or(0, |one| one.version_priority)
         };
-        versions.sort_by(|a, b| {
-            priority(b).cmp(&priority(a)).then_with(|| custom::version_order(a, b))
-        });
+        versions.sort_by(|a, b| priority(b).cmp(&priority(a)).then_with(|| custom::version_order(a, b)));
         versions.dedup();
         versions
     }

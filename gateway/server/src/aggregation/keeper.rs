@@ -18,12 +18,12 @@ use super::delegate::Refusal;
 use super::documents::Documents;
 use super::resolve::Nowhere;
 use super::{AUTOMANAGED, Delegate, RESOURCE, Registered};
+use crate::Server;
 use crate::bootstrap::{self, Existing};
 use crate::handlers::delete;
 use crate::handlers::update::{self, Change};
 use crate::objects;
 use crate::options::DeleteOptions;
-use crate::Server;
 
 /// How often a server that answers is asked whether it still does.
 const EVERY: Duration = Duration::from_secs(30);
@@ -62,8 +62,7 @@ pub(super) async fn keep(server: Weak<Server>, stopping: CancellationToken) {
             look(&alive, &mut due).await;
             drop(alive);
             let next = due.values().map(|due: &Due| due.at).min();
-            let services: BTreeSet<(String, String)> = aggregation.services();
-            let mut news = news(&*store, &services, revision).await;
+            let mut news = news(&*store, &aggregation.namespaces(), revision).await;
             let sleep = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -81,28 +80,20 @@ pub(super) async fn keep(server: Weak<Server>, stopping: CancellationToken) {
 }
 
 impl super::Aggregation {
-    /// Namespace and name of the Services on which something depends.
-    fn services(&self) -> BTreeSet<(String, String)> {
+    /// The namespaces of the Services on which something depends.
+    fn namespaces(&self) -> BTreeSet<String> {
         let table = self.now();
         let delegates = table.all.iter().filter_map(|one| one.delegate.as_ref());
-        delegates.map(|delegate| (delegate.service.namespace.clone(), delegate.service.name.clone())).collect()
+        delegates.map(|delegate| delegate.service.namespace.clone()).collect()
     }
 }
 
-/// Something whenever one of the Services or its endpoints changes.
-async fn news<'a>(
-    store: &'a dyn carob_store::Store,
-    services: &BTreeSet<(String, String)>,
-    after: u64,
-) -> BoxStream<'a, ()> {
+/// Something whenever a Service or its endpoints change in one of these namespaces.
+async fn news<'a>(store: &'a dyn carob_store::Store, namespaces: &BTreeSet<String>, after: u64) -> BoxStream<'a, ()> {
     let mut all: Vec<BoxStream<'a, ()>> = Vec::new();
-    for (namespace, name) in services {
-        let keys = [
-            objects::core_key("services", Some(namespace), name),
-            format!("/discovery.k8s.io/endpointslices/{namespace}/"),
-        ];
-        for key in keys {
-            match store.watch(KeyRange::prefix(&key), after).await {
+    for namespace in namespaces {
+        for prefix in ["/core/services", "/discovery.k8s.io/endpointslices"] {
+            match store.watch(KeyRange::prefix(format!("{prefix}/{namespace}/")), after).await {
                 Ok(events) => {
                     all.push(Box::pin(events.filter_map(|event| async move {
                         (!matches!(event, Ok(Watched::Progress(_)))).then_some(())
@@ -145,9 +136,10 @@ async fn register(server: &Arc<Server>) -> Result<(), Status> {
     if !wanted.is_empty() {
         bootstrap::ensure(server, RESOURCE, wanted, settle).await?;
     }
-    let gone = table.all.iter().filter(|one| {
-        one.automanaged == "true" && !served.contains(&(one.group.as_str(), one.version.as_str()))
-    });
+    let gone = table
+        .all
+        .iter()
+        .filter(|one| one.automanaged == "true" && !served.contains(&(one.group.as_str(), one.version.as_str())));
     for one in gone {
         let call = bootstrap::server_call(server, RESOURCE, &one.name)?;
         match delete::delete_object(&call, &one.name, &DeleteOptions::default()).await {
@@ -174,9 +166,7 @@ async fn look(server: &Arc<Server>, due: &mut HashMap<String, Due>) {
     due.retain(|name, _| table.all.iter().any(|one| one.delegate.is_some() && one.name == *name));
     server.aggregation.forget(&table, server);
     let now = Instant::now();
-    let is_due = |one: &&Arc<Registered>| {
-        one.delegate.is_none() || due.get(&one.name).is_none_or(|due| due.at <= now)
-    };
+    let is_due = |one: &&Arc<Registered>| one.delegate.is_none() || due.get(&one.name).is_none_or(|due| due.at <= now);
     let asked = table.all.iter().filter(is_due).map(|one| async move {
         let verdict = match &one.delegate {
             None => Verdict::new("True", "Local", "Local APIServices are always available"),
@@ -273,7 +263,10 @@ mod tests {
             "lastTransitionTime": "then", "reason": "MissingEndpoints"}]}});
         set_available(&mut object, &Verdict::new("False", "FailedDiscoveryCheck", "m"));
         let condition = &object["status"]["conditions"][0];
-        assert_eq!((&condition["lastTransitionTime"], &condition["reason"]), (&"then".into(), &"FailedDiscoveryCheck".into()));
+        assert_eq!(
+            (&condition["lastTransitionTime"], &condition["reason"]),
+            (&"then".into(), &"FailedDiscoveryCheck".into())
+        );
         set_available(&mut object, &Verdict::new("True", "Passed", "all checks passed"));
         assert_ne!(object["status"]["conditions"][0]["lastTransitionTime"], "then");
         assert_eq!(object["status"]["conditions"].as_array().map(Vec::len), Some(1));

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::Server;
 use crate::authz::follow::{self, Mirror};
 use crate::bootstrap::{self, Existing};
 use crate::objects::{self, text};
 use crate::pki::{FRONT_PROXY, Pair, Pki};
-use crate::Server;
 pub(crate) use delegate::Delegate;
 use documents::Documents;
 pub(crate) use openapi::merged;
@@ -233,12 +233,7 @@ mod tests {
 
     fn entry(name: &str, spec: &Value) -> Entry {
         let object = json!({"metadata": {"name": name, "uid": name}, "spec": spec});
-        Entry {
-            key: format!("{PREFIX}{name}").into(),
-            value: object.to_string().into(),
-            revision: 1,
-            created: 1,
-        }
+        Entry { key: format!("{PREFIX}{name}").into(), value: object.to_string().into(), revision: 1, created: 1 }
     }
 
     #[test]

@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn a_definition_of_a_taken_name_is_renamed_with_what_refers_to_it() {
-        let mut document = json!({"paths": {}, "definitions": {"meta": {"type": "object"}, "same": {"type": "string"}}});
+        let mut document =
+            json!({"paths": {}, "definitions": {"meta": {"type": "object"}, "same": {"type": "string"}}});
         let other = json!({"paths": {"/apis/e.x/v1/things": {"schema": {"$ref": "#/definitions/thing"}}}, "definitions": {
             "meta": {"type": "array"}, "same": {"type": "string"},
             "thing": {"properties": {"m": {"$ref": "#/definitions/meta"}, "s": {"$ref": "#/definitions/same"}}}}});

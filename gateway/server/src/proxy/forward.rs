@@ -215,10 +215,10 @@ mod tests {
         let mut names: Vec<&str> = passed.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "te", "x-forwarded-for"]);
-        assert_eq!((&passed["te"], &passed["x-forwarded-for"]), (
-            &HeaderValue::from_static("trailers"),
-            &HeaderValue::from_static("1.2.3.4, 10.0.0.1")
-        ));
+        assert_eq!(
+            (&passed["te"], &passed["x-forwarded-for"]),
+            (&HeaderValue::from_static("trailers"), &HeaderValue::from_static("1.2.3.4, 10.0.0.1"))
+        );
     }
 
     #[test]

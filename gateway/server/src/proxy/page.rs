@@ -117,8 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_is_rewritten_however_it_is_packed() {
-        for (coding, name) in
-            [(Coding::Plain, None), (Coding::Gzip, Some("gzip")), (Coding::Deflate, Some("deflate"))]
+        for (coding, name) in [(Coding::Plain, None), (Coding::Gzip, Some("gzip")), (Coding::Deflate, Some("deflate"))]
         {
             assert_eq!(through(coding, name, r#"<a href="/x">"#).await, r#"<a href="/p/x">"#);
         }

@@ -93,11 +93,8 @@ impl Rewriting {
             },
             _ => String::new(),
         };
-        let path = if url.path.starts_with(&self.prefix) {
-            url.path.to_owned()
-        } else {
-            path::join(&self.prefix, url.path)
-        };
+        let path =
+            if url.path.starts_with(&self.prefix) { url.path.to_owned() } else { path::join(&self.prefix, url.path) };
         Some(format!("{origin}{path}{}", url.rest)).filter(|new| new != text)
     }
 

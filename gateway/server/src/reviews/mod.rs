@@ -71,7 +71,7 @@ impl Review {
         query: Query,
         body: &Bytes,
     ) -> Result<Response, Status> {
-        let accept = Accept::of_objects(headers, true)?;
+        let accept = Accept::of_questions(headers)?;
         let mut call = Call::new(Arc::clone(server), self.kind, identity.clone(), headers.clone(), accept);
         call.namespace = self.namespace;
         call.query = query;
