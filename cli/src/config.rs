@@ -1,9 +1,11 @@
 //! The file of `--config`: what is too large for a flag.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use carob_image::RegistryConfig;
+use carob_network::Ipv4Net;
 use serde::Deserialize;
 
 /// Settings of one Carob. Unknown ones are refused.
@@ -16,8 +18,55 @@ pub struct ConfigFile {
     pub images: RegistryConfig,
     /// Who is known, what is audited, what is asked of Pods.
     pub cluster: carob_gateway::Settings,
+    /// Addresses of load balancers, resolvers, what pods may reach.
+    pub network: NetworkSettings,
     /// The price book; list prices of 0 where it isn't given.
     pub price_book: Option<PathBuf>,
+}
+
+/// Settings of the pods' network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct NetworkSettings {
+    /// Addresses for Services of type LoadBalancer: `192.0.2.10`, `192.0.2.16/28` or `192.0.2.10-192.0.2.20`.
+    pub load_balancers: Vec<AddressRange>,
+    /// `ADDR:PORT` of the resolvers of names that aren't the cluster's; the machine's own where none is given.
+    pub resolvers: Vec<SocketAddr>,
+    /// Lets pods reach 169.254.169.254, where clouds tell a machine's secrets.
+    pub open_metadata: bool,
+}
+
+impl NetworkSettings {
+    /// The load balancers' addresses, from the first to the last of each range.
+    pub fn pool(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+        self.load_balancers.iter().map(|range| (range.first, range.last)).collect()
+    }
+}
+
+/// Addresses from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct AddressRange {
+    first: Ipv4Addr,
+    last: Ipv4Addr,
+}
+
+impl TryFrom<String> for AddressRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no address, CIDR or range of addresses");
+        let address = |text: &str| text.trim().parse::<Ipv4Addr>().map_err(|_| wrong());
+        let (first, last) = if let Some((first, last)) = text.split_once('-') {
+            (address(first)?, address(last)?)
+        } else if text.contains('/') {
+            let network: Ipv4Net = text.trim().parse().map_err(|_| wrong())?;
+            (network.network(), network.broadcast())
+        } else {
+            (address(&text)?, address(&text)?)
+        };
+        if first > last { Err(wrong()) } else { Ok(Self { first, last }) }
+    }
 }
 
 impl ConfigFile {
@@ -32,6 +81,18 @@ impl ConfigFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_load_balancers_are_single_ones_networks_or_ranges() {
+        let read =
+            |text: &str| AddressRange::try_from(text.to_owned()).map(|range| format!("{}-{}", range.first, range.last));
+        assert_eq!(read("192.0.2.7").unwrap(), "192.0.2.7-192.0.2.7");
+        assert_eq!(read("192.0.2.16/30").unwrap(), "192.0.2.16-192.0.2.19");
+        assert_eq!(read("192.0.2.7 - 192.0.2.9").unwrap(), "192.0.2.7-192.0.2.9");
+        for wrong in ["", "192.0.2", "192.0.2.9-192.0.2.7", "192.0.2.0/40", "2001:db8::1"] {
+            assert!(read(wrong).unwrap_err().contains("no address"), "{wrong}");
+        }
+    }
 
     #[test]
     fn an_unknown_setting_is_refused_by_name() {

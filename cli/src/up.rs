@@ -78,7 +78,7 @@ pub async fn run(options: Options) -> Result<()> {
     raise_open_files();
     let listener = listen(options.listen)?;
     let address = listener.local_addr()?;
-    let (site, network) = claim_site(&dir, &options, address).await?;
+    let (site, network) = claim_site(&dir, &options, address, config.network.open_metadata).await?;
     let mut tasks = Tasks::default();
 
     let store = RedbStore::open(dir.store(), carob_store::redb::Options::default())
@@ -99,6 +99,7 @@ pub async fn run(options: Options) -> Result<()> {
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
+    let load_balancers = config.network.pool();
     let mut listeners = vec![listener];
     if let Some(network) = network {
         if !address.ip().is_unspecified() {
@@ -122,6 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
         root_ca: gateway.ca_certificate().to_owned(),
         authority: Some(gateway.signing_authority()),
         volumes,
+        load_balancers,
         ..carob_controllers::Options::default()
     };
     tasks.spawn(
@@ -176,7 +178,12 @@ impl Site {
 
 /// Chooses the addresses, at the first start, and sets up the pods' network on them. One Carob of the machine at a time
 /// does so: two that look at once would choose the same.
-async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Result<(Site, Option<PodNetwork>)> {
+async fn claim_site(
+    dir: &DataDir,
+    options: &Options,
+    address: SocketAddr,
+    open_metadata: bool,
+) -> Result<(Site, Option<PodNetwork>)> {
     let _turn = tokio::task::spawn_blocking(machine_lock).await??;
     let (instance, pod_cidr) = instance(dir, options)?;
     let mut site = Site::new(instance, pod_cidr, address)?;
@@ -188,6 +195,7 @@ async fn claim_site(dir: &DataDir, options: &Options, address: SocketAddr) -> Re
         pod_cidr: site.pod_cidr,
         pool: NAMESPACE_POOL,
         service_cidr: Some(site.instance.service_cidr),
+        open_metadata,
     })
     .await
     .context("cannot set up the pods' network")?;
@@ -267,6 +275,7 @@ async fn worker(
         data_dir: dir.root().to_owned(),
         client: gateway.client(&format!("system:node:{name}"), &["system:nodes"]),
         services: gateway.client("system:kube-proxy", &[]),
+        policies: gateway.client("system:carob:network-policy", &[]),
         runtime,
         recovered,
         exits,
@@ -279,6 +288,8 @@ async fn worker(
             ca_pem: gateway.ca_certificate().to_owned(),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
             dns_servers: site.dns.iter().map(|(service, _)| IpAddr::V4(*service.ip())).collect(),
+            load_balancers: config.network.pool(),
+            upstream_dns: config.network.resolvers.clone(),
         },
         dns: Some(dns),
     })

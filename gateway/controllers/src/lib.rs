@@ -22,6 +22,7 @@ mod inventory;
 mod ip_addresses;
 mod job;
 mod kinds;
+mod load_balancer;
 mod namespace;
 mod node_lifecycle;
 mod ownership;
@@ -42,6 +43,7 @@ mod status;
 mod taint_eviction;
 mod volumes;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +56,7 @@ use crate::cluster::Cluster;
 pub use crate::controller::Clients;
 use crate::controller::{Start, start};
 use crate::inventory::Inventory;
+pub use crate::load_balancer::CLASS as LOAD_BALANCER_CLASS;
 use crate::replica_set::Replicas;
 
 /// All of them.
@@ -72,6 +75,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<endpoints::legacy::Endpoints>,
     start::<endpoints::mirror::Mirror>,
     start::<ip_addresses::Addresses>,
+    start::<load_balancer::LoadBalancers>,
     start::<service_account::DefaultAccounts>,
     start::<root_ca::RootCa>,
     start::<namespace::Controller>,
@@ -103,6 +107,8 @@ pub struct Options {
     pub authority: Option<(String, String)>,
     /// Where the directories of volumes of the default StorageClass are made; none if nobody here could mount them.
     pub volumes: Option<PathBuf>,
+    /// Addresses for Services of type LoadBalancer, from the first to the last of each range; without any, they wait.
+    pub load_balancers: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// How often an autoscaler looks at its metrics. In Kubernetes every 15 seconds.
     pub autoscaler_period: Duration,
     /// How long an event is kept after it was last written. Kubernetes keeps it for an hour.
@@ -116,6 +122,7 @@ impl Default for Options {
             root_ca: String::new(),
             authority: None,
             volumes: None,
+            load_balancers: Vec::new(),
             autoscaler_period: Duration::from_secs(15),
             event_ttl: Duration::from_secs(3600),
         }

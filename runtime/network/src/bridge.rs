@@ -65,6 +65,45 @@ pub(crate) fn route(bridge: u32, services: Ipv4Net, source: Ipv4Addr) -> Result<
     }
 }
 
+/// Gives the bridge these addresses beside its own, and takes all others from it.
+pub(crate) fn hold(instance: &str, own: Ipv4Addr, wanted: &[Ipv4Addr]) -> Result<(), Error> {
+    let name = name(instance);
+    let Some(bridge) = netlink::index_of(&name) else { return Ok(()) };
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let held: Vec<Ipv4Addr> = addresses(&mut netlink)?
+        .iter()
+        .filter_map(network_of)
+        .filter(|(network, index)| *index == bridge && network.prefix_len() == 32 && network.addr() != own)
+        .map(|(network, _)| network.addr())
+        .collect();
+    let change = |netlink: &mut Netlink, message, mode, fine: i32| match netlink.request(vec![(message, mode)]) {
+        Err(error) if error.raw_os_error() != Some(fine) => Err(error),
+        _ => Ok(()),
+    };
+    for address in held.iter().filter(|address| !wanted.contains(*address)) {
+        let RouteNetlinkMessage::NewAddress(message) = netlink::address(bridge, *address, 32) else { continue };
+        change(&mut netlink, RouteNetlinkMessage::DelAddress(message), Mode::Change, libc::EADDRNOTAVAIL)
+            .map_err(Error::kernel(format!("take {address} from {name}")))?;
+    }
+    for address in wanted.iter().filter(|address| !held.contains(*address)) {
+        change(&mut netlink, netlink::address(bridge, *address, 32), Mode::Create, libc::EEXIST)
+            .map_err(Error::kernel(format!("give {name} the address {address}")))?;
+    }
+    Ok(())
+}
+
+fn addresses(netlink: &mut Netlink) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    let mut query = AddressMessage::default();
+    query.header.family = AddressFamily::Inet;
+    netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(Error::kernel("list network addresses"))
+}
+
+/// Lets a link's packets come from and go to loopback addresses; the rules see to it that only answers do.
+pub(crate) fn accept_loopback(link: &str) -> Result<(), Error> {
+    let switch = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
+    std::fs::write(&switch, "1").map_err(Error::kernel(format!("write {switch}")))
+}
+
 fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr) -> Result<u32, Error> {
     let mut message = netlink::link(name);
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
@@ -143,10 +182,7 @@ fn if_name(attribute: &LinkAttribute) -> Option<&String> {
 pub(crate) fn overlap(instance: &str, wanted: Ipv4Net) -> Result<Option<(Ipv4Net, String)>, Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let own = netlink::index_of(&name(instance));
-    let mut query = AddressMessage::default();
-    query.header.family = AddressFamily::Inet;
-    let addresses =
-        netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(Error::kernel("list network addresses"))?;
+    let addresses = addresses(&mut netlink)?;
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet;
     let routes = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(Error::kernel("list routes"))?;

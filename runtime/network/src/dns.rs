@@ -8,7 +8,7 @@ mod forward;
 mod names;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(20);
 const ALIASES: usize = 8;
 
 /// Where the machine's resolvers are, asked each time that they are needed.
-pub type Resolvers = Arc<dyn Fn() -> Vec<IpAddr> + Send + Sync>;
+pub type Resolvers = Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>;
 
 /// The sockets that questions come in by.
 pub struct DnsSockets {

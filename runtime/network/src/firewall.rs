@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::netfilter::{APPEND, CREATE, Messages, Transaction};
+use crate::netfilter::{self, APPEND, CREATE, Messages, Transaction};
+use crate::policies::Direction;
 use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
 use crate::{Error, NetworkConfig, bridge};
 
@@ -16,7 +17,12 @@ const DELETE_TABLE: u16 = 2;
 pub(crate) const NEW_CHAIN: u16 = 3;
 pub(crate) const NEW_RULE: u16 = 6;
 pub(crate) const DELETE_RULE: u16 = 8;
+/// `NFT_MSG_GETCHAIN`, `NFT_MSG_DELCHAIN`, `NFT_MSG_GETSET`, `NFT_MSG_DELSET`
+pub(crate) const GET_CHAIN: u16 = 4;
+pub(crate) const DELETE_CHAIN: u16 = 5;
 const NEW_SET: u16 = 9;
+pub(crate) const GET_SET: u16 = 10;
+pub(crate) const DELETE_SET: u16 = 11;
 pub(crate) const NEW_ELEMENTS: u16 = 12;
 pub(crate) const DELETE_ELEMENTS: u16 = 14;
 
@@ -34,16 +40,19 @@ pub enum Side {
     Inside,
     /// Everything else.
     Outside,
+    /// This machine itself, by one of its loopback addresses.
+    Loopback,
 }
 
 impl Side {
-    pub(crate) const BOTH: [Self; 2] = [Self::Inside, Self::Outside];
+    pub(crate) const ALL: [Self; 3] = [Self::Inside, Self::Outside, Self::Loopback];
 
     /// (address, protocol, port) → what to do.
     pub(crate) fn services(self) -> &'static str {
         match self {
             Self::Inside => "inside",
             Self::Outside => "outside",
+            Self::Loopback => "loopback",
         }
     }
 
@@ -52,6 +61,7 @@ impl Side {
         match self {
             Self::Inside => "inside-endpoints",
             Self::Outside => "outside-endpoints",
+            Self::Loopback => "loopback-endpoints",
         }
     }
 
@@ -60,6 +70,7 @@ impl Side {
         match self {
             Self::Inside => "inside-live",
             Self::Outside => "outside-live",
+            Self::Loopback => "loopback-live",
         }
     }
 }
@@ -71,17 +82,47 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 /// (address, protocol, port) of services outside the service range that have no endpoint.
 pub(crate) const REFUSED: &str = "refused";
 
+/// (address, protocol, port) of services that only some clients may use.
+pub(crate) const GUARDED: &str = "guarded";
+/// (client, address, protocol, port): who may.
+pub(crate) const ADMITTED: &str = "admitted";
+/// Addresses that this machine has for services alone.
+pub(crate) const HELD: &str = "held";
+
 /// nft's numbers of types, and how many bits of a concatenation one takes.
-const ADDRESS: u32 = 7;
-const PROTOCOL: u32 = 12;
-const PORT: u32 = 13;
+pub(crate) const ADDRESS: u32 = 7;
+pub(crate) const PROTOCOL: u32 = 12;
+pub(crate) const PORT: u32 = 13;
 const NUMBER: u32 = 19;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
-enum Holds {
+/// How many bytes a value of a type has.
+fn width(kind: u32) -> u32 {
+    match kind {
+        PROTOCOL => 1,
+        PORT => 2,
+        _ => 4,
+    }
+}
+
+/// What is found under a key.
+pub(crate) enum Holds {
     Keys,
     Verdicts,
     Endpoints,
+}
+
+/// What a set's keys are, and who writes it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Single keys.
+    Plain,
+    /// Single keys, written by packets, which are forgotten after a time.
+    Remembered,
+    /// Ranges of a value, given by where they begin and end.
+    Ranges,
+    /// Ranges in each part of a concatenation.
+    Boxes,
 }
 
 /// What `nft list` shows as the type of a concatenation.
@@ -90,18 +131,24 @@ fn concatenated(types: &[u32]) -> u32 {
 }
 
 /// The sets and maps: name, key, what is found there, whether packets write it.
-fn sets() -> Vec<(&'static str, Vec<u32>, Holds, bool)> {
+fn sets() -> Vec<(&'static str, Vec<u32>, Holds, Shape)> {
     let service = [ADDRESS, PROTOCOL, PORT];
     let with = |more: &[u32]| [&service[..], more].concat();
     let mut all = vec![
-        (AFFINITY, [&[ADDRESS][..], &service].concat(), Holds::Endpoints, true),
-        (HAIRPIN, vec![ADDRESS, ADDRESS], Holds::Keys, false),
-        (REFUSED, service.to_vec(), Holds::Keys, false),
+        (AFFINITY, [&[ADDRESS][..], &service].concat(), Holds::Endpoints, Shape::Remembered),
+        (HAIRPIN, vec![ADDRESS, ADDRESS], Holds::Keys, Shape::Plain),
+        (REFUSED, service.to_vec(), Holds::Keys, Shape::Plain),
+        (GUARDED, service.to_vec(), Holds::Keys, Shape::Plain),
+        (ADMITTED, [&[ADDRESS][..], &service].concat(), Holds::Keys, Shape::Boxes),
+        (HELD, vec![ADDRESS], Holds::Keys, Shape::Plain),
     ];
-    for side in Side::BOTH {
-        all.push((side.services(), service.to_vec(), Holds::Verdicts, false));
-        all.push((side.endpoints(), with(&[NUMBER]), Holds::Endpoints, false));
-        all.push((side.live(), with(&[ADDRESS, PORT]), Holds::Keys, false));
+    for side in Side::ALL {
+        all.push((side.services(), service.to_vec(), Holds::Verdicts, Shape::Plain));
+        all.push((side.endpoints(), with(&[NUMBER]), Holds::Endpoints, Shape::Plain));
+        all.push((side.live(), with(&[ADDRESS, PORT]), Holds::Keys, Shape::Plain));
+    }
+    for direction in Direction::BOTH {
+        all.push((direction.map(), vec![ADDRESS], Holds::Verdicts, Shape::Plain));
     }
     all
 }
@@ -123,35 +170,66 @@ const CHAINS: [(&str, Place); 7] = [
 ];
 
 /// Looks a packet's destination up: under its address, or under none for ports of the machine.
-const LOOK_UP: [(Side, &str, &str); 2] =
-    [(Side::Inside, "to-inside", "to-inside-port"), (Side::Outside, "to-outside", "to-outside-port")];
+const LOOK_UP: [(Side, &str, &str); 3] = [
+    (Side::Inside, "to-inside", "to-inside-port"),
+    (Side::Outside, "to-outside", "to-outside-port"),
+    (Side::Loopback, "to-loopback", "to-loopback-port"),
+];
 
 /// Where a connection's client, destination, protocol and port are loaded; a number or an endpoint follows.
 pub(crate) const CLIENT: Register = Register(0);
 pub(crate) const DESTINATION: Register = Register(1);
-const PROTOCOL_AT: Register = Register(2);
+pub(crate) const PROTOCOL_AT: Register = Register(2);
 const PORT_AT: Register = Register(3);
 
 /// Loads (address, protocol, port) from [`DESTINATION`] on; `address` false puts zeros for the address.
 pub(crate) fn load_destination(rule: Rule<'_>, address: bool) -> Rule<'_> {
     let rule = if address { rule.load(Field::Destination, DESTINATION) } else { rule.load_value(&[0; 4], DESTINATION) };
+    load_port(rule)
+}
+
+/// Loads (protocol, port) from [`PROTOCOL_AT`] on.
+pub(crate) fn load_port(rule: Rule<'_>) -> Rule<'_> {
     rule.load_meta(Meta::Protocol, PROTOCOL_AT).load(Field::DestinationPort, PORT_AT)
 }
 
+/// Names of what the kernel has in a table that begin so; `attribute` is the number of the name.
+pub(crate) fn names(table: &str, kind: u16, attribute: u16, prefix: &str) -> std::io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    netfilter::dump((10 << 8) | kind, |attributes| {
+        let text = |number| {
+            let value = netfilter::attribute(attributes, number)?;
+            std::str::from_utf8(value.strip_suffix(&[0])?).ok()
+        };
+        if text(1) == Some(table)
+            && let Some(name) = text(attribute)
+            && name.starts_with(prefix)
+        {
+            found.push(name.to_owned());
+        }
+    })?;
+    Ok(found)
+}
+
+/// How the names of all Carobs' tables begin.
+pub(crate) const TABLE: &str = "carob-";
+
 /// The table's name.
 pub(crate) fn table(instance: &str) -> String {
-    format!("carob-{instance}")
+    format!("{TABLE}{instance}")
 }
 
 /// The writer of one table's changes.
 pub(crate) struct Changes<'a> {
     pub(crate) table: &'a str,
     pub(crate) transaction: Transaction,
+    /// How many sets were made: each has a number in its transaction.
+    sets: u32,
 }
 
 impl<'a> Changes<'a> {
     pub(crate) fn of(table: &'a str) -> Self {
-        Self { table, transaction: Transaction::begin() }
+        Self { table, transaction: Transaction::begin(), sets: 0 }
     }
 
     fn table(&mut self) {
@@ -184,14 +262,20 @@ impl<'a> Changes<'a> {
         message.nested(4, |inner| write(Rule(inner)));
     }
 
-    fn set(&mut self, id: u32, name: &str, key: &[u32], holds: &Holds, dynamic: bool) {
+    /// Makes a set or map, or takes the one that is there.
+    pub(crate) fn set(&mut self, name: &str, key: &[u32], holds: &Holds, shape: Shape) {
         const MAP: u32 = 8;
-        const TIMEOUT_AND_WRITTEN_BY_PACKETS: u32 = 0x30;
-        let holds_data = !matches!(holds, Holds::Keys);
-        let flags = if holds_data { MAP } else { 0 } | if dynamic { TIMEOUT_AND_WRITTEN_BY_PACKETS } else { 0 };
-        let length = u32::try_from(key.len() * 4).unwrap_or(u32::MAX);
+        self.sets += 1;
+        let (length, id) = (u32::try_from(key.len() * 4).unwrap_or(u32::MAX), self.sets);
+        let flags = match shape {
+            Shape::Plain => 0,
+            Shape::Remembered => 0x10 | 0x20,
+            Shape::Ranges => 4,
+            Shape::Boxes => 4 | 0x80,
+        };
+        let map = if matches!(holds, Holds::Keys) { 0 } else { MAP };
         let message = self.transaction.message(NEW_SET, CREATE).name(1, self.table).name(2, name);
-        message.number(3, flags).number(4, concatenated(key)).number(5, length);
+        message.number(3, flags | map).number(4, concatenated(key)).number(5, length);
         match holds {
             Holds::Keys => {}
             Holds::Verdicts => {
@@ -201,10 +285,24 @@ impl<'a> Changes<'a> {
                 message.number(6, concatenated(&[ADDRESS, PORT])).number(7, 8);
             }
         }
-        if dynamic {
-            message.nested(9, |inner| {
-                inner.number(1, AFFINITY_SIZE);
-            });
+        match shape {
+            Shape::Plain | Shape::Ranges => {}
+            Shape::Remembered => {
+                message.nested(9, |inner| {
+                    inner.number(1, AFFINITY_SIZE);
+                });
+            }
+            Shape::Boxes => {
+                message.nested(9, |inner| {
+                    inner.nested(2, |fields| {
+                        for part in key {
+                            fields.nested(1, |field| {
+                                field.number(1, width(*part));
+                            });
+                        }
+                    });
+                });
+            }
         }
         message.number(10, id);
     }
@@ -238,8 +336,8 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
     let pods = bridge::port_prefix(&config.instance);
     let gateway = crate::address::gateway(config.pod_cidr)?;
     changes.table();
-    for (id, (name, key, holds, dynamic)) in (1..).zip(sets()) {
-        changes.set(id, name, &key, &holds, dynamic);
+    for (name, key, holds, shape) in sets() {
+        changes.set(name, &key, &holds, shape);
     }
     for (name, place) in &CHAINS {
         changes.base_chain(name, place);
@@ -251,23 +349,41 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
             load_destination(rule, true).verdict_of(side.services(), DESTINATION);
         });
         changes.rule(by_address, |rule| {
-            let rule = rule.only_to_this_machine().network(Field::Destination, Is::Other, LOOPBACK);
+            let rule = match side {
+                Side::Loopback => rule,
+                _ => rule.only_to_this_machine().network(Field::Destination, Is::Other, LOOPBACK),
+            };
             rule.verdict(&Verdict::Goto(by_port.to_owned()));
         });
         changes.rule(by_port, |rule| {
             load_destination(rule, false).verdict_of(side.services(), DESTINATION);
         });
     }
+    // Ports of pods on this machine's loopback addresses make the kernel take packets for those from links as well.
+    changes.rule("spoofed", |rule| {
+        let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
+        rule.network(Field::Destination, Is::Equal, LOOPBACK).verdict(&Verdict::Drop);
+    });
     // A pod sends with no address but its own.
     changes.rule("spoofed", |rule| {
         rule.interface(Meta::InputName, Is::Equal, &pods).only_from_elsewhere().verdict(&Verdict::Drop);
     });
     let inside = Verdict::Jump("to-inside".to_owned());
+    changes.rule("arriving", |rule| {
+        let rule = load_destination(rule, true).in_set(GUARDED, DESTINATION).load(Field::Source, CLIENT);
+        rule.not_in_set(ADMITTED, CLIENT).verdict(&Verdict::Drop);
+    });
     changes.rule("arriving", |rule| rule.interface(Meta::InputName, Is::Equal, &pods).verdict(&inside));
     changes.rule("arriving", |rule| {
         rule.interface(Meta::InputName, Is::Other, &pods).verdict(&Verdict::Jump("to-outside".to_owned()));
     });
+    changes.rule("leaving", |rule| {
+        let rule = rule.network(Field::Destination, Is::Equal, LOOPBACK);
+        rule.verdict(&Verdict::Goto("to-loopback".to_owned()));
+    });
     changes.rule("leaving", |rule| rule.verdict(&inside));
+    changes.rule("received", |rule| rule.load(Field::Destination, CLIENT).in_set(HELD, CLIENT).refuse());
+    changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
     // What is still for a service's address here has no endpoint.
     for chain in ["received", "forwarded", "sent"] {
         changes.rule(chain, |rule| without_endpoints(rule).protocol(Is::Equal, TCP).reset());
@@ -279,18 +395,31 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
             changes.rule(chain, |rule| rule.network(Field::Destination, Is::Equal, range).refuse());
         }
     }
-    changes.rule("forwarded", |rule| {
-        let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
-        rule.field(Field::Destination, Is::Equal, &METADATA.octets()).refuse();
-    });
+    for chain in ["received", "forwarded"].iter().filter(|_| !config.open_metadata) {
+        changes.rule(chain, |rule| {
+            let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
+            rule.field(Field::Destination, Is::Equal, &METADATA.octets()).refuse();
+        });
+    }
+    // Policies hold between a pod and everybody but itself and this machine; they see where a connection really goes.
+    changes.rule("forwarded", |rule| hairpin(rule).verdict(&Verdict::Accept));
+    for direction in Direction::BOTH {
+        changes.rule("forwarded", |rule| {
+            rule.load(direction.own(), CLIENT).verdict_of(direction.map(), CLIENT);
+        });
+    }
     // Pods reach each other by way of this machine only: no hint at a shorter one.
     changes.rule("sent", |rule| {
         let rule = rule.interface(Meta::OutputName, Is::Equal, &pods).protocol(Is::Equal, ICMP);
         rule.field(Field::IcmpType, Is::Equal, &[REDIRECT]).verdict(&Verdict::Drop);
     });
     changes.rule("source", |rule| {
-        let rule = rule.translated().load(Field::Source, CLIENT).load(Field::Destination, DESTINATION);
-        rule.in_set(HAIRPIN, CLIENT).come_from(gateway);
+        hairpin(rule.translated()).come_from(gateway);
+    });
+    // Nobody else can answer to a loopback address.
+    changes.rule("source", |rule| {
+        let rule = rule.translated().network(Field::Source, Is::Equal, LOOPBACK);
+        rule.interface(Meta::OutputName, Is::Equal, &pods).come_from(gateway);
     });
     changes.rule("source", |rule| {
         let rule = rule.network(Field::Destination, Is::Other, config.pod_cidr);
@@ -308,8 +437,22 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
     changes.commit("install")
 }
 
+/// Only packets of an endpoint to itself.
+fn hairpin(rule: Rule<'_>) -> Rule<'_> {
+    rule.load(Field::Source, CLIENT).load(Field::Destination, DESTINATION).in_set(HAIRPIN, CLIENT)
+}
+
 fn without_endpoints(rule: Rule<'_>) -> Rule<'_> {
     load_destination(rule, true).in_set(REFUSED, DESTINATION)
+}
+
+/// Tells which addresses this machine has for services alone.
+pub(crate) fn hold(instance: &str, addresses: &[Ipv4Addr]) -> Result<(), Error> {
+    let name = table(instance);
+    let mut changes = Changes::of(&name);
+    changes.clear(HELD);
+    changes.add(HELD, addresses, |messages, address| crate::services::write_key(messages, 1, &address.octets()));
+    changes.commit("hold addresses in")
 }
 
 /// Removes an instance's table, if it is there.
@@ -328,6 +471,7 @@ pub(crate) fn probe() -> Result<(), Error> {
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
             pool: 0,
             service_cidr: None,
+            open_metadata: false,
         })
     })
 }

@@ -11,9 +11,13 @@ mod bridge;
 mod conntrack;
 mod dns;
 mod firewall;
+#[doc(hidden)]
+pub mod fuzzing;
+mod host_port;
 mod namespace;
 mod netfilter;
 mod netlink;
+mod policies;
 mod pool;
 mod rules;
 mod services;
@@ -25,10 +29,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use dns::{Dns, DnsSockets, NamedEndpoint, NamedPort, Resolvers, ServiceNames};
 pub use firewall::Side;
+pub use host_port::HostPort;
 pub use ipnet::Ipv4Net;
+pub use policies::{
+    Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Rules, block_without, is_port_group, merged,
+};
 pub use services::{Backend, Change, Frontend, Protocol};
 
 use crate::address::Addresses;
+use crate::policies::Policies;
 use crate::pool::Pool;
 use crate::services::Services;
 
@@ -43,6 +52,8 @@ pub struct NetworkConfig {
     pub pool: usize,
     /// Services' addresses: what is sent to one of them that no service has is refused. None where there are no services.
     pub service_cidr: Option<Ipv4Net>,
+    /// Whether pods may reach 169.254.169.254, where clouds tell a machine's secrets.
+    pub open_metadata: bool,
 }
 
 /// A pod's network, ready to be joined.
@@ -105,11 +116,13 @@ pub struct Network {
 }
 
 struct Shared {
+    instance: String,
     gateway: Ipv4Addr,
     addresses: Arc<Mutex<Addresses>>,
     owners: Mutex<HashMap<String, Ipv4Addr>>,
     pool: Pool,
     services: Mutex<Services>,
+    policies: Mutex<Policies>,
 }
 
 impl Network {
@@ -134,7 +147,19 @@ impl Network {
             namespace::Maker { instance: config.instance.clone(), gateway, mtu, addresses: Arc::clone(&addresses) };
         let pool = Pool::start(maker, config.pool)?;
         let services = Mutex::new(Services::new(&config.instance));
-        Ok(Self { shared: Arc::new(Shared { gateway, addresses, owners: Mutex::default(), pool, services }) })
+        let policies = Mutex::new(Policies::new(&config.instance));
+        let owners = Mutex::default();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                instance: config.instance,
+                gateway,
+                addresses,
+                owners,
+                pool,
+                services,
+                policies,
+            }),
+        })
     }
 
     /// Begins to make namespaces ahead of need.
@@ -160,8 +185,25 @@ impl Network {
         lock(&self.shared.owners).insert(pod_uid.to_owned(), address);
     }
 
-    /// Gives a pod's address back. Its link goes with its namespace.
-    pub fn release(&self, pod_uid: &str) {
+    /// Leads ports of this machine to ports of a pod, until it is released.
+    pub async fn publish(&self, pod_uid: &str, pod: Ipv4Addr, ports: Vec<HostPort>) -> Result<(), Error> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        if ports.iter().any(HostPort::is_on_loopback) {
+            bridge::accept_loopback(&bridge::port_name(&self.shared.instance, pod))?;
+        }
+        let all = ports.iter().flat_map(|port| port.frontends(pod)).collect();
+        let uid = pod_uid.to_owned();
+        self.with_services(move |known| known.publish(&uid, all)).await
+    }
+
+    /// Gives a pod's address and its ports of this machine back. Its link goes with its namespace.
+    pub async fn release(&self, pod_uid: &str) {
+        let uid = pod_uid.to_owned();
+        if let Err(error) = self.with_services(move |known| known.unpublish(&uid)).await {
+            tracing::warn!(%error, pod_uid, "ports of a pod that is gone may still lead to it");
+        }
         if let Some(address) = lock(&self.shared.owners).remove(pod_uid) {
             lock(&self.shared.addresses).free(address);
         }
@@ -178,9 +220,48 @@ impl Network {
         self.with_services(move |known| known.replace(services)).await
     }
 
+    /// Makes these addresses this machine's own, for services alone, and no others: it answers for them on its networks,
+    /// and what no service wants is refused.
+    pub async fn hold(&self, addresses: Vec<Ipv4Addr>) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            firewall::hold(&shared.instance, &addresses)?;
+            bridge::hold(&shared.instance, shared.gateway, &addresses)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Which of these ports of the machine another Carob's Services have as well, with its id: one of the two gets the
+    /// connections.
+    pub async fn contested(&self, ports: Vec<Frontend>) -> Result<Vec<(Frontend, String)>, Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || services::contested(&shared.instance, &ports);
+        let found = tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?;
+        found.map_err(Error::kernel("look for other Carobs' ports"))
+    }
+
     /// Carries changes of services out, all in one step.
     pub async fn change_services(&self, changes: Vec<Change>) -> Result<(), Error> {
         self.with_services(move |known| known.change(changes)).await
+    }
+
+    /// Makes the kernel know the policies that these changes make up, and no others. Those of an earlier run hold until
+    /// then.
+    pub async fn replace_policies(&self, changes: Vec<PolicyChange>) -> Result<(), Error> {
+        self.with_policies(move |known| known.replace(changes)).await
+    }
+
+    /// Carries changes of policies out, all in one step. What is under way goes on.
+    pub async fn change_policies(&self, changes: Vec<PolicyChange>) -> Result<(), Error> {
+        self.with_policies(move |known| known.change(changes)).await
+    }
+
+    async fn with_policies(
+        &self,
+        work: impl FnOnce(&mut Policies) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || work(&mut lock(&shared.policies))).await.map_err(|_| Error::Closed)?
     }
 
     async fn with_services(

@@ -108,6 +108,11 @@ impl Transaction {
         Self { messages }
     }
 
+    /// Whether there is nothing to carry out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.count <= 1
+    }
+
     /// Begins a message of nftables.
     pub(crate) fn message(&mut self, number: u16, flags: u16) -> &mut Messages {
         self.messages.begin((NFTABLES << 8) | number, flags, 0);
@@ -165,6 +170,29 @@ pub(crate) fn send_each(mut messages: Messages, expected: i32) -> io::Result<()>
         }
     }
     outcome
+}
+
+/// Sends messages that each ask for an acknowledgement; of each, whether what it asks for is there.
+pub(crate) fn found(mut messages: Messages) -> io::Result<Vec<bool>> {
+    let count = messages.count as usize;
+    let mut there = vec![false; count];
+    if count == 0 {
+        return Ok(there);
+    }
+    messages.finish();
+    let socket = open()?;
+    socket.send(&messages.bytes, 0)?;
+    let mut answered = 0;
+    while answered < count {
+        let (datagram, _) = socket.recv_from_full()?;
+        for message in split(&datagram).filter(|message| message.kind == NLMSG_ERROR) {
+            answered += 1;
+            if let Some(slot) = there.get_mut((message.sequence as usize).wrapping_sub(1)) {
+                *slot = message.error() == 0;
+            }
+        }
+    }
+    Ok(there)
 }
 
 /// Asks for all objects of a kind and calls `each` with the attributes of every one.

@@ -64,6 +64,8 @@ pub(crate) enum Is {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Drop,
+    Accept,
+    Return,
     Jump(String),
     Goto(String),
 }
@@ -73,6 +75,8 @@ impl Verdict {
     pub(crate) fn write(&self, messages: &mut Messages) {
         let (code, chain) = match self {
             Self::Drop => (0, None),
+            Self::Accept => (1, None),
+            Self::Return => (-5, None),
             Self::Jump(chain) => (-3_i32, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
         };
@@ -175,6 +179,15 @@ impl Rule<'_> {
         loaded.mask(0x20_u32.to_ne_bytes()).compare(Is::Other, &[0; 4])
     }
 
+    /// Only packets of connections that were let through before, answers and errors that belong to them.
+    pub(crate) fn under_way(self) -> Self {
+        let loaded = self.expression("ct", |inner| {
+            inner.number(1, SCRATCH.number()).number(2, 0);
+        });
+        // NF_CT_STATE_BIT of established and of related
+        loaded.mask(0x6_u32.to_ne_bytes()).compare(Is::Other, &[0; 4])
+    }
+
     /// Only packets to an address of this machine (`RTN_LOCAL`).
     pub(crate) fn only_to_this_machine(self) -> Self {
         let loaded = self.expression("fib", |inner| {
@@ -195,6 +208,13 @@ impl Rule<'_> {
     pub(crate) fn in_set(self, set: &str, key: Register) -> Self {
         self.expression("lookup", |inner| {
             inner.name(1, set).number(2, key.number());
+        })
+    }
+
+    /// Goes on only if the key is not in the set.
+    pub(crate) fn not_in_set(self, set: &str, key: Register) -> Self {
+        self.expression("lookup", |inner| {
+            inner.name(1, set).number(2, key.number()).number(5, 1);
         })
     }
 

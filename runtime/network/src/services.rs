@@ -4,17 +4,18 @@
 //! a number and finds the endpoint in a second map. So a change of a service changes elements of maps, in one transaction,
 //! and no rule. Connections that are under way stay where they are.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::firewall::{AFFINITY, CLIENT, Changes, DESTINATION, HAIRPIN, REFUSED, Side, load_destination, table};
-use crate::netfilter::{self, Messages};
+use crate::firewall::{
+    ADMITTED, AFFINITY, CLIENT, Changes, DELETE_CHAIN, DESTINATION, GET_CHAIN, GUARDED, HAIRPIN, REFUSED, Side, TABLE,
+    load_destination, names, table,
+};
+use crate::netfilter::{self, ACKNOWLEDGE, Messages};
 use crate::rules::{Field, Register, Rule, Verdict};
 use crate::{Error, conntrack};
 
-/// `NFT_MSG_DELCHAIN`, `NFT_MSG_GETCHAIN`
-const DELETE_CHAIN: u16 = 5;
-const GET_CHAIN: u16 = 4;
 /// How the names of the chains begin that draw an endpoint.
 const DRAW: &str = "draw-";
 /// Where a drawn number, then the endpoint's address and, in the next one, its port stand.
@@ -29,6 +30,17 @@ pub enum Protocol {
     Udp = 17,
     /// SCTP
     Sctp = 132,
+}
+
+impl Protocol {
+    /// As Kubernetes writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
 }
 
 /// Where clients find a service.
@@ -53,6 +65,9 @@ pub enum Backend {
         endpoints: Vec<SocketAddrV4>,
         /// For how many seconds after its last connection a client is sent to the same one.
         affinity: Option<u32>,
+        /// Which clients may come, this machine aside: addresses from the first to the last of each pair, in order and
+        /// apart from each other. None means all.
+        clients: Option<Vec<(Ipv4Addr, Ipv4Addr)>>,
     },
     /// It is refused.
     Refused,
@@ -71,7 +86,7 @@ struct Draw {
 
 impl Draw {
     fn of(frontend: &Frontend, backend: &Backend) -> Option<Self> {
-        let Backend::Endpoints { endpoints, affinity } = backend else { return None };
+        let Backend::Endpoints { endpoints, affinity, .. } = backend else { return None };
         let endpoints = u32::try_from(endpoints.len()).ok()?;
         Some(Self { side: frontend.side, by_address: frontend.address.is_some(), endpoints, affinity: *affinity })
     }
@@ -122,8 +137,10 @@ enum Data {
     Endpoint(SocketAddrV4),
 }
 
-/// Elements by set and key.
-type Elements = BTreeMap<(&'static str, Vec<u8>), Data>;
+/// A set and a key in it; in [`ADMITTED`], the key's first value and its last.
+type Element = (&'static str, Vec<u8>);
+/// Elements with what they hold.
+type Elements = BTreeMap<Element, Data>;
 
 impl Frontend {
     /// (address, protocol, port) as it stands in registers.
@@ -137,7 +154,14 @@ impl Frontend {
     fn elements(&self, backend: &Backend, all: &mut Elements) {
         let key = self.key();
         match backend {
-            Backend::Endpoints { endpoints, affinity } => {
+            Backend::Endpoints { endpoints, affinity, clients } => {
+                if let Some(clients) = clients {
+                    for (first, last) in clients {
+                        let [first, last] = [first, last].map(|client| [&client.octets()[..], &key].concat());
+                        all.insert((ADMITTED, [first, last].concat()), Data::Nothing);
+                    }
+                    all.insert((GUARDED, key.clone()), Data::Nothing);
+                }
                 let Some(draw) = Draw::of(self, backend) else { return };
                 for (number, endpoint) in (0_u32..).zip(endpoints) {
                     let numbered = [&key[..], &number.to_ne_bytes()].concat();
@@ -163,14 +187,25 @@ fn push_port(key: &mut Vec<u8>, port: u16) {
     key.extend([0; 2]);
 }
 
-fn write_key(messages: &mut Messages, key: &[u8]) {
-    messages.nested(1, |inner| {
+/// `NFTA_SET_ELEM_KEY` is 1, `NFTA_SET_ELEM_KEY_END` is 10.
+pub(crate) fn write_key(messages: &mut Messages, attribute: u16, key: &[u8]) {
+    messages.nested(attribute, |inner| {
         inner.bytes(1, key);
     });
 }
 
-fn write_element(messages: &mut Messages, (key, data): (&[u8], &Data)) {
-    write_key(messages, key);
+fn write_key_of(messages: &mut Messages, (set, key): (&'static str, &[u8])) {
+    if set == ADMITTED {
+        let (first, last) = key.split_at(key.len() / 2);
+        write_key(messages, 1, first);
+        write_key(messages, 10, last);
+    } else {
+        write_key(messages, 1, key);
+    }
+}
+
+fn write_element(messages: &mut Messages, (set, key, data): (&'static str, &[u8], &Data)) {
+    write_key_of(messages, (set, key));
     match data {
         Data::Nothing => {}
         Data::Verdict(verdict) => {
@@ -191,117 +226,221 @@ fn write_element(messages: &mut Messages, (key, data): (&[u8], &Data)) {
 /// The services of one instance as the kernel has them.
 pub(crate) struct Services {
     table: String,
-    /// What the kernel has been told; nothing before the first [`Services::replace`].
+    /// What leads to Services.
     known: HashMap<Frontend, Backend>,
+    /// Ports of this machine that lead to a pod, which go before Services, with the pod's uid.
+    published: HashMap<Frontend, (String, Backend)>,
+    /// How many frontends want an element that several may share: it is there as long as one does.
+    shared: HashMap<Element, usize>,
+    draws: HashMap<Draw, usize>,
+    /// The kernel was told of everything; before, it may know what an earlier run told it.
+    told: bool,
+}
+
+/// Ports of this machine that another Carob's Services have as well, with its id: one of the two gets the connections.
+pub(crate) fn contested(own: &str, ports: &[Frontend]) -> std::io::Result<Vec<(Frontend, String)>> {
+    const GET_TABLE: u16 = 1;
+    const GET_ELEMENT: u16 = 13;
+    let own = table(own);
+    let mut others = Vec::new();
+    netfilter::dump((10 << 8) | GET_TABLE, |attributes| {
+        let name =
+            netfilter::attribute(attributes, 1).and_then(|name| std::str::from_utf8(name.strip_suffix(&[0])?).ok());
+        others.extend(name.filter(|name| name.starts_with(TABLE) && **name != own).map(str::to_owned));
+    })?;
+    let (mut questions, mut asked) = (Messages::default(), Vec::new());
+    for other in &others {
+        for port in ports {
+            questions.begin((10 << 8) | GET_ELEMENT, ACKNOWLEDGE, 0);
+            questions.name(1, other).name(2, port.side.services());
+            questions.nested(3, |list| {
+                list.nested(1, |element| write_key(element, 1, &port.key()));
+            });
+            asked.push((*port, other.trim_start_matches(TABLE).to_owned()));
+        }
+    }
+    let there = netfilter::found(questions)?;
+    Ok(asked.into_iter().zip(there).filter(|(_, there)| *there).map(|(port, _)| port).collect())
 }
 
 /// One change: a frontend and what is behind it from now on; none takes it away.
 pub type Change = (Frontend, Option<Backend>);
 
+/// What is there once for several frontends, as it was before a change.
+#[derive(Default)]
+struct Before {
+    shared: HashMap<Element, bool>,
+    draws: HashMap<Draw, bool>,
+}
+
 impl Services {
     pub(crate) fn new(instance: &str) -> Self {
-        Self { table: table(instance), known: HashMap::new() }
+        Self {
+            table: table(instance),
+            known: HashMap::new(),
+            published: HashMap::new(),
+            shared: HashMap::new(),
+            draws: HashMap::new(),
+            told: false,
+        }
     }
 
     /// Makes the kernel know these services and no others, whatever it knew: in one step, so that no connection finds a
     /// service missing that was there and still is.
     pub(crate) fn replace(&mut self, services: HashMap<Frontend, Backend>) -> Result<(), Error> {
-        let mut changes = Changes::of(&self.table);
-        for side in Side::BOTH {
-            for set in [side.services(), side.endpoints(), side.live()] {
-                changes.clear(set);
-            }
-        }
-        changes.clear(HAIRPIN);
-        changes.clear(REFUSED);
-        for chain in self.draw_chains().map_err(Error::kernel(format!("list the chains of {}", self.table)))? {
-            changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &chain);
-        }
-        let draws: HashSet<Draw> =
-            services.iter().filter_map(|(frontend, backend)| Draw::of(frontend, backend)).collect();
-        draws.iter().for_each(|draw| draw.write(&mut changes));
-        let mut elements = Elements::new();
-        services.iter().for_each(|(frontend, backend)| frontend.elements(backend, &mut elements));
-        counted(&services).into_keys().for_each(|element| drop(elements.insert(element, Data::Nothing)));
-        add(&mut changes, &elements.iter().collect::<Vec<_>>());
-        changes.commit("fill")?;
         self.known = services;
-        self.forget_stale(self.known.keys());
+        self.rewrite()?;
+        let all: Vec<Frontend> = self.known.keys().chain(self.published.keys()).copied().collect();
+        self.forget_stale(&all);
         Ok(())
     }
 
-    /// Carries changes out, all at once.
+    /// Carries changes out, all at once. What it costs depends on what changes, not on what there is.
     pub(crate) fn change(&mut self, wanted: Vec<Change>) -> Result<(), Error> {
-        let wanted: HashMap<Frontend, Option<Backend>> = wanted.into_iter().collect();
-        let before: HashMap<Frontend, Backend> =
-            wanted.keys().filter_map(|frontend| Some((*frontend, self.known.get(frontend)?.clone()))).collect();
-        let mut after = self.known.clone();
-        for (frontend, backend) in &wanted {
+        self.apply(wanted, |services, frontend, backend| {
             match backend {
-                Some(backend) => after.insert(*frontend, backend.clone()),
-                None => after.remove(frontend),
+                Some(backend) => services.known.insert(frontend, backend),
+                None => services.known.remove(&frontend),
             };
-        }
-        if let Err(error) = self.change_elements(&wanted, &before, &after) {
-            tracing::warn!(%error, "the kernel refused a change of services: all are written anew");
-            return self.replace(after);
-        }
-        self.known = after;
-        self.forget_stale(wanted.keys());
-        Ok(())
+        })
     }
 
-    fn change_elements(
-        &self,
-        wanted: &HashMap<Frontend, Option<Backend>>,
-        before: &HashMap<Frontend, Backend>,
-        after: &HashMap<Frontend, Backend>,
-    ) -> Result<(), Error> {
-        let (mut old, mut new) = (Elements::new(), Elements::new());
-        before.iter().for_each(|(frontend, backend)| frontend.elements(backend, &mut old));
-        for (frontend, backend) in wanted {
+    /// Leads ports of this machine to a pod, instead of where they lead now.
+    pub(crate) fn publish(&mut self, pod_uid: &str, ports: Vec<(Frontend, Backend)>) -> Result<(), Error> {
+        let wanted = ports.into_iter().map(|(frontend, backend)| (frontend, Some(backend))).collect();
+        self.apply(wanted, |services, frontend, backend| {
             if let Some(backend) = backend {
-                frontend.elements(backend, &mut new);
+                services.published.insert(frontend, (pod_uid.to_owned(), backend));
+            }
+        })
+    }
+
+    /// Takes a pod's ports back.
+    pub(crate) fn unpublish(&mut self, pod_uid: &str) -> Result<(), Error> {
+        let owned = self.published.iter().filter(|(_, (owner, _))| owner == pod_uid);
+        let wanted: Vec<Change> = owned.map(|(frontend, _)| (*frontend, None)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.apply(wanted, |services, frontend, _| drop(services.published.remove(&frontend)))
+    }
+
+    /// What a frontend leads to.
+    fn effective(&self, frontend: &Frontend) -> Option<&Backend> {
+        self.published.get(frontend).map(|(_, backend)| backend).or_else(|| self.known.get(frontend))
+    }
+
+    fn apply(&mut self, wanted: Vec<Change>, set: impl Fn(&mut Self, Frontend, Option<Backend>)) -> Result<(), Error> {
+        // Of several changes of one frontend, the last one holds.
+        let wanted: HashMap<Frontend, Option<Backend>> = wanted.into_iter().collect();
+        let frontends: Vec<Frontend> = wanted.keys().copied().collect();
+        let (mut old, mut new, mut before) = (Elements::new(), Elements::new(), Before::default());
+        for (frontend, backend) in wanted {
+            if let Some(gone) = self.effective(&frontend).cloned() {
+                frontend.elements(&gone, &mut old);
+                self.count(&frontend, &gone, false, &mut before);
+            }
+            set(self, frontend, backend);
+            if let Some(come) = self.effective(&frontend).cloned() {
+                frontend.elements(&come, &mut new);
+                self.count(&frontend, &come, true, &mut before);
             }
         }
-        let (old_counts, new_counts) = (counted(&self.known), counted(after));
-        for element in old_counts.keys().filter(|element| !new_counts.contains_key(*element)) {
-            old.insert(element.clone(), Data::Nothing);
+        if !self.told {
+            return Ok(());
         }
-        for element in new_counts.keys().filter(|element| !old_counts.contains_key(*element)) {
-            new.insert(element.clone(), Data::Nothing);
+        if let Err(error) = self.write(old, new, before) {
+            tracing::warn!(%error, "the kernel refused a change of services: all are written anew");
+            self.rewrite()?;
         }
-        let draws = |services: &HashMap<Frontend, Backend>| -> HashSet<Draw> {
-            services.iter().filter_map(|(frontend, backend)| Draw::of(frontend, backend)).collect()
+        self.forget_stale(&frontends);
+        Ok(())
+    }
+
+    /// Counts what a frontend shares with others, one more or one less.
+    fn count(&mut self, frontend: &Frontend, backend: &Backend, more: bool, before: &mut Before) {
+        for element in shared_elements(frontend, backend) {
+            let there = step(&mut self.shared, element.clone(), more);
+            before.shared.entry(element).or_insert(there);
+        }
+        if let Some(draw) = Draw::of(frontend, backend) {
+            let there = step(&mut self.draws, draw, more);
+            before.draws.entry(draw).or_insert(there);
+        }
+    }
+
+    fn write(&self, mut old: Elements, mut new: Elements, before: Before) -> Result<(), Error> {
+        for (element, there) in before.shared {
+            match (there, self.shared.contains_key(&element)) {
+                (true, false) => drop(old.insert(element, Data::Nothing)),
+                (false, true) => drop(new.insert(element, Data::Nothing)),
+                _ => {}
+            }
+        }
+        let changed_draws = |come: bool| {
+            let changed = before.draws.iter().filter(move |(_, there)| **there != come);
+            changed.map(|(draw, _)| draw).filter(move |draw| self.draws.contains_key(*draw) == come)
         };
-        let (old_draws, new_draws) = (draws(&self.known), draws(after));
         let mut changes = Changes::of(&self.table);
-        for draw in new_draws.difference(&old_draws) {
-            draw.write(&mut changes);
-        }
+        changed_draws(true).for_each(|draw| draw.write(&mut changes));
         let gone: Vec<_> = old.iter().filter(|(key, data)| new.get(*key) != Some(*data)).collect();
         let come: Vec<_> = new.iter().filter(|(key, data)| old.get(*key) != Some(*data)).collect();
         if gone.is_empty() && come.is_empty() {
             return Ok(());
         }
         for of_set in gone.chunk_by(|(a, _), (b, _)| a.0 == b.0) {
-            let keys = of_set.iter().map(|((_, key), _)| key);
-            changes.delete(of_set[0].0.0, keys, |messages, key| write_key(messages, key));
+            let keys = of_set.iter().map(|((set, key), _)| (*set, key.as_slice()));
+            changes.delete(of_set[0].0.0, keys, write_key_of);
         }
         add(&mut changes, &come);
-        for draw in old_draws.difference(&new_draws) {
+        for draw in changed_draws(false) {
             changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &draw.chain());
         }
         changes.commit("change")
     }
 
+    /// Writes everything, instead of what is there.
+    fn rewrite(&mut self) -> Result<(), Error> {
+        let mut changes = Changes::of(&self.table);
+        for side in Side::ALL {
+            for set in [side.services(), side.endpoints(), side.live()] {
+                changes.clear(set);
+            }
+        }
+        [HAIRPIN, REFUSED, GUARDED, ADMITTED].into_iter().for_each(|set| changes.clear(set));
+        for chain in names(&self.table, GET_CHAIN, 3, DRAW)
+            .map_err(Error::kernel(format!("list the chains of {}", self.table)))?
+        {
+            changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &chain);
+        }
+        let published = self.published.iter().map(|(frontend, (_, backend))| (*frontend, backend));
+        let known = self.known.iter().filter(|(frontend, _)| !self.published.contains_key(*frontend));
+        let (mut elements, mut shared, mut draws) = (Elements::new(), HashMap::new(), HashMap::new());
+        for (frontend, backend) in published.chain(known.map(|(frontend, backend)| (*frontend, backend))) {
+            frontend.elements(backend, &mut elements);
+            for element in shared_elements(&frontend, backend) {
+                step(&mut shared, element, true);
+            }
+            if let Some(draw) = Draw::of(&frontend, backend) {
+                step(&mut draws, draw, true);
+            }
+        }
+        draws.keys().for_each(|draw| draw.write(&mut changes));
+        shared.keys().for_each(|element| drop(elements.insert(element.clone(), Data::Nothing)));
+        add(&mut changes, &elements.iter().collect::<Vec<_>>());
+        changes.commit("fill")?;
+        (self.shared, self.draws, self.told) = (shared, draws, true);
+        Ok(())
+    }
+
     /// Datagrams have no connections that end: what the kernel remembers of the way to an endpoint that is gone, or to a
     /// service that had none, would hold for as long as the client goes on.
-    fn forget_stale<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) {
+    fn forget_stale(&self, frontends: &[Frontend]) {
         let datagrams: HashMap<_, HashSet<SocketAddrV4>> = frontends
+            .iter()
             .filter(|frontend| frontend.protocol == Protocol::Udp)
             .map(|frontend| {
-                let endpoints = match self.known.get(frontend) {
+                let endpoints = match self.effective(frontend) {
                     Some(Backend::Endpoints { endpoints, .. }) => endpoints.iter().copied().collect(),
                     _ => HashSet::new(),
                 };
@@ -313,7 +452,7 @@ impl Services {
         }
         let outcome = conntrack::forget(|flow| {
             let known = |address| {
-                let sides: Vec<_> = Side::BOTH
+                let sides: Vec<_> = Side::ALL
                     .iter()
                     .filter_map(|side| datagrams.get(&(*side, address, flow.destination.port())))
                     .collect();
@@ -327,52 +466,46 @@ impl Services {
             tracing::warn!(%error, "datagrams may go on to endpoints that are gone");
         }
     }
-
-    /// The chains of an earlier run.
-    fn draw_chains(&self) -> std::io::Result<Vec<String>> {
-        let mut found = Vec::new();
-        netfilter::dump((10 << 8) | GET_CHAIN, |attributes| {
-            let text = |number| {
-                let value = netfilter::attribute(attributes, number)?;
-                std::str::from_utf8(value.strip_suffix(&[0])?).ok()
-            };
-            if text(1) == Some(&self.table)
-                && let Some(name) = text(3)
-                && name.starts_with(DRAW)
-            {
-                found.push(name.to_owned());
-            }
-        })?;
-        Ok(found)
-    }
 }
 
-/// Elements that several services may share: each is there as long as one of them wants it.
-fn counted(services: &HashMap<Frontend, Backend>) -> HashMap<(&'static str, Vec<u8>), usize> {
-    let mut counts = HashMap::new();
-    for (frontend, backend) in services {
-        match backend {
-            Backend::Endpoints { endpoints, .. } => {
-                for endpoint in endpoints {
-                    let address = endpoint.ip().octets();
-                    *counts.entry((HAIRPIN, [address, address].concat())).or_default() += 1;
-                }
+/// Counts one more or one less; whether there was any before.
+fn step<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: K, more: bool) -> bool {
+    match counts.entry(key) {
+        Entry::Vacant(entry) => {
+            if more {
+                entry.insert(1);
             }
-            Backend::Refused if frontend.address.is_some() => {
-                *counts.entry((REFUSED, frontend.key())).or_default() += 1;
+            false
+        }
+        Entry::Occupied(mut entry) => {
+            let count = entry.get_mut();
+            *count = if more { *count + 1 } else { *count - 1 };
+            if *count == 0 {
+                entry.remove();
             }
-            _ => {}
+            true
         }
     }
-    counts
 }
 
-type Entry<'a> = (&'a (&'static str, Vec<u8>), &'a Data);
+/// Elements that several services may share.
+fn shared_elements(frontend: &Frontend, backend: &Backend) -> Vec<Element> {
+    match backend {
+        Backend::Endpoints { endpoints, .. } => {
+            let twice = |address: [u8; 4]| (HAIRPIN, [address, address].concat());
+            endpoints.iter().map(|endpoint| twice(endpoint.ip().octets())).collect()
+        }
+        Backend::Refused if frontend.address.is_some() => vec![(REFUSED, frontend.key())],
+        _ => Vec::new(),
+    }
+}
+
+type Entries<'a> = (&'a Element, &'a Data);
 
 /// Adds elements that are in the order of their sets.
-fn add(changes: &mut Changes<'_>, elements: &[Entry<'_>]) {
+fn add(changes: &mut Changes<'_>, elements: &[Entries<'_>]) {
     for of_set in elements.chunk_by(|(a, _), (b, _)| a.0 == b.0) {
-        let all = of_set.iter().map(|((_, key), data)| (key.as_slice(), *data));
+        let all = of_set.iter().map(|((set, key), data)| (*set, key.as_slice(), *data));
         changes.add(of_set[0].0.0, all, write_element);
     }
 }

@@ -3,6 +3,8 @@
 use crate::admission::Admission;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
+use crate::network::host_ports;
+use crate::network::policies::{Policies, Requests};
 use crate::node::Machine;
 use crate::objects::Interests;
 use crate::pod::PodTable;
@@ -10,7 +12,8 @@ use crate::{ContainerObserver, Error};
 use carob_image::Images;
 use carob_network::{Dns, DnsSockets, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
-use std::net::{IpAddr, Ipv4Addr};
+use k8s_openapi::api::core::v1::Pod;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -25,6 +28,8 @@ pub struct WorkerConfig {
     pub client: kube::Client,
     /// A client that may do what kube-proxy may: list and watch Services and EndpointSlices.
     pub services: kube::Client,
+    /// A client that may list and watch NetworkPolicies, Pods and Namespaces.
+    pub policies: kube::Client,
     /// The sandbox.
     pub runtime: Runtime,
     /// Pods that were there when the sandbox was connected.
@@ -56,7 +61,14 @@ pub struct ClusterInfo {
     pub cluster_domain: String,
     /// Cluster DNS servers; without any, pods use the host's resolvers.
     pub dns_servers: Vec<IpAddr>,
+    /// Where names are asked that aren't the cluster's; without any, the machine's resolvers.
+    pub upstream_dns: Vec<SocketAddr>,
+    /// The addresses of load balancers that this machine answers for, from the first to the last of each range.
+    pub load_balancers: Vec<(Ipv4Addr, Ipv4Addr)>,
 }
+
+/// Where resolvers are asked.
+const DNS_PORT: u16 = 53;
 
 /// The directories of the worker.
 #[derive(Debug, Clone)]
@@ -107,6 +119,8 @@ pub(crate) struct Context {
     pub dirs: Dirs,
     pub client: kube::Client,
     pub services: kube::Client,
+    pub policies_client: kube::Client,
+    pub policies: Policies,
     pub runtime: Runtime,
     pub images: Images,
     pub network: Network,
@@ -125,7 +139,7 @@ pub(crate) struct Context {
 impl Context {
     pub async fn new(
         config: WorkerConfig,
-    ) -> Result<(Arc<Self>, Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>), Error> {
+    ) -> Result<(Arc<Self>, Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>, Requests), Error> {
         let dirs = Dirs::new(&config.data_dir);
         for path in [dirs.pods(), dirs.logs()] {
             tokio::fs::create_dir_all(path)
@@ -139,9 +153,21 @@ impl Context {
             let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
             if let Some(address) = address {
                 config.network.adopt(&pod.uid, address);
+                let text = pod.annotations.get(crate::pod::HOST_PORTS).map_or("", String::as_str);
+                if let Err(error) = config.network.publish(&pod.uid, address, host_ports::from_text(text)).await {
+                    tracing::warn!(%error, pod = pod.uid, "a pod's ports of this machine may not lead to it");
+                }
             }
         }
-        let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(crate::files::host_resolvers));
+        let upstream = config.cluster.upstream_dns.clone();
+        let resolvers = move || match upstream.is_empty() {
+            true => {
+                crate::files::host_resolvers().into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect()
+            }
+            false => upstream.clone(),
+        };
+        let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
+        let (policies, requests) = Policies::new();
         let context = Arc::new(Self {
             admission: Admission::new(machine.allocatable()),
             events: Arc::new(Recorder::new(config.node_name.clone())),
@@ -149,6 +175,8 @@ impl Context {
             dirs,
             client: config.client,
             services: config.services,
+            policies_client: config.policies,
+            policies,
             runtime: config.runtime,
             images: config.images,
             network: config.network,
@@ -161,7 +189,20 @@ impl Context {
             pods: PodTable::default(),
             dns,
         });
-        Ok((context, config.recovered, config.exits))
+        Ok((context, config.recovered, config.exits, requests))
+    }
+
+    /// Gives a pod's address back, once nothing is said of it any more.
+    pub async fn release_network(&self, uid: &str) {
+        self.policies.release(uid).await;
+        self.network.release(uid).await;
+    }
+
+    /// Puts a pod's policies in force, and then leads its ports of this machine to it.
+    pub async fn admit_network(&self, pod: &Pod, address: Ipv4Addr) -> Result<(), Arc<carob_network::Error>> {
+        self.policies.admit(pod, address).await?;
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Events about pods and the node: queued without waiting, aggregated and limited as client-go does, written by one task.
 
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -46,6 +46,18 @@ impl About {
         let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
         let list = if init.into_iter().any(|init| init.name == container) { "initContainers" } else { "containers" };
         Self { field_path: Some(format!("spec.{list}{{{container}}}")), ..Self::pod(pod) }
+    }
+
+    pub fn service(service: &Service) -> Self {
+        let meta = &service.metadata;
+        Self {
+            kind: "Service",
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone(),
+            field_path: None,
+        }
     }
 
     /// A node; as with the kubelet, its name stands for its uid.

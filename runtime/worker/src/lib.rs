@@ -65,26 +65,27 @@ pub struct Worker {
     inherited: Mutex<Option<Inherited>>,
 }
 
-type Inherited = (Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>, Option<carob_network::DnsSockets>);
+type Inherited = (Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>, network::Inputs);
 
 impl Worker {
     /// Prepares the directories under `data_dir`, reads the machine's facts and keeps the addresses of recovered pods: only
     /// then may the network's pool be filled. Nothing runs yet.
     pub async fn new(mut config: WorkerConfig) -> Result<Arc<Worker>, Error> {
         let dns = config.dns.take();
-        let (context, recovered, exits) = Context::new(config).await?;
-        Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits, dns))) }))
+        let (context, recovered, exits, policies) = Context::new(config).await?;
+        let network = network::Inputs { dns, policies };
+        Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits, network))) }))
     }
 
     /// Runs until `shutdown` is cancelled. Containers keep running then: the next worker adopts them. A second call
     /// returns at once.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let inherited = self.inherited.lock().ok().and_then(|mut guard| guard.take());
-        let Some((recovered, exits, dns)) = inherited else { return };
+        let Some((recovered, exits, network)) = inherited else { return };
         let node = node::run(self.context.clone(), shutdown.clone());
         let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
-        let network = network::run(self.context.clone(), dns, shutdown.clone());
+        let network = network::run(self.context.clone(), network, shutdown.clone());
         tokio::join!(node, pods, events, network);
         self.context.interests.clear();
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForZone,
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 
@@ -144,8 +144,16 @@ impl Slices {
             return None;
         }
         let zone = node.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
-        let by_zone = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
-        let hints = zone.clone().filter(|_| matches!(by_zone, Some("PreferClose" | "PreferSameZone")));
+        let near = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
+        let hints = match near {
+            Some("PreferClose" | "PreferSameZone") => zone
+                .clone()
+                .map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), ..EndpointHints::default() }),
+            Some("PreferSameNode") => node_name
+                .clone()
+                .map(|name| EndpointHints { for_nodes: Some(vec![ForNode { name }]), ..EndpointHints::default() }),
+            _ => None,
+        };
         Some(Endpoint {
             addresses: vec![address],
             conditions: Some(EndpointConditions {
@@ -157,7 +165,7 @@ impl Slices {
             node_name,
             target_ref: Some(target(pod)),
             zone,
-            hints: hints.map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), for_nodes: None }),
+            hints,
             deprecated_topology: None,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
-use super::{DATAGRAM_BYTES, PORT, Resolvers};
+use super::{DATAGRAM_BYTES, Resolvers};
 
 /// How long one resolver may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -107,7 +107,7 @@ fn time_to_keep(answer: &Message) -> Option<Duration> {
     Some(seconds.min(LONGEST))
 }
 
-async fn exchange(resolver: IpAddr, query: &Query) -> io::Result<Message> {
+async fn exchange(to: SocketAddr, query: &Query) -> io::Result<Message> {
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
     question.add_query(query.clone());
@@ -115,9 +115,8 @@ async fn exchange(resolver: IpAddr, query: &Query) -> io::Result<Message> {
     edns.set_max_payload(DATAGRAM_BYTES);
     question.set_edns(edns);
     let bytes = question.to_vec().map_err(io::Error::other)?;
-    let to = SocketAddr::new(resolver, PORT);
     // A port of its own for each question: who would slip in an answer has to guess it.
-    let from: SocketAddr = if resolver.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let from: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(from).await?;
     socket.connect(to).await?;
     socket.send(&bytes).await?;

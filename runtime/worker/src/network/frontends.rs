@@ -2,7 +2,7 @@
 //!
 //! The rules are those of kube-proxy (Service's `internalTrafficPolicy`, `externalTrafficPolicy`, EndpointSlice's conditions).
 
-use carob_network::{Backend, Frontend, Protocol, Side};
+use carob_network::{Backend, Frontend, Protocol, Side, block_without, merged};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use std::collections::{BTreeSet, HashMap};
@@ -35,9 +35,14 @@ pub(super) fn of<'a>(
             frontends.insert(Frontend { side, address, protocol, port }, backend.clone());
         };
         lead(Side::Inside, Some(cluster_ip), number, &internal);
-        for address in outside_addresses(service, spec) {
+        for address in spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()) {
             lead(Side::Inside, Some(address), number, &anywhere);
             lead(Side::Outside, Some(address), number, &external);
+        }
+        let clients = source_ranges(spec);
+        for address in balanced_addresses(service) {
+            lead(Side::Inside, Some(address), number, &only_for(anywhere.clone(), clients.as_ref()));
+            lead(Side::Outside, Some(address), number, &only_for(external.clone(), clients.as_ref()));
         }
         if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0) {
             lead(Side::Inside, None, node_port, &anywhere);
@@ -52,13 +57,46 @@ pub(super) fn cluster_ip(spec: &ServiceSpec) -> Option<Ipv4Addr> {
     all.into_iter().find_map(|ip| ip.parse().ok())
 }
 
-fn outside_addresses(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+/// Addresses that a load balancer of this node's own answers at.
+pub(super) fn balanced_addresses(service: &Service) -> impl Iterator<Item = Ipv4Addr> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     // A balancer of mode Proxy sends to nodes; only a virtual address is a node's own business.
     let virtual_ips =
         ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy")).filter_map(|ingress| ingress.ip.as_ref());
-    spec.external_ips.iter().flatten().chain(virtual_ips).filter_map(|ip| ip.parse().ok()).collect()
+    virtual_ips.filter_map(|ip| ip.parse().ok())
+}
+
+type Clients = Vec<(Ipv4Addr, Ipv4Addr)>;
+
+/// Who may use a load balancer; none if everybody.
+fn source_ranges(spec: &ServiceSpec) -> Option<Clients> {
+    let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
+    let blocks =
+        ranges.iter().filter_map(|range| range.trim().parse().ok()).flat_map(|block| block_without(block, &[]));
+    Some(merged(blocks.collect(), |last| u32::from(last).checked_add(1).map(Ipv4Addr::from)))
+}
+
+fn only_for(backend: Backend, only: Option<&Clients>) -> Backend {
+    match backend {
+        Backend::Endpoints { endpoints, affinity, .. } => {
+            Backend::Endpoints { endpoints, affinity, clients: only.cloned() }
+        }
+        other => other,
+    }
+}
+
+/// The port at which an outside balancer asks for this node's health, and how many endpoints of the Service are here.
+pub(super) fn health_check<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    node: &str,
+) -> Option<(u16, usize)> {
+    let spec = service.spec.as_ref()?;
+    let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port > 0)?;
+    let ports = spec.ports.iter().flatten().map(|port| Endpoints::of(port, slices.clone(), node).ready_here);
+    let here: BTreeSet<Ipv4Addr> = ports.flatten().map(|endpoint| *endpoint.ip()).collect();
+    Some((port, here.len()))
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<u32> {
@@ -69,7 +107,7 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     })
 }
 
-pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
+pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
@@ -82,6 +120,9 @@ pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
 struct Endpoints {
     all: Vec<SocketAddrV4>,
     here: Vec<SocketAddrV4>,
+    /// Those of `trafficDistribution`'s choice, where there is one.
+    near: Option<Vec<SocketAddrV4>>,
+    ready_here: Vec<SocketAddrV4>,
 }
 
 /// Endpoints that are ready, and those that still serve while they end.
@@ -102,6 +143,8 @@ impl Usable {
 impl Endpoints {
     fn of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> Self {
         let (mut all, mut here) = (Usable::default(), Usable::default());
+        // Hints count only where every ready endpoint has one, and one leads here.
+        let (mut near, mut all_hinted) = (BTreeSet::new(), true);
         for slice in slices.filter(|slice| slice.address_type == "IPv4") {
             let Some(number) = target(slice, port) else { continue };
             for endpoint in &slice.endpoints {
@@ -109,20 +152,29 @@ impl Endpoints {
                 for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
                     let address = SocketAddrV4::new(address, number);
                     state.set(&mut all).insert(address);
+                    if matches!(state, State::Ready) {
+                        let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_nodes.as_ref());
+                        all_hinted &= hints.is_some_and(|hints| !hints.is_empty());
+                        if hints.into_iter().flatten().any(|hint| hint.name == node) {
+                            near.insert(address);
+                        }
+                    }
                     if endpoint.node_name.as_deref() == Some(node) {
                         state.set(&mut here).insert(address);
                     }
                 }
             }
         }
-        Self { all: all.chosen(), here: here.chosen() }
+        let near = (all_hinted && !near.is_empty()).then(|| near.into_iter().collect());
+        let ready_here = here.ready.iter().copied().collect();
+        Self { all: all.chosen(), here: here.chosen(), near, ready_here }
     }
 
     fn backend(&self, policy: Option<&str>, affinity: Option<u32>) -> Backend {
         let local = policy == Some("Local");
-        let endpoints = if local { &self.here } else { &self.all };
+        let endpoints = if local { &self.here } else { self.near.as_ref().unwrap_or(&self.all) };
         match endpoints.is_empty() {
-            false => Backend::Endpoints { endpoints: endpoints.clone(), affinity },
+            false => Backend::Endpoints { endpoints: endpoints.clone(), affinity, clients: None },
             true if local && !self.all.is_empty() => Backend::Dropped,
             true => Backend::Refused,
         }
@@ -197,7 +249,7 @@ mod tests {
 
     fn leads_to(all: &[&str]) -> Backend {
         let endpoints = all.iter().map(|address| SocketAddrV4::new(address.parse().unwrap(), 8080)).collect();
-        Backend::Endpoints { endpoints, affinity: None }
+        Backend::Endpoints { endpoints, affinity: None, clients: None }
     }
 
     const VIP: Option<&str> = Some("10.96.0.9");
@@ -236,6 +288,25 @@ mod tests {
         for spec in [json!({"clusterIP": "None", "clusterIPs": ["None"]}), json!({"type": "ExternalName"})] {
             assert!(of(&service(spec), std::iter::empty(), "here").is_empty());
         }
+    }
+
+    #[test]
+    fn a_balancers_clients_may_be_limited_and_hints_lead_to_what_is_near() {
+        let mut balanced =
+            service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/31", "10.0.0.2/32"]}));
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9", "ipMode": "VIP"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}]}});
+        balanced.status = serde_json::from_value(status).unwrap();
+        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+        let Backend::Endpoints { clients, .. } = backend(&balanced, endpoints, Side::Outside, Some("192.0.2.9")) else {
+            panic!("no endpoints");
+        };
+        assert_eq!(clients, Some(vec![([10, 0, 0, 0].into(), [10, 0, 0, 2].into())]));
+        let near =
+            |second: Value| json!([{"addresses": ["10.0.0.1"], "hints": {"forNodes": [{"name": "here"}]}}, second]);
+        let there = json!({"addresses": ["10.0.0.2"], "hints": {"forNodes": [{"name": "there"}]}});
+        assert_eq!(backend(&balanced, near(there), Side::Inside, VIP), leads_to(&["10.0.0.1"]));
+        let unhinted = json!({"addresses": ["10.0.0.2"]});
+        assert_eq!(backend(&balanced, near(unhinted), Side::Inside, VIP), leads_to(&["10.0.0.1", "10.0.0.2"]));
     }
 
     #[test]

@@ -3,17 +3,23 @@
 
 mod copy;
 mod frontends;
+mod health;
+pub(crate) mod host_ports;
 mod names;
+pub(crate) mod policies;
 
 use crate::context::Context;
-use carob_network::{Backend, Change, DnsSockets, Frontend};
+use crate::events::{About, Severity};
+use carob_network::{Backend, Change, DnsSockets, Frontend, Side};
 use copy::{Copy, Key};
 use futures::TryStreamExt;
+use health::HealthChecks;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +34,15 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Somebody else carries a Service out that has this label.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
-/// Follows Services until `shutdown`; the kernel goes on as it was told last.
-pub(crate) async fn run(ctx: Arc<Context>, dns: Option<DnsSockets>, shutdown: CancellationToken) {
+/// What [`run`] begins with.
+pub(crate) struct Inputs {
+    pub dns: Option<DnsSockets>,
+    pub policies: policies::Requests,
+}
+
+/// Follows Services and policies until `shutdown`; the kernel goes on as it was told last.
+pub(crate) async fn run(ctx: Arc<Context>, inputs: Inputs, shutdown: CancellationToken) {
+    let Inputs { dns, policies } = inputs;
     let answering = async {
         if let Some(sockets) = dns
             && let Err(error) = ctx.dns.clone().serve(sockets, shutdown.clone()).await
@@ -37,7 +50,8 @@ pub(crate) async fn run(ctx: Arc<Context>, dns: Option<DnsSockets>, shutdown: Ca
             tracing::error!(%error, "the cluster's DNS does not answer");
         }
     };
-    tokio::join!(answering, follow(ctx.clone(), shutdown.clone()));
+    let policies = policies::run(ctx.clone(), policies, shutdown.clone());
+    tokio::join!(answering, follow(ctx.clone(), shutdown.clone()), policies);
 }
 
 async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
@@ -91,6 +105,9 @@ struct Proxy {
     slices_of: HashMap<Key, Slices>,
     /// What has changed since the kernel was told.
     changed: HashSet<Key>,
+    health: HealthChecks,
+    /// The addresses of balancers that this machine has.
+    held: BTreeSet<Ipv4Addr>,
     /// What the kernel was told of each Service; nothing before it was told of all.
     told: Option<HashMap<Key, HashMap<Frontend, Backend>>>,
 }
@@ -103,6 +120,8 @@ impl Proxy {
             slices: Copy::default(),
             slices_of: HashMap::new(),
             changed: HashSet::new(),
+            health: HealthChecks::default(),
+            held: BTreeSet::new(),
             told: None,
         }
     }
@@ -145,8 +164,36 @@ impl Proxy {
         self.ctx.dns.complete();
     }
 
+    /// Answers at the ports where outside balancers ask.
+    fn answer_health_checks(&mut self) {
+        for key in &self.changed {
+            let slices = self.slices_of.get(key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref);
+            let service = self.services.get(key);
+            let wanted = service.and_then(|service| frontends::health_check(service, slices, &self.ctx.node));
+            self.health.set(key, wanted);
+        }
+    }
+
+    /// Has the machine answer for the addresses of the pool that Services have.
+    async fn hold_addresses(&mut self) -> Result<(), carob_network::Error> {
+        let pool = &self.ctx.cluster.load_balancers;
+        let ours = |address: &Ipv4Addr| pool.iter().any(|(first, last)| (*first..=*last).contains(address));
+        let services = self.services.keys().filter(|_| !pool.is_empty()).filter_map(|key| self.services.get(key));
+        let wanted: BTreeSet<Ipv4Addr> = services
+            .flat_map(|service| frontends::balanced_addresses(service).collect::<Vec<_>>())
+            .filter(ours)
+            .collect();
+        if wanted != self.held || self.told.is_none() {
+            self.ctx.network.hold(wanted.iter().copied().collect()).await?;
+            self.held = wanted;
+        }
+        Ok(())
+    }
+
     async fn tell(&mut self) -> Result<(), carob_network::Error> {
         self.name();
+        self.answer_health_checks();
+        self.hold_addresses().await?;
         let frontends = |key: &Key| match self.services.get(key) {
             Some(service) => {
                 let none = Slices::new();
@@ -159,7 +206,10 @@ impl Proxy {
             let all: HashMap<_, _> = self.services.keys().map(|key| (key.clone(), frontends(key))).collect();
             let services = all.values().flat_map(Clone::clone).collect();
             self.ctx.network.replace_services(services).await?;
+            let ports =
+                all.iter().flat_map(|(key, of)| of.keys().map(move |frontend| (*frontend, key.clone()))).collect();
             self.told = Some(all);
+            self.report_contested(ports).await;
             self.changed.clear();
             return Ok(());
         };
@@ -185,6 +235,12 @@ impl Proxy {
         if !gone.is_empty() {
             self.ctx.network.change_services(gone).await?;
         }
+        let come = new.iter().flat_map(|(key, now)| {
+            let before = told.get(key);
+            let fresh = now.keys().filter(move |frontend| before.is_none_or(|before| !before.contains_key(*frontend)));
+            fresh.map(move |frontend| (*frontend, key.clone()))
+        });
+        let come: Vec<_> = come.collect();
         for (key, frontends) in new {
             if frontends.is_empty() {
                 told.remove(&key)
@@ -193,7 +249,34 @@ impl Proxy {
             };
         }
         self.changed.clear();
+        self.report_contested(come).await;
         Ok(())
+    }
+
+    /// Says of new ports of this machine that another Carob has them as well.
+    async fn report_contested(&self, mut ports: Vec<(Frontend, Key)>) {
+        ports.retain(|(frontend, _)| frontend.address.is_none() && frontend.side == Side::Outside);
+        if ports.is_empty() {
+            return;
+        }
+        let frontends = ports.iter().map(|(frontend, _)| *frontend).collect();
+        let contested = match self.ctx.network.contested(frontends).await {
+            Ok(contested) => contested,
+            Err(error) => {
+                tracing::debug!(%error, "whether other Carobs have the same ports is not known");
+                return;
+            }
+        };
+        for (frontend, other) in contested {
+            let owner = ports.iter().find(|(port, _)| *port == frontend).and_then(|(_, key)| self.services.get(key));
+            let Some(service) = owner else { continue };
+            let message = format!(
+                "Port {} ({}) of this machine belongs to a Service of another Carob ({other}) as well: connections go to one of the two",
+                frontend.port,
+                frontend.protocol.name()
+            );
+            self.ctx.events.record(About::service(service), Severity::Warning, "NodePortContested", message);
+        }
     }
 }
 

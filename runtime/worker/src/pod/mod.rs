@@ -20,7 +20,7 @@ mod stop;
 mod view;
 mod writer;
 
-pub(crate) use prepare::ADDRESS;
+pub(crate) use prepare::{ADDRESS, HOST_PORTS};
 pub(crate) use recover::orphan;
 pub(crate) use start::{IDENTITY, STOP_SIGNAL};
 

@@ -5,6 +5,7 @@ use crate::container::resources::{PodAmounts, pod_cgroup};
 use crate::context::Context;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
+use crate::network::host_ports;
 use crate::volumes::{self, VolumeError, Volumes};
 use carob_sandbox::PodConfig;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -32,6 +33,7 @@ pub(super) struct Prepared {
 pub(super) const NAMESPACE: &str = "namespace";
 pub(super) const NAME: &str = "name";
 pub(crate) const ADDRESS: &str = "address";
+pub(crate) const HOST_PORTS: &str = "hostPorts";
 
 /// References of this pod's fields.
 pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>) -> Facts<'a> {
@@ -61,7 +63,14 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         (None, Some(ctx.host_ip))
     } else {
         match ctx.network.attach(uid).await {
-            Ok(network) => (Some(network.netns), Some(IpAddr::V4(network.address))),
+            Ok(network) => {
+                // Its policies are in force before it has a process that could send or hear anything.
+                if let Err(error) = ctx.admit_network(pod, network.address).await {
+                    ctx.release_network(uid).await;
+                    return failed(format!("failed to set up the pod's network: {}", chain(&error)));
+                }
+                (Some(network.netns), Some(IpAddr::V4(network.address)))
+            }
             Err(error) => return failed(format!("failed to set up the pod's network: {}", chain(&error))),
         }
     };
@@ -76,7 +85,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let files = match made {
         Ok(files) => files,
         Err(error) => {
-            ctx.network.release(uid);
+            ctx.release_network(uid).await;
             return failed(format!("cannot write {}: {error}", directory.display()));
         }
     };
@@ -86,6 +95,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         (NAMESPACE, pod.metadata.namespace.clone().unwrap_or_default()),
         (NAME, pod.metadata.name.clone().unwrap_or_default()),
         (ADDRESS, address.map(|address| address.to_string()).unwrap_or_default()),
+        (HOST_PORTS, host_ports::to_text(&host_ports::of(pod))),
     ];
     let config = PodConfig {
         uid: uid.to_owned(),
@@ -118,7 +128,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
             Prepared { sandbox: Ok(Sandbox { address, hostname, files }), volumes }
         }
         Err(error) => {
-            ctx.network.release(uid);
+            ctx.release_network(uid).await;
             if let Err(error) = ctx.runtime.remove_pod(uid).await {
                 tracing::warn!(uid, error = chain(&error), "what is left of a failed sandbox could not be removed");
             }

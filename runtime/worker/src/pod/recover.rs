@@ -103,7 +103,7 @@ impl Actor {
             if let Err(error) = ctx.runtime.remove_pod(&uid).await {
                 tracing::warn!(uid, %error, "a dead sandbox could not be removed");
             }
-            ctx.network.release(&uid);
+            ctx.release_network(&uid).await;
             super::actor::Done::SandboxRemoved
         });
     }

@@ -205,7 +205,7 @@ async fn clean_up(ctx: &Arc<Context>, uid: &str) {
     if let Err(error) = ctx.runtime.remove_pod(uid).await {
         tracing::warn!(uid, %error, "a pod's sandbox could not be removed");
     }
-    ctx.network.release(uid);
+    ctx.release_network(uid).await;
     remove_tree(&ctx.dirs.pod(uid)).await;
 }
 

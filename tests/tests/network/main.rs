@@ -1,5 +1,10 @@
 //! A pod's place in the network.
 
+mod balancers;
+mod isolation;
+mod policies;
+mod ports;
+
 use std::collections::BTreeSet;
 
 use carob_tests::pods::{idle, list, pod, shell_pod, tools};
@@ -147,9 +152,9 @@ impl Outside {
         for arguments in [
             format!("netns add {}", outside.name),
             format!("link add {link} type veth peer name eth0 netns {}", outside.name),
-            format!("addr add {near}/30 dev {link}"),
+            format!("addr add {near}/24 dev {link}"),
             format!("link set {link} up"),
-            format!("-n {} addr add {far}/30 dev eth0", outside.name),
+            format!("-n {} addr add {far}/24 dev eth0", outside.name),
             format!("-n {} link set eth0 up", outside.name),
         ] {
             let done =
@@ -157,6 +162,16 @@ impl Outside {
             assert!(done.success(), "ip {arguments}");
         }
         outside
+    }
+
+    /// Asks for a page from there; the answer, if there is one.
+    fn get(&self, at: std::net::SocketAddr) -> Option<String> {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
+        let asking = std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("it can be entered");
+            ports::machine_gets(&at.ip().to_string(), at.port())
+        });
+        asking.join().expect("it ends")
     }
 
     /// Accepts one connection there; who came.

@@ -1,5 +1,7 @@
 //! Pods' networks on the real kernel: run as root.
 
+mod policies;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -39,7 +41,13 @@ impl TestNetwork {
             (0..200).map(|third| Ipv4Net::new(Ipv4Addr::new(10, 200 + tag, third, 0), 24).unwrap()),
         )
         .unwrap();
-        let config = NetworkConfig { instance: instance.clone(), pod_cidr, pool: 2, service_cidr: Some(services(tag)) };
+        let config = NetworkConfig {
+            instance: instance.clone(),
+            pod_cidr,
+            pool: 2,
+            service_cidr: Some(services(tag)),
+            open_metadata: false,
+        };
         Self { network: Network::start(config).await.unwrap(), instance }
     }
 
@@ -118,7 +126,7 @@ fn inside_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> Frontend 
 }
 
 fn endpoints(all: &[SocketAddrV4]) -> Backend {
-    Backend::Endpoints { endpoints: all.to_vec(), affinity: None }
+    Backend::Endpoints { endpoints: all.to_vec(), affinity: None, clients: None }
 }
 
 /// Answers every connection with the address it listens on, until the namespace's end.
@@ -174,12 +182,12 @@ async fn a_service_leads_to_its_endpoints_and_the_pod_sees_who_asks() {
     test.network.change_services(vec![(frontend, Some(endpoints(&[of_a, of_b])))]).await.unwrap();
     let answers: std::collections::HashSet<_> = (0..40).map(|_| talk(&a, service)).collect();
     assert_eq!(answers.len(), 2, "{answers:?}");
-    let sticky = Backend::Endpoints { endpoints: vec![of_a, of_b], affinity: Some(60) };
+    let sticky = Backend::Endpoints { endpoints: vec![of_a, of_b], affinity: Some(60), clients: None };
     test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
     let answers: std::collections::HashSet<_> = (0..20).map(|_| talk(&a, service)).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
     let only = if answers.iter().next().unwrap().starts_with(&a.address.to_string()) { of_b } else { of_a };
-    let sticky = Backend::Endpoints { endpoints: vec![only], affinity: Some(60) };
+    let sticky = Backend::Endpoints { endpoints: vec![only], affinity: Some(60), clients: None };
     test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
     assert!(talk(&a, service).starts_with(&only.ip().to_string()), "the one it was sent to is gone");
     test.network.change_services(vec![(frontend, Some(Backend::Refused))]).await.unwrap();
@@ -281,7 +289,8 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
     let instance = first.instance.clone();
     drop(first);
     let cidr = Ipv4Net::new(kept.gateway, 24).unwrap().trunc();
-    let config = NetworkConfig { instance: instance.clone(), pod_cidr: cidr, pool: 0, service_cidr: None };
+    let config =
+        NetworkConfig { instance: instance.clone(), pod_cidr: cidr, pool: 0, service_cidr: None, open_metadata: false };
     let second = Network::start(config).await.unwrap();
     second.adopt("kept", kept.address);
     let new = second.attach("new").await.unwrap();
@@ -294,7 +303,13 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
 async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
     let first = TestNetwork::start(7).await;
     let taken = Ipv4Net::new(first.network.gateway_address(), 24).unwrap().trunc();
-    let config = NetworkConfig { instance: "ffffffff".into(), pod_cidr: taken, pool: 0, service_cidr: None };
+    let config = NetworkConfig {
+        instance: "ffffffff".into(),
+        pod_cidr: taken,
+        pool: 0,
+        service_cidr: None,
+        open_metadata: false,
+    };
     let error = Network::start(config).await.err().expect("two networks with one CIDR");
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;
