@@ -69,8 +69,13 @@ impl Activity {
 impl Running {
     /// The answer, which is sent as long as this request runs.
     pub fn until_sent(self, answer: Response) -> Response {
-        answer.map(|body| Body::new(Sending { body, _running: self }))
+        until_sent(answer, self)
     }
+}
+
+/// An answer that holds something until it is sent or given up.
+pub(crate) fn until_sent(answer: Response, held: impl Send + Unpin + 'static) -> Response {
+    answer.map(|body| Body::new(Sending { body, _held: held }))
 }
 
 impl Drop for Running {
@@ -82,12 +87,12 @@ impl Drop for Running {
 }
 
 /// A body that is being sent.
-struct Sending {
+struct Sending<T> {
     body: Body,
-    _running: Running,
+    _held: T,
 }
 
-impl HttpBody for Sending {
+impl<T: Unpin> HttpBody for Sending<T> {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -90,6 +90,10 @@ pub(crate) fn finished(code: StatusCode, content_type: &'static str, body: Bytes
     headed(code, content_type, Body::from(body))
 }
 
+/// Put on answers whose body is work while it is sent: they keep their seat until its end.
+#[derive(Clone, Copy)]
+pub(crate) struct Worked;
+
 /// A large body, which may be made while it is sent.
 pub(crate) fn streamed(code: StatusCode, content_type: &'static str, body: Body) -> Response {
     let mut response = headed(code, content_type, body);

@@ -26,7 +26,7 @@ use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
 use crate::stream::{self, Stream};
-use crate::{Server, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
+use crate::{Server, activity, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
 
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -144,6 +144,9 @@ async fn admitted(
     };
     let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
     seat.name_in(answer.headers_mut());
+    if answer.extensions_mut().remove::<response::Worked>().is_some() {
+        answer = activity::until_sent(answer, seat);
+    }
     Ok(answer)
 }
 

@@ -227,6 +227,51 @@ async fn a_large_answer_is_compressed_for_those_who_take_it() {
 }
 
 #[tokio::test]
+async fn a_long_list_is_what_its_pages_are_in_every_form() {
+    let cluster = Cluster::new().await;
+    let client = Client::new(&cluster);
+    for number in 0..90 {
+        let data = json!({ "text": "}\",{".repeat(500 + number), "number": number.to_string() });
+        client.make(&format!("long-{number:02}"), &data).await;
+    }
+    let forms = [
+        ("application/json", "items"),
+        ("application/json;as=Table;v=v1;g=meta.k8s.io", "rows"),
+        ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", "items"),
+    ];
+    for (accept, items) in forms {
+        // Ages grow meanwhile.
+        let listed = |list: &Value| {
+            let mut items = list[items].clone();
+            for item in items.as_array_mut().expect("items") {
+                item.as_object_mut().expect("an object").remove("cells");
+            }
+            items
+        };
+        let headers = [("accept-encoding", "gzip"), ("accept", accept)];
+        let whole = client.get(MAPS, accept).await.json();
+        let compressed = client.send("GET", MAPS, &headers, "").await;
+        assert_eq!(compressed.encoding, "gzip", "{accept}");
+        let mut body = Vec::new();
+        GzDecoder::new(&compressed.body[..]).read_to_end(&mut body).expect("gzip");
+        let decompressed: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(listed(&decompressed), listed(&whole), "{accept}");
+        // Short lists are made as one piece.
+        let (mut paged, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = client.get(&format!("{MAPS}?limit=7&continue={token}"), accept).await.json();
+            paged.extend(listed(&page).as_array().expect("items").clone());
+            token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+            if token.is_empty() {
+                break;
+            }
+        }
+        assert!(paged.len() >= 90, "{accept}: {}", paged.len());
+        assert_eq!(listed(&whole), Value::from(paged), "{accept}");
+    }
+}
+
+#[tokio::test]
 async fn a_list_at_a_version_shows_that_version_and_old_ones_are_gone() {
     let cluster = Cluster::new().await;
     let client = Client::new(&cluster);

@@ -266,7 +266,8 @@ mod tests {
         let event = |number: usize| {
             format!("2a\r\n{{\"object\":{{\"data\":{{\"padding\":\"x\",\"sequence\":\"{number}\"}}}}}}\n\r\n")
         };
-        let mut events = Events { buffer: format!("HTTP/1.1 200 OK\r\n\r\n{}", event(0)).into_bytes(), ..Events::default() };
+        let mut events =
+            Events { buffer: format!("HTTP/1.1 200 OK\r\n\r\n{}", event(0)).into_bytes(), ..Events::default() };
         assert!(events.begun() && !events.begun());
         let next = [event(1), event(2)].concat();
         let (one, other) = next.split_at(20);

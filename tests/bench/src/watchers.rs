@@ -44,15 +44,17 @@ pub fn deliveries(
     writes: usize,
     pause: Duration,
 ) -> Result<Deliveries> {
-    let client = carob.connect()?;
+    let client = {
+        let _inside = runtime.enter();
+        carob.connect()?
+    };
     // The two shapes watch objects of their own.
     let name = if shape == Shape::Connections { "watched-by-connections" } else { "watched-by-streams" };
     let path = format!("/api/v1/namespaces/{OBJECTS}/configmaps");
     let object = format!("{path}/{name}");
     runtime.block_on(async {
         prepare_namespace(&client).await?;
-        let create =
-            Request::post(&path).header(CONTENT_TYPE, "application/json").body(config_map(name, "0")?)?;
+        let create = Request::post(&path).header(CONTENT_TYPE, "application/json").body(config_map(name, "0")?)?;
         client.request_text(create).await?;
         anyhow::Ok(())
     })?;

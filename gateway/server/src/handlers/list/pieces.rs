@@ -62,6 +62,11 @@ impl Pieces {
         Self { kind, form, head, entries: entries.into_iter(), first: true, ended: false, rested: true }
     }
 
+    /// Whether writing it is more than copying.
+    pub fn is_work(&self) -> bool {
+        self.form.is_work()
+    }
+
     /// The next piece.
     pub fn next(&mut self) -> Option<Result<Bytes, Status>> {
         if self.ended {

@@ -43,7 +43,12 @@ pub(crate) async fn answer(call: &Call, found: Found) -> Result<Response, Status
     match pieces {
         // What is read by people, and YAML, are made from the whole.
         Listed::Pieces(pieces, size) if size >= COMPRESS_FROM && format == Format::Json && !call.is_pretty() => {
-            Ok(response::streamed(StatusCode::OK, format.content_type(), Body::new(pieces)))
+            let is_work = pieces.is_work();
+            let mut answer = response::streamed(StatusCode::OK, format.content_type(), Body::new(pieces));
+            if is_work {
+                answer.extensions_mut().insert(response::Worked);
+            }
+            Ok(answer)
         }
         Listed::Pieces(pieces, _) => response::object(StatusCode::OK, pieces.whole().await?, format, call.is_pretty()),
         Listed::Whole(json) => response::object(StatusCode::OK, json, format, call.is_pretty()),
