@@ -19,7 +19,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use carob_api::status::Status;
 use carob_store::{Entry, Error, Event, KeyRange, Watch, Watched};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -160,7 +160,10 @@ fn deadlines(call: &Call, next_bookmark: Option<Instant>, ends_at: Instant) -> A
 }
 
 impl Watcher {
-    async fn start(call: Call, options: ListOptions) -> Result<Self, Status> {
+    async fn start(mut call: Call, options: ListOptions) -> Result<Self, Status> {
+        // Nothing asks for them from here on, and thousands of idle watches would keep them.
+        call.headers = HeaderMap::new();
+        call.raw_query = String::new();
         let wanted = options.timeout_seconds.filter(|seconds| *seconds > 0);
         let lifetime = wanted.map_or_else(lifetime, |seconds| Duration::from_secs(seconds).min(LONGEST));
         let now = Instant::now();
