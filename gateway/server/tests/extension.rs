@@ -384,14 +384,14 @@ async fn a_policy_about_one_version_holds_for_all_unless_it_says_exact() {
         |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers?dryRun=All");
     let scaler = |most: i32, percent: i32| {
         json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": most,
-        "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "targetCPUUtilizationPercentage": percent}})
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "targetCPUUtilizationPercentage": percent}})
     };
     let refused = until(&client, "POST", &first("v1"), &scaler(1, 95), |code, _| code == 422).await;
     assert!(refused["message"].as_str().is_some_and(|message| message.ends_with(": alike")), "{refused}");
     let (code, answer) = send(&client, "POST", &first("v1"), &scaler(9, 50)).await;
     assert_eq!(code, 201, "the other policy is about v2 alone: {answer}");
     let second = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 9,
-        "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}});
     let refused = until(&client, "POST", &first("v2"), &second, |code, _| code == 422).await;
     assert!(refused["message"].as_str().is_some_and(|message| message.ends_with(": exactly")), "{refused}");
 }
