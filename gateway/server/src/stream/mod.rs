@@ -1,5 +1,6 @@
 //! Logs, exec, attach and port-forward: requests about a Pod that its node's worker answers.
 
+mod messages;
 mod proxy;
 mod target;
 

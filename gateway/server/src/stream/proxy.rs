@@ -110,6 +110,7 @@ pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgra
         }
     }
     let stopping = call.server.stopping.clone();
+    let messages = wanted.as_bytes().eq_ignore_ascii_case(b"websocket");
     tokio::spawn(async move {
         let (client, worker) = match tokio::try_join!(upgrade, hyper::upgrade::on(answer)) {
             Ok(both) => both,
@@ -119,9 +120,15 @@ pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgra
             }
         };
         let (mut client, mut worker) = (TokioIo::new(client), TokioIo::new(worker));
+        let relayed = async {
+            if messages {
+                return super::messages::relay(client, worker).await;
+            }
+            tokio::io::copy_bidirectional(&mut client, &mut worker).await.map(drop)
+        };
         tokio::select! {
             () = stopping.cancelled() => {}
-            copied = tokio::io::copy_bidirectional(&mut client, &mut worker) => {
+            copied = relayed => {
                 if let Err(error) = copied {
                     tracing::debug!(%error, "a stream broke");
                 }

@@ -30,7 +30,8 @@ impl Options {
     pub fn parse(query: &[(String, String)]) -> Self {
         let mut options = Self::default();
         for (key, value) in query {
-            let truth = matches!(value.as_str(), "1" | "true");
+            // As Kubernetes reads switches in a query: the Python client says `True`.
+            let truth = value != "0" && !value.eq_ignore_ascii_case("false");
             match key.as_str() {
                 "command" => options.command.push(value.clone()),
                 "stdin" | "input" => options.stdin |= truth,
@@ -195,7 +196,14 @@ mod tests {
 
     #[test]
     fn queries_name_the_command_word_by_word() {
-        let query = [("command", "sh"), ("command", "-c"), ("command", "a b"), ("stdout", "true"), ("tty", "1")];
+        let query = [
+            ("command", "sh"),
+            ("command", "-c"),
+            ("command", "a b"),
+            ("stdout", "True"),
+            ("tty", "1"),
+            ("stdin", "False"),
+        ];
         let query: Vec<(String, String)> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let options = Options::parse(&query);
         assert_eq!(options.command, ["sh", "-c", "a b"]);

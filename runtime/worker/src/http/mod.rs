@@ -5,9 +5,10 @@ mod channels;
 pub(crate) mod cri;
 mod exec;
 mod logs;
+mod port_channels;
 mod port_forward;
 mod remote;
-mod spdy;
+pub(crate) mod spdy;
 mod upgrade;
 mod websocket;
 

@@ -2,10 +2,10 @@
 //! bytes and one for what went wrong, and is connected to a port on the pod's own loopback.
 
 use super::spdy::{Connection, Stream, StreamReader, StreamWriter};
-use super::{Refused, find, upgrade};
+use super::{Refused, find, port_channels, upgrade};
 use crate::context::Context;
 use crate::pod::PodView;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use std::collections::HashMap;
 use std::io;
@@ -27,11 +27,16 @@ const DIAL_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn port_forward(
     State(ctx): State<Arc<Context>>,
     Path((namespace, pod)): Path<(String, String)>,
+    Query(query): Query<Vec<(String, String)>>,
     request: Request,
 ) -> Result<Response, Refused> {
     let (_, view) = find(&ctx, &namespace, &pod)?;
     if view.containers.iter().all(|container| container.running.is_none()) {
         return Err(Refused::internal(format!("pod {pod} has no running container")));
+    }
+    if upgrade::asks_for_channels(request.headers()) {
+        let ports = port_channels::ports(&query)?;
+        return upgrade::port_channels(request, move |socket| port_channels::serve(ctx, socket, view, ports)).await;
     }
     upgrade::port_forward(request, move |connection| serve(ctx, connection, view)).await
 }
@@ -82,19 +87,13 @@ async fn serve(ctx: Arc<Context>, mut connection: Connection, view: PodView) {
 
 /// One connection, from dialling to both ends' end.
 async fn forward(ctx: Arc<Context>, view: Arc<PodView>, port: u16, error: StreamWriter, data: Stream) {
-    let dialled = tokio::time::timeout(DIAL_PATIENCE, dial(&ctx, &view, port)).await;
-    let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    match dialled {
+    match dial(&ctx, &view, port).await {
         Ok(connection) => {
             let (from_pod, to_pod) = connection.into_split();
             let Stream { reader, writer, .. } = data;
             tokio::join!(send(reader, to_pod), receive(from_pod, writer));
         }
-        Err(cause) => {
-            let text = format!(
-                "error forwarding port {port} to pod {}, uid {}: failed to connect to localhost:{port} inside the pod's network: {cause}",
-                view.name, view.uid
-            );
+        Err(text) => {
             error.send(text.as_bytes()).await;
             data.writer.finish().await;
         }
@@ -124,8 +123,19 @@ async fn receive(mut pod: OwnedReadHalf, client: StreamWriter) {
     client.finish().await;
 }
 
+/// Connects to a port of the pod; what a client is told if that fails.
+pub(super) async fn dial(ctx: &Context, view: &PodView, port: u16) -> Result<TcpStream, String> {
+    let dialled = tokio::time::timeout(DIAL_PATIENCE, connect(ctx, view, port)).await;
+    dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|cause| {
+        format!(
+            "error forwarding port {port} to pod {}, uid {}: failed to connect to localhost:{port} inside the pod's network: {cause}",
+            view.name, view.uid
+        )
+    })
+}
+
 /// Connects to a port on the pod's loopback: IPv4 first, as `localhost` would be there.
-async fn dial(ctx: &Context, view: &PodView, port: u16) -> io::Result<TcpStream> {
+async fn connect(ctx: &Context, view: &PodView, port: u16) -> io::Result<TcpStream> {
     let network = if view.host_network {
         None
     } else {

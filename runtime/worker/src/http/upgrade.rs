@@ -2,11 +2,11 @@
 
 use super::Refused;
 use super::channels::{Channel, Channels};
-use super::{remote, spdy, websocket};
+use super::{port_channels, remote, spdy, websocket};
 use axum::body::Body;
-use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts, Request};
-use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::header::{CONNECTION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use hyper_util::rt::TokioIo;
@@ -60,12 +60,24 @@ where
         return Ok(switch(request, protocol, serve));
     }
     let upgrade = web_socket(request).await?.protocols([TUNNELLED]);
-    if upgrade.selected_protocol().is_none() {
-        return Err(Refused::bad_request(format!("port-forward over WebSocket needs the subprotocol {TUNNELLED}")));
-    }
     Ok(upgrade.on_upgrade(move |socket| async move {
         serve(spdy::Connection::serve(websocket::tunnel(socket))).await;
     }))
+}
+
+/// Whether port-forward is asked for with a channel for each port instead of SPDY in one form or another.
+pub(super) fn asks_for_channels(headers: &HeaderMap) -> bool {
+    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    !asks_for_spdy(headers) && !offers.flat_map(|value| value.split(',')).any(|offer| offer.trim() == TUNNELLED)
+}
+
+/// Answers such a request; `serve` is given the socket.
+pub(super) async fn port_channels<F, Fut>(request: Request, serve: F) -> Result<Response, Refused>
+where
+    F: FnOnce(WebSocket) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    Ok(web_socket(request).await?.protocols(port_channels::PROTOCOLS).on_upgrade(serve))
 }
 
 async fn web_socket(request: Request) -> Result<WebSocketUpgrade, Refused> {
