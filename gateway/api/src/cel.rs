@@ -3,12 +3,16 @@
 //! `kube-cel` parses, and brings Kubernetes' functions. Programs are evaluated here, because an expression comes from a
 //! client: each step costs, and an evaluation whose cost goes over its budget ends.
 
+mod builtin;
+mod check;
 mod compile;
 mod eval;
 mod value;
 
 use std::fmt;
 
+pub use builtin::structural_of;
+pub use check::{mistake, undefined_fields};
 pub use compile::Program;
 pub use eval::{Access, Budget, Scope, wrap as optional};
 pub use kube_cel::cel::Value;

@@ -29,6 +29,9 @@ use crate::pod_control::message;
 use crate::queue::{Again, Queue};
 use crate::status;
 
+/// How long a new or changed autoscaler is left alone, so that whoever makes one can finish. In Kubernetes a whole period.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
 pub(crate) struct Autoscaler {
     cluster: Cluster,
     voice: Voice,
@@ -64,11 +67,11 @@ impl Controller for Autoscaler {
     }
 
     fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
-        let queue = queue.clone();
+        let (queue, wait) = (queue.clone(), self.period.min(FIRST_LOOK));
         self.cluster.autoscalers.on_change(move |change| {
             // Its own status is no reason to look again.
             if change.old.map(|old| &old.spec) != change.new.map(|new| &new.spec) {
-                change.new.or(change.old).into_iter().for_each(|object| queue.add(Key::of(&**object)));
+                change.new.or(change.old).into_iter().for_each(|object| queue.add_after(Key::of(&**object), wait));
             }
         });
     }

@@ -1,5 +1,6 @@
 //! What the controllers share: a copy of the objects; and what each has for itself: a client and a voice.
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -110,6 +111,7 @@ informers! {
     node_leases: Lease = Part::In("kube-node-lease");
     signing_requests: CertificateSigningRequest = Part::All;
     cluster_roles: ClusterRole = Part::All;
+    policies: ValidatingAdmissionPolicy = Part::All;
     definitions: CustomResourceDefinition = Part::All;
     apis: APIService = Part::All;
 }

@@ -29,6 +29,7 @@ mod ownership;
 mod placement;
 mod pod_control;
 mod pod_gc;
+mod policy_status;
 mod queue;
 mod quota;
 mod replica_set;
@@ -91,6 +92,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<volumes::protection::Volumes>,
     start::<volumes::protection::Attributes>,
     start::<role_aggregation::Aggregation>,
+    start::<policy_status::PolicyStatus>,
     start::<certificates::approver::Approver>,
     start::<certificates::signer::Signer>,
     start::<certificates::cleaner::Cleaner>,

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::json::{flag, get, items, str_at, texts};
+use crate::cel;
 use crate::custom::rules::Rule;
 use crate::custom::{self, Structural, formats};
 use crate::field::{ErrorList, Path};
@@ -327,6 +328,10 @@ fn check_rules(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
             errors.push(place.child("rule").invalid(go_rule(rule), format!("compilation failed: {mistake}")));
             continue;
         }
+        if let Some(mistake) = check_fields(rule, schema, at) {
+            errors.push(place.child("rule").invalid(go_rule(rule), mistake));
+            continue;
+        }
         if read.transition && !walk.correlatable && get(rule, "optionalOldSelf").is_none() {
             errors.push(
                 place
@@ -345,6 +350,25 @@ fn check_rules(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
             )));
         }
     }
+}
+
+/// Fields that a rule reaches for must be in the schema. Every object has a kind and a name, whatever its schema says.
+fn check_fields(rule: &Value, schema: &Value, at: &Path) -> Option<String> {
+    let mut structural = Structural::read(schema);
+    if at.to_string().ends_with("openAPIV3Schema") {
+        let text = || Structural { type_: "string".to_owned(), ..Structural::default() };
+        for name in ["apiVersion", "kind"] {
+            structural.properties.entry(name.to_owned()).or_insert_with(text);
+        }
+        let names = ["generateName", "name"].map(|name| (name.to_owned(), text()));
+        let metadata = structural.properties.entry("metadata".to_owned()).or_default();
+        metadata.type_ = "object".to_owned();
+        metadata.properties.extend(names);
+    }
+    let variables = [("self", &structural), ("oldSelf", &structural)];
+    // Where the old value may be missing, it is wrapped.
+    let known = if flag(rule, "optionalOldSelf") { &variables[..1] } else { &variables };
+    cel::mistake(str_at(rule, "rule"), known)
 }
 
 /// What a rule may cost at most, roughly: each macro in another goes through the longest list that there can be.
