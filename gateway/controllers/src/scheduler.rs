@@ -163,12 +163,12 @@ impl Scheduler {
         }
         match (new, node) {
             (Some(pod), Some(node)) if !has_ended(pod) => {
-                self.board().place(&key, Arc::new(pod.clone()), node);
+                let shrunk = self.board().place(&key, Arc::new(pod.clone()), node);
                 // A pod that came may be the one that others want to be with.
                 if old.is_none_or(|old| old.metadata.labels != pod.metadata.labels || !is_placed(old)) {
                     self.try_waiting_for(has_company_rules);
                 }
-                false
+                shrunk
             }
             // Not bound yet: what a binding under way has taken stays taken.
             _ if waits => false,

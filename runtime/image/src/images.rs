@@ -176,8 +176,14 @@ impl Images {
     /// Keeps an image's layers until [`Images::release`], across restarts of every process: for containers, which
     /// outlive the gateway. `owner` is a name of the caller's choice (a container id); holding twice is harmless.
     pub async fn hold(&self, owner: &str, image: &Image) -> Result<(), Error> {
+        self.hold_all(owner, &[image]).await
+    }
+
+    /// The same for all images that an owner needs.
+    pub async fn hold_all(&self, owner: &str, images: &[&Image]) -> Result<(), Error> {
         let owner = owner.to_owned();
-        let layers: BTreeSet<String> = image.leases.iter().map(|lease| lease.name.clone()).collect();
+        let leases = images.iter().flat_map(|image| image.leases.iter());
+        let layers: BTreeSet<String> = leases.map(|lease| lease.name.clone()).collect();
         self.inner
             .blocking(move |inner| {
                 let _guard = inner.store.shared()?;

@@ -158,6 +158,9 @@ pub struct ContainerConfig {
     pub masks: PathMasks,
     /// Gives the program a terminal; its output goes to the log as `stdout`.
     pub tty: bool,
+    /// Joins the PID namespace of this running container of the same pod instead of having its own
+    /// (`ephemeralContainers[].targetContainerName`).
+    pub pid_of: Option<ContainerId>,
     /// Keeps the program's standard input open for [`Runtime::attach_stdin`](crate::Runtime::attach_stdin).
     pub stdin: bool,
     /// The CRI log file; its directory exists. Rotated files get the suffix `.<timestamp>`.
@@ -207,8 +210,10 @@ pub struct Mount {
     pub in_pod: bool,
     /// Absolute path in the container; made when missing, never outside its root.
     pub destination: String,
-    /// Whether it can be written.
+    /// Whether it can only be read.
     pub read_only: bool,
+    /// `read_only` holds for what is mounted below it, too.
+    pub recursive: bool,
     /// `mountPropagation`.
     pub propagation: Propagation,
     /// A bind or a tmpfs.
@@ -220,6 +225,13 @@ pub struct Mount {
 pub enum MountKind {
     /// A bind of `source`.
     Bind,
+    /// The files of an image: unpacked layers, topmost first, read-only and without execution.
+    Image {
+        /// The layers; at least one.
+        lower: Vec<PathBuf>,
+        /// A directory or file in them, resolved as if they were `/`.
+        sub_path: Option<PathBuf>,
+    },
     /// A fresh tmpfs, private to the container.
     Tmpfs {
         /// Size limit in bytes.

@@ -2,14 +2,16 @@
 
 mod connection;
 mod launch;
+mod shared;
 
 use crate::kernel;
 use crate::protocol::{Answer, Ask, KnownPod};
 use crate::{
-    ContainerConfig, ContainerId, ContainerState, Error, ExecConfig, Exit, Limits, PodConfig, RecoveredContainer,
-    RecoveredPod, RuntimeConfig, Started, Usage,
+    ContainerConfig, ContainerId, ContainerState, Error, ExecConfig, Exit, Limits, PodConfig, Propagation,
+    RecoveredContainer, RecoveredPod, RuntimeConfig, Started, Usage,
 };
 use connection::Connection;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +85,15 @@ impl Runtime {
         let mut fds = Vec::new();
         let mut mount_fds = Vec::new();
         for (index, mount) in container.mounts.iter_mut().enumerate() {
+            if mount.propagation == Propagation::Bidirectional && mount.source_fd.is_none() {
+                // What the container mounts there is to be the host's: so it gets the host's mount, not the spawner's.
+                shared::check(&mount.source)?;
+                let opened = File::open(&mount.source).map_err(|error| Error::InvalidConfig {
+                    field: format!("mounts[{index}].source"),
+                    message: error.to_string(),
+                })?;
+                mount.source_fd = Some(opened.into());
+            }
             if let Some(fd) = mount.source_fd.take() {
                 if mount.in_pod {
                     fds.push(fd);

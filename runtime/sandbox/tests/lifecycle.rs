@@ -13,6 +13,7 @@ fn bind(source: &std::path::Path, destination: &str, read_only: bool) -> Mount {
         source: source.to_owned(),
         source_fd: None,
         in_pod: false,
+        recursive: false,
         destination: destination.to_owned(),
         read_only,
         propagation: Propagation::Private,

@@ -46,11 +46,41 @@ impl Admission {
         if held.contains_key(uid) {
             return Ok(());
         }
-        let used = held.values().fold(PodAmounts::default(), |sum, pod| PodAmounts {
+        self.check(wanted, held.values())?;
+        held.insert(uid.to_owned(), wanted);
+        Ok(())
+    }
+
+    /// Takes these requests instead of those that the pod holds, or says which resource is short, and all stays as it was.
+    pub fn resize(&self, uid: &str, spec: &PodSpec) -> Result<(), Refusal> {
+        let wanted = pod_requests(spec);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(wanted, held.iter().filter(|(other, _)| *other != uid).map(|(_, amounts)| amounts))?;
+        held.insert(uid.to_owned(), wanted);
+        Ok(())
+    }
+
+    /// Why the pod could not run here even alone; `None` when it could.
+    pub fn infeasible(&self, spec: &PodSpec) -> Option<String> {
+        let wanted = pod_requests(spec);
+        let checks = [
+            ("cpu", wanted.cpu_millis, self.allocatable.cpu_millis),
+            ("memory", wanted.memory_bytes, self.allocatable.memory_bytes),
+        ];
+        checks.into_iter().find(|(_, requested, capacity)| requested > capacity).map(
+            |(resource, requested, capacity)| {
+                format!("Node didn't have enough capacity: {resource}, requested: {requested}, capacity: {capacity}")
+            },
+        )
+    }
+
+    /// Whether `wanted` fits beside the others.
+    fn check<'a>(&self, wanted: PodAmounts, others: impl Iterator<Item = &'a PodAmounts>) -> Result<(), Refusal> {
+        let mut count: i64 = 0;
+        let used = others.inspect(|_| count += 1).fold(PodAmounts::default(), |sum, pod| PodAmounts {
             cpu_millis: sum.cpu_millis + pod.cpu_millis,
             memory_bytes: sum.memory_bytes + pod.memory_bytes,
         });
-        let count = i64::try_from(held.len()).unwrap_or(i64::MAX);
         let checks = [
             ("OutOfpods", "pods", 1, count, self.allocatable.pods),
             ("OutOfcpu", "cpu", wanted.cpu_millis, used.cpu_millis, self.allocatable.cpu_millis),
@@ -64,7 +94,6 @@ impl Admission {
                 return Err(Refusal { reason, message });
             }
         }
-        held.insert(uid.to_owned(), wanted);
         Ok(())
     }
 
@@ -98,6 +127,23 @@ mod tests {
         admission.admit("a", &spec("600m")).unwrap();
         admission.release("a");
         admission.admit("b", &spec("500m")).unwrap();
+    }
+
+    #[test]
+    fn a_resize_counts_the_others_alone_and_changes_nothing_when_refused() {
+        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 2 });
+        admission.admit("a", &spec("600m")).unwrap();
+        admission.admit("b", &spec("300m")).unwrap();
+        admission.resize("a", &spec("700m")).unwrap();
+        let refusal = admission.resize("b", &spec("400m")).unwrap_err();
+        assert_eq!(refusal.message, "Node didn't have enough resource: cpu, requested: 400, used: 700, capacity: 1000");
+        admission.resize("a", &spec("650m")).unwrap();
+        admission.resize("b", &spec("350m")).unwrap();
+        assert_eq!(
+            admission.infeasible(&spec("2")).unwrap(),
+            "Node didn't have enough capacity: cpu, requested: 2000, capacity: 1000"
+        );
+        assert_eq!(admission.infeasible(&spec("1")), None);
     }
 
     #[test]

@@ -44,7 +44,14 @@ impl About {
 
     pub fn container(pod: &Pod, container: &str) -> Self {
         let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-        let list = if init.into_iter().any(|init| init.name == container) { "initContainers" } else { "containers" };
+        let ephemeral = pod.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+        let list = if init.into_iter().any(|init| init.name == container) {
+            "initContainers"
+        } else if ephemeral.into_iter().any(|ephemeral| ephemeral.name == container) {
+            "ephemeralContainers"
+        } else {
+            "containers"
+        };
         Self { field_path: Some(format!("spec.{list}{{{container}}}")), ..Self::pod(pod) }
     }
 

@@ -8,7 +8,8 @@ use crate::events::{About, Severity};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    ContainerImage, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo,
+    ContainerImage, Node, NodeAddress, NodeCondition, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures,
+    NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -37,6 +38,8 @@ const RESERVED_MOST: i64 = 512 << 20;
 const DISK_RESERVED_PART: u64 = 10;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
+/// Whether pods can have users of their own (`hostUsers: false`).
+const USER_NAMESPACES: bool = false;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Facts of the machine, read once.
@@ -218,6 +221,8 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk - disk / DISK_RESERVED_PART)),
         conditions: Some(conditions(before, now)),
         node_info: Some(machine.info.clone()),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(runtime_handlers()),
         images: Some(
             images
                 .into_iter()
@@ -230,6 +235,14 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         ),
         ..NodeStatus::default()
     }
+}
+
+/// What the only runtime can do, under the empty name of the default handler and under its own.
+fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+    let features =
+        NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(USER_NAMESPACES) };
+    let handler = |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
+    vec![handler(""), handler("carob")]
 }
 
 /// Conditions with the kubelet's reasons and messages; a transition time is kept as long as the status is.

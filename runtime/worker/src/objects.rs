@@ -5,10 +5,11 @@ use crate::context::Context;
 use crate::pod::Message;
 use futures::TryStreamExt;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::ListParams;
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -134,6 +135,11 @@ impl Context {
             if let Some(secret) = self.secret(namespace, name).await? {
                 objects.secrets.insert(name.clone(), secret);
             }
+        }
+        if needs.services {
+            // Listed, not cached: a Service made just before the pod is in its environment.
+            let api: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+            objects.services = api.list(&ListParams::default()).await.map_err(|error| message(&error))?.items;
         }
         Ok(objects)
     }

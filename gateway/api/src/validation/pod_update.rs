@@ -1,5 +1,7 @@
 //! Changes of a pod: nearly nothing of its spec may change.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
@@ -114,11 +116,11 @@ fn put_back(munged: &mut Value, old: &Value, field: &str) {
 }
 
 fn only_added_tolerations(new: &Value, old: &Value, path: &Path) -> ErrorList {
-    let identity =
-        |toleration: &Value| ["key", "operator", "value", "effect"].map(|f| str_at(toleration, f).to_owned());
-    let kept = items(old, "tolerations")
-        .iter()
-        .all(|before| items(new, "tolerations").iter().any(|now| identity(now) == identity(before)));
+    let identities = |spec| -> HashSet<[String; 4]> {
+        let identity = |toleration| ["key", "operator", "value", "effect"].map(|f| str_at(toleration, f).to_owned());
+        items(spec, "tolerations").iter().map(identity).collect()
+    };
+    let kept = identities(old).is_subset(&identities(new));
     if kept {
         return ErrorList::new();
     }
@@ -126,11 +128,11 @@ fn only_added_tolerations(new: &Value, old: &Value, path: &Path) -> ErrorList {
 }
 
 fn only_removed_gates(new: &Value, old: &Value, path: &Path) -> ErrorList {
-    let before = items(old, "schedulingGates");
+    let before: HashSet<String> = items(old, "schedulingGates").iter().map(ToString::to_string).collect();
     items(new, "schedulingGates")
         .iter()
         .enumerate()
-        .filter(|(_, gate)| !before.contains(gate))
+        .filter(|(_, gate)| !before.contains(&gate.to_string()))
         .map(|(index, gate)| {
             let name = str_at(gate, "name");
             path.index(index)
@@ -247,6 +249,9 @@ fn status(new: &Value, old: &Value) -> ErrorList {
                 continue;
             }
             let name = str_at(status, "name");
+            if restarts_by_own_rule(spec_of(new), name, int(ended, "exitCode").unwrap_or(0)) {
+                continue;
+            }
             let restarted = items(now, list)
                 .iter()
                 .any(|other| str_at(other, "name") == name && dig(other, &["state", "terminated"]).is_none());
@@ -260,6 +265,22 @@ fn status(new: &Value, old: &Value) -> ErrorList {
         }
     }
     errors
+}
+
+/// Whether a container's own `restartPolicy` and rules want another run after this exit code, whatever the pod's says.
+fn restarts_by_own_rule(spec: &Value, name: &str, code: i64) -> bool {
+    let mut containers = items(spec, "containers").iter().chain(items(spec, "initContainers"));
+    let Some(container) = containers.find(|container| str_at(container, "name") == name) else { return false };
+    let by_rule = items(container, "restartPolicyRules").iter().any(|rule| {
+        let codes = get(rule, "exitCodes").unwrap_or(&Value::Null);
+        let listed = items(codes, "values").iter().any(|value| value.as_i64() == Some(code));
+        str_at(rule, "action") == "Restart" && listed == (str_at(codes, "operator") == "In")
+    });
+    match str_at(container, "restartPolicy") {
+        "Always" => true,
+        "OnFailure" => by_rule || code != 0,
+        _ => by_rule,
+    }
 }
 
 fn addresses(status: &Value, field: &str, path: &Path) -> ErrorList {
@@ -300,6 +321,21 @@ mod tests {
         let mut new = old.clone();
         change(&mut new);
         validate(&new, &old, part).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_container_that_has_ended_returns_only_where_a_policy_or_rule_says_so() {
+        let pod = |rules: Value, state: Value| {
+            json!({"spec": {"restartPolicy": "Never", "containers": [
+                {"name": "c", "image": "i", "restartPolicy": "Never", "restartPolicyRules": rules}]},
+                "status": {"containerStatuses": [{"name": "c", "state": state}]}})
+        };
+        let ended = json!({"terminated": {"exitCode": 42}});
+        let errors = |rules: Value| {
+            validate(&pod(rules.clone(), json!({"running": {}})), &pod(rules, ended.clone()), Part::Status).len()
+        };
+        let rule = |code: i64| json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [code]}}]);
+        assert_eq!((errors(rule(42)), errors(rule(1)), errors(json!([]))), (0, 1, 1));
     }
 
     #[test]

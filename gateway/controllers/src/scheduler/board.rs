@@ -38,15 +38,19 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// The pod is on this node from now on.
-    pub(super) fn place(&mut self, key: &Key, pod: Arc<Pod>, node: &str) {
-        self.remove(key, None);
+    /// The pod is on this node from now on. Whether it takes less of it than before: it was resized.
+    pub(super) fn place(&mut self, key: &Key, pod: Arc<Pod>, node: &str) -> bool {
         let requests = Requests::of(&pod);
+        let before = self.nodes.get(node).and_then(|on_node| on_node.pods.get(key));
+        let shrunk = before
+            .is_some_and(|placed| placed.requests.iter().any(|(resource, amount)| requests.amount(resource) < amount));
+        self.remove(key, None);
         let on_node = self.nodes.entry(node.to_owned()).or_default();
         on_node.taken += &requests;
         on_node.pods.insert(key.clone(), Placed { pod, requests });
         self.places.insert(key.clone(), node.to_owned());
         self.nominated.remove(key);
+        shrunk
     }
 
     /// Gives back what a pod took; only if it still is the pod of this uid, where one is given. Whether it had taken

@@ -25,16 +25,11 @@ pub fn overlay(rootfs: &Rootfs, target: &Path) -> Result<(), Failure> {
         fs::create_dir_all(directory).map_err(failed("overlay", directory))?;
     }
     let context = mount::FsContext::open("overlay").map_err(failed("overlay", target))?;
-    let configure = |lower_one_by_one: bool| -> io::Result<()> {
+    let configure = || -> io::Result<()> {
         context.set("source", "overlay")?;
-        if lower_one_by_one {
-            // Since Linux 6.7: no limit of one page on all paths together.
-            for lower in &rootfs.lower {
-                context.set_path("lowerdir+", lower)?;
-            }
-        } else {
-            let joined: Vec<String> = rootfs.lower.iter().map(|lower| escaped(lower)).collect();
-            context.set("lowerdir", &joined.join(":"))?;
+        // Since Linux 6.7: no limit of one page on all paths together.
+        for lower in &rootfs.lower {
+            context.set_path("lowerdir+", lower)?;
         }
         context.set_path("upperdir", &upper)?;
         context.set_path("workdir", &work)?;
@@ -44,28 +39,36 @@ pub fn overlay(rootfs: &Rootfs, target: &Path) -> Result<(), Failure> {
         let detail = context.complaint().unwrap_or_default();
         Failure::sandbox("overlay", format!("{error} {detail}"))
     };
-    if let Err(first) = configure(true) {
+    if let Err(first) = configure() {
         if first.raw_os_error() != Some(libc::EINVAL) {
             return Err(complain(first));
         }
-        return overlay_by_mount(rootfs, &upper, &work, target);
+        let own = format!(",upperdir={},workdir={},volatile", escaped(&upper), escaped(&work));
+        return overlay_by_mount(&rootfs.lower, &own, target);
     }
     let mounted = context.mount(0).map_err(|error| Failure::sandbox("overlay", error))?;
     mount::attach(mounted.as_fd(), target).map_err(failed("overlay", target))
 }
 
+/// Mounts an image's layers on `target` to be read. The kernel wants two of them at least: an empty one is the last.
+fn image_tree(lower: &[PathBuf], target: &Path) -> Result<(), Failure> {
+    let empty = target.with_extension("empty");
+    fs::create_dir(&empty).map_err(failed("image", &empty))?;
+    let lower: Vec<PathBuf> = lower.iter().cloned().chain([empty]).collect();
+    overlay_by_mount(&lower, "", target)
+}
+
 /// Older kernels take all layers in one option string of a page: short links to them keep it short.
-fn overlay_by_mount(rootfs: &Rootfs, upper: &Path, work: &Path, target: &Path) -> Result<(), Failure> {
-    let links = target.with_file_name("l");
+fn overlay_by_mount(layers: &[PathBuf], own: &str, target: &Path) -> Result<(), Failure> {
+    let links = target.with_extension("links");
     fs::create_dir_all(&links).map_err(failed("overlay", &links))?;
     let mut lower = Vec::new();
-    for (index, layer) in rootfs.lower.iter().enumerate() {
+    for (index, layer) in layers.iter().enumerate() {
         let link = links.join(index.to_string());
         std::os::unix::fs::symlink(layer, &link).map_err(failed("overlay", &link))?;
         lower.push(index.to_string());
     }
-    let options =
-        format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), escaped(upper), escaped(work));
+    let options = format!("lowerdir={}{own}", lower.join(":"));
     let before = std::env::current_dir().map_err(failed("overlay", &links))?;
     nix::unistd::chdir(&links).map_err(|errno| failed("overlay", &links)(errno.into()))?;
     let flags = nix::mount::MsFlags::empty();
@@ -123,6 +126,21 @@ pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -
                     .map_err(|error| Failure::sandbox("mounts", error))?;
                 (tree, true)
             }
+            MountKind::Image { lower, sub_path } => {
+                let tree = directory.join(format!("i{index}"));
+                fs::create_dir(&tree).map_err(failed("image", &tree))?;
+                image_tree(lower, &tree)?;
+                let root = open_path(&tree).map_err(failed("image", &tree))?;
+                let inside = sub_path.as_deref().unwrap_or(Path::new("."));
+                let part = open_in(root.as_fd(), inside)
+                    .map_err(|error| Failure::config(field(), format!("subPath {}: {error}", inside.display())))?;
+                let kind = fstat(&part).map_err(|errno| Failure::sandbox("mounts", errno))?.st_mode;
+                let part = mount::clone_tree(Some(part.as_fd()), Path::new(""), false);
+                let part = part.map_err(failed("image", &tree))?;
+                mount::set_attributes(part.as_fd(), mount::ATTR_RDONLY | mount::ATTR_NOEXEC, 0, false)
+                    .map_err(failed("image", &tree))?;
+                (part, SFlag::from_bits_truncate(kind & libc::S_IFMT) == SFlag::S_IFDIR)
+            }
             MountKind::Bind => {
                 let shown = request.source.display();
                 let source = match (opened, &request.source_fd) {
@@ -141,14 +159,17 @@ pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -
         let propagation = match request.propagation {
             Propagation::Private => libc::MS_PRIVATE,
             Propagation::HostToContainer => libc::MS_SLAVE,
-            Propagation::Bidirectional => {
-                return Err(Failure::config(field(), "mountPropagation Bidirectional is not supported"));
-            }
+            // It came from the host's mount namespace, where it is shared: so it stays.
+            Propagation::Bidirectional => libc::MS_SHARED,
         };
-        mount::set_attributes(source.as_fd(), 0, propagation, true)
+        let attributes = if request.read_only && request.recursive { mount::ATTR_RDONLY } else { 0 };
+        mount::set_attributes(source.as_fd(), attributes, propagation, true)
             .map_err(|error| Failure::sandbox("mounts", error))?;
         mount::attach(source.as_fd(), &place).map_err(failed("mounts", &place))?;
-        let options = if request.read_only { vec!["rbind", "ro"] } else { vec!["rbind"] };
+        let mut options = if request.read_only { vec!["rbind", "ro"] } else { vec!["rbind"] };
+        if matches!(request.kind, MountKind::Image { .. }) {
+            options.push("noexec");
+        }
         let source = Path::new("/").join(name);
         staged.push(Staged { source, destination: request.destination.clone(), options, directory: is_directory });
     }

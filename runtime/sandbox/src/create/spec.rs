@@ -208,7 +208,14 @@ fn linux(pod: &PodConfig, container: &ContainerConfig, joined: &Joined<'_>) -> R
             add(kind, fd)?;
         }
     }
-    let follows_host = container.mounts.iter().any(|mount| mount.propagation != Propagation::Private);
+    let any = |wanted| container.mounts.iter().any(|mount| mount.propagation == wanted);
+    let propagation = if any(Propagation::Bidirectional) {
+        "shared"
+    } else if any(Propagation::HostToContainer) {
+        "slave"
+    } else {
+        "private"
+    };
     let masks = container.masks == PathMasks::Default && !container.privileged;
     let paths = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<Vec<String>>();
     let mut linux = LinuxBuilder::default()
@@ -216,7 +223,7 @@ fn linux(pod: &PodConfig, container: &ContainerConfig, joined: &Joined<'_>) -> R
         // Nothing of that name is made: see the workshop.
         .cgroups_path("/carob")
         .devices(devices(container)?)
-        .rootfs_propagation(if follows_host { "slave" } else { "private" })
+        .rootfs_propagation(propagation)
         .masked_paths(if masks { paths(&MASKED) } else { Vec::new() })
         .readonly_paths(if masks { paths(&READ_ONLY) } else { Vec::new() })
         .build()?;

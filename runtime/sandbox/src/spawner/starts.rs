@@ -48,6 +48,7 @@ impl Service {
             id: uid.clone(),
             state: "without namespaces: its spawner died".to_owned(),
         })?;
+        let target = config.pid_of.as_ref().map(|target| self.pid_namespace(&uid, target)).transpose()?;
         self.records.write_container(&mut config).map_err(|error| Failure::sandbox("record", error))?;
         let mut log = Log { number: self.next_log, path: config.log_path.clone(), outputs: Vec::new() };
         let (streams, stdin) = if config.tty {
@@ -67,7 +68,7 @@ impl Service {
                 network: namespaces.net.as_ref().map(AsFd::as_fd),
                 ipc: namespaces.ipc.as_ref().map(AsFd::as_fd),
                 uts: namespaces.uts.as_ref().map(AsFd::as_fd),
-                pid: namespaces.pid.as_ref().map(|(fd, _)| fd.as_fd()),
+                pid: namespaces.pid.as_ref().map(|(fd, _)| fd.as_fd()).or(target.as_ref().map(AsFd::as_fd)),
             },
             mounts: &namespaces.mnt,
             shm: &shm,
@@ -91,6 +92,19 @@ impl Service {
         self.containers.insert(id.clone(), Container { pod: uid, state, stdin, log, env: config.env });
         self.jobs.insert(job.pid, (job, Purpose::Start { request, container: id }));
         Ok(None)
+    }
+
+    /// The PID namespace of a running container of this pod. Its init isn't reaped while it runs, so its number is its own.
+    fn pid_namespace(&self, uid: &str, target: &ContainerId) -> Result<OwnedFd, Failure> {
+        let container = self.container(target)?;
+        let State::Running { pid, .. } = &container.state else {
+            return Err(Failure::WrongState { id: target.to_string(), state: container.state.name().to_owned() });
+        };
+        if container.pod != uid {
+            return Err(Failure::config("pid_of", "is a container of another pod"));
+        }
+        let namespace = File::open(format!("/proc/{pid}/ns/pid"));
+        Ok(namespace.map_err(|error| Failure::sandbox("pid namespace", error))?.into())
     }
 
     /// Compiled once per set of capabilities; a file's profile each time, since the file may change.

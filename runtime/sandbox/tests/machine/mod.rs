@@ -104,6 +104,7 @@ impl Machine {
             tty: false,
             stdin: false,
             oom_score_adj: 0,
+            pid_of: None,
             rlimits: Vec::new(),
             devices: Vec::new(),
             annotations: BTreeMap::from([("container".to_owned(), "c".to_owned())]),

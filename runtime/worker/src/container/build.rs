@@ -3,13 +3,13 @@
 use super::env::{Facts, Objects};
 use super::mounts::mounts;
 use super::user::{ImageUser, Wishes, user};
-use super::{ConfigError, command, env, resources, security};
+use super::{ConfigError, command, env, env_file, resources, security, service_env};
 use crate::context::Context;
 use crate::files::PodFiles;
 use crate::volumes::MountedVolume;
 use carob_image::Image;
 use carob_sandbox::{ContainerConfig, ContainerId, DeviceNode, Rootfs};
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, FileKeySelector};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,11 @@ pub(crate) struct Inputs<'a> {
     pub id: ContainerId,
     pub facts: Facts<'a>,
     pub container: &'a Container,
+    /// The container whose PID namespace it joins.
+    pub pid_of: Option<ContainerId>,
     pub image: &'a Image,
+    /// Layers of the images that its volumes show, by the volume's name.
+    pub image_volumes: &'a HashMap<String, Image>,
     pub objects: &'a Objects,
     pub volumes: &'a HashMap<String, MountedVolume>,
     pub files: &'a PodFiles,
@@ -76,14 +80,17 @@ impl ContainerPaths {
 
 /// The sandbox's configuration. Makes the container's directories; everything else is computed.
 pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -> Result<ContainerConfig, ConfigError> {
-    let Inputs { id, facts, container, image, objects, volumes, files, hostname, annotations } = inputs;
+    let Inputs { id, facts, container, pid_of, image, image_volumes, objects, volumes, files, hostname, annotations } =
+        inputs;
     let (meta, spec) = (&facts.pod.metadata, facts.pod.spec.as_ref());
     let spec = spec.ok_or_else(|| ConfigError("pod has no spec".to_owned()))?;
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     let uid = meta.uid.as_deref().unwrap_or_default();
 
-    let services = env::kubernetes_service(ctx.cluster.api_service_ip, ctx.cluster.api_port);
-    let own = env::environment(container, &facts, objects, &services)?;
+    let mut services = service_env::of_api(ctx.cluster.api_service_ip, ctx.cluster.api_port);
+    services.extend(service_env::of_services(&objects.services));
+    let from_file = |key: &FileKeySelector| env_file::value(volumes, key);
+    let own = env::environment(container, &facts, objects, &services, &from_file)?;
     let argv = command::argv(container, &image.config.entrypoint, &image.config.cmd, &own)?;
     let own_security = container.security_context.as_ref();
     let pod_security = spec.security_context.as_ref();
@@ -104,7 +111,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
         home = Some(found.home);
     }
     let security = security::security(pod_security, own_security, ctx.dirs.seccomp())?;
-    let mounts = mounts(container, volumes, &own, files.mounts(), paths.termination_log.clone())?;
+    let mounts = mounts(container, volumes, image_volumes, &own, files.mounts(), paths.termination_log.clone())?;
     paths.create().map_err(|error| {
         ConfigError(format!("cannot make the container's directory {}: {error}", paths.directory.display()))
     })?;
@@ -143,6 +150,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
         seccomp: security.seccomp,
         masks: security.masks,
         tty: container.tty.unwrap_or(false),
+        pid_of,
         stdin: container.stdin.unwrap_or(false),
         log_path: paths.log.clone(),
         oom_score_adj: resources::oom_score_adj(spec, container, facts.allocatable.memory_bytes),

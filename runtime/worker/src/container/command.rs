@@ -1,8 +1,9 @@
 //! Which program runs: the spec's command and args over the image's entrypoint and cmd.
 
 use super::ConfigError;
-use super::expand::expand;
+use super::expand::{Room, expand};
 use k8s_openapi::api::core::v1::Container;
+use std::collections::HashMap;
 
 /// The argument vector. `command` replaces entrypoint and cmd; `args` alone replaces cmd (Kubernetes: "Define a Command
 /// and Arguments for a Container"). References to variables are expanded in the spec's words only.
@@ -12,11 +13,12 @@ pub(crate) fn argv(
     cmd: &[String],
     env: &[(String, String)],
 ) -> Result<Vec<String>, ConfigError> {
-    let lookup = |name: &str| env.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let words = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter().flatten().map(|word| expand(word, lookup)).collect()
+    let known: HashMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut room = Room::default();
+    let mut words = |list: &Option<Vec<String>>| -> Result<Vec<String>, ConfigError> {
+        list.iter().flatten().map(|word| expand(word, |name| known.get(name).copied(), &mut room)).collect()
     };
-    let (program, given) = (words(&container.command), words(&container.args));
+    let (program, given) = (words(&container.command)?, words(&container.args)?);
     let mut argv = if program.is_empty() { entrypoint.to_vec() } else { program.clone() };
     if !given.is_empty() {
         argv.extend(given);

@@ -1,10 +1,12 @@
 //! A container's environment: the image's, the spec's with its references, and the variables of the `kubernetes` service.
 
 use super::ConfigError;
-use super::expand::expand;
+use super::expand::{Room, expand};
 use super::resources::{self, PodAmounts};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, Secret};
-use std::collections::BTreeMap;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, Pod, PodSpec, Secret, Service,
+};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// What references in an environment or a downward API volume can name.
@@ -17,11 +19,14 @@ pub(crate) struct Facts<'a> {
     pub allocatable: PodAmounts,
 }
 
-/// ConfigMaps and Secrets of the pod's namespace, as far as the container names them; a missing one isn't in the map.
+/// Objects of the pod's namespace: ConfigMaps and Secrets as far as the container names them (a missing one isn't in the
+/// map), and Services.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     pub config_maps: BTreeMap<String, ConfigMap>,
     pub secrets: BTreeMap<String, Secret>,
+    /// Those of the namespace, where the pod wants their variables.
+    pub services: Vec<Service>,
 }
 
 /// Names of the ConfigMaps and Secrets that a container's environment needs.
@@ -29,11 +34,13 @@ pub(crate) struct Objects {
 pub(crate) struct Needs {
     pub config_maps: Vec<String>,
     pub secrets: Vec<String>,
+    /// Whether the namespace's Services are needed.
+    pub services: bool,
 }
 
 /// What to fetch before [`environment`] can be called.
-pub(crate) fn needs(container: &Container) -> Needs {
-    let mut needs = Needs::default();
+pub(crate) fn needs(pod: &PodSpec, container: &Container) -> Needs {
+    let mut needs = Needs { services: pod.enable_service_links != Some(false), ..Needs::default() };
     for source in container.env_from.iter().flatten() {
         needs.config_maps.extend(source.config_map_ref.iter().map(|r| r.name.clone()));
         needs.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
@@ -51,17 +58,22 @@ pub(crate) fn needs(container: &Container) -> Needs {
 
 /// Ordered variables; setting one again keeps its place.
 #[derive(Default)]
-struct Environment(Vec<(String, String)>);
+struct Environment {
+    list: Vec<(String, String)>,
+    places: HashMap<String, usize>,
+}
 
 impl Environment {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.places.get(name).map(|place| self.list[*place].1.as_str())
     }
 
     fn set(&mut self, name: String, value: String) {
-        match self.0.iter_mut().find(|(key, _)| *key == name) {
-            Some(entry) => entry.1 = value,
-            None => self.0.push((name, value)),
+        if let Some(place) = self.places.get(&name) {
+            self.list[*place].1 = value;
+        } else {
+            self.places.insert(name.clone(), self.list.len());
+            self.list.push((name, value));
         }
     }
 }
@@ -72,6 +84,7 @@ pub(crate) fn environment(
     facts: &Facts<'_>,
     objects: &Objects,
     services: &[(String, String)],
+    from_file: &dyn Fn(&FileKeySelector) -> Result<Option<String>, ConfigError>,
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut env = Environment::default();
@@ -100,12 +113,15 @@ pub(crate) fn environment(
             }
         }
     }
+    let mut room = Room::default();
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
             (Some(text), _) if !text.is_empty() => {
-                let service = |name: &str| services.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-                Some(expand(text, |name| env.get(name).map(str::to_owned).or_else(|| service(name))))
+                let service =
+                    |name: &str| services.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+                Some(expand(text, |name| env.get(name).or_else(|| service(name)), &mut room)?)
             }
+            (_, Some(EnvVarSource { file_key_ref: Some(key), .. })) => from_file(key)?,
             (_, Some(source)) => referenced(source, container, facts, objects, namespace)?,
             _ => Some(String::new()),
         };
@@ -118,7 +134,7 @@ pub(crate) fn environment(
             env.set(name.clone(), value.clone());
         }
     }
-    Ok(env.0)
+    Ok(env.list)
 }
 
 /// The image's variables, then the container's over them.
@@ -127,7 +143,7 @@ pub(crate) fn over_image(image: &[(String, String)], env: Vec<(String, String)>)
     for (name, value) in image.iter().cloned().chain(env) {
         all.set(name, value);
     }
-    all.0
+    all.list
 }
 
 /// `None` leaves the variable out: an optional key that isn't there.
@@ -181,9 +197,6 @@ fn referenced(
             ))),
         };
     }
-    if source.file_key_ref.is_some() {
-        return Err(ConfigError("environment variables from files are not supported".to_owned()));
-    }
     Ok(Some(String::new()))
 }
 
@@ -236,27 +249,6 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     lines.join("\n")
 }
 
-/// The variables by which pods find the API server, as for any service (Kubernetes: "Discovering services").
-pub(crate) fn kubernetes_service(address: IpAddr, port: u16) -> Vec<(String, String)> {
-    let host = match address {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    let url = format!("tcp://{host}:{port}");
-    [
-        ("KUBERNETES_SERVICE_HOST", address.to_string()),
-        ("KUBERNETES_SERVICE_PORT", port.to_string()),
-        ("KUBERNETES_SERVICE_PORT_HTTPS", port.to_string()),
-        ("KUBERNETES_PORT", url.clone()),
-        (&format!("KUBERNETES_PORT_{port}_TCP"), url),
-        (&format!("KUBERNETES_PORT_{port}_TCP_PROTO"), "tcp".to_owned()),
-        (&format!("KUBERNETES_PORT_{port}_TCP_PORT"), port.to_string()),
-        (&format!("KUBERNETES_PORT_{port}_TCP_ADDR"), address.to_string()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,8 +271,10 @@ mod tests {
             node: "n1",
             allocatable: PodAmounts::default(),
         };
-        let services = kubernetes_service("10.96.0.1".parse().unwrap(), 443);
-        environment(&serde_json::from_value(container).unwrap(), &facts, objects, &services)
+        let services = crate::container::service_env::of_api("10.96.0.1".parse().unwrap(), 443);
+        environment(&serde_json::from_value(container).unwrap(), &facts, objects, &services, &|key| {
+            Ok(Some(key.key.clone()))
+        })
     }
 
     fn objects() -> Objects {
@@ -289,7 +283,17 @@ mod tests {
         Objects {
             config_maps: [("cm".to_owned(), serde_json::from_value(map).unwrap())].into(),
             secrets: [("s".to_owned(), serde_json::from_value(secret).unwrap())].into(),
+            services: Vec::new(),
         }
+    }
+
+    #[test]
+    fn variables_that_double_each_other_end_as_an_error() {
+        let doubled = |n: usize| json!({"name": format!("A{n}"), "value": format!("$(A{0})$(A{0})", n - 1)});
+        let first = json!({"name": "A0", "value": "0123456789"});
+        let env: Vec<Value> = std::iter::once(first).chain((1..60).map(doubled)).collect();
+        let error = build(json!({"name": "c", "env": env}), &Objects::default()).unwrap_err();
+        assert!(error.0.starts_with("argument list too long: $(A"), "{error}");
     }
 
     fn get<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
@@ -362,6 +366,10 @@ mod tests {
             "envFrom": [{"configMapRef": {"name": "cm"}}],
             "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]}))
         .unwrap();
-        assert_eq!(needs(&container), Needs { config_maps: vec!["cm".into()], secrets: vec![] });
+        let mut spec = PodSpec::default();
+        let config_maps = vec!["cm".to_owned()];
+        assert_eq!(needs(&spec, &container), Needs { config_maps, secrets: vec![], services: true });
+        spec.enable_service_links = Some(false);
+        assert!(!needs(&spec, &container).services);
     }
 }

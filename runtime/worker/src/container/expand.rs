@@ -1,8 +1,32 @@
 //! `$(NAME)` in commands, arguments and environment values.
 
+use super::ConfigError;
+
+/// One argument or variable may be so long, in bytes: the kernel executes nothing with a longer one (`MAX_ARG_STRLEN`).
+const LONGEST: usize = 128 << 10;
+/// All arguments and variables together: three quarters of `_STK_LIM` are the kernel's limit.
+const MOST: usize = 6 << 20;
+
+/// Room for what references lead to. A variable may be made of others: a text that is doubled thirty times is short to
+/// write and fills any memory.
+pub(crate) struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(MOST)
+    }
+}
+
 /// Replaces each `$(NAME)` by what `lookup` knows of it. Names it doesn't know stay as written, and `$$` is one `$` that
 /// starts no reference (Kubernetes: "Define Dependent Environment Variables").
-pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+///
+/// # Errors
+/// When more would come of it than can be executed.
+pub(crate) fn expand<'a>(
+    text: &str,
+    lookup: impl Fn(&str) -> Option<&'a str>,
+    room: &mut Room,
+) -> Result<String, ConfigError> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
@@ -12,9 +36,14 @@ pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
             out.push('$');
             rest = tail;
         } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-            match lookup(name) {
-                Some(value) => out.push_str(&value),
-                None => out.push_str(&rest[dollar..dollar + name.len() + 3]),
+            if let Some(value) = lookup(name) {
+                if out.len() + value.len() > LONGEST || value.len() > room.0 {
+                    return Err(ConfigError(format!("argument list too long: $({name}) is {} bytes", value.len())));
+                }
+                room.0 -= value.len();
+                out.push_str(value);
+            } else {
+                out.push_str(&rest[dollar..dollar + name.len() + 3]);
             }
             rest = tail;
         } else {
@@ -23,11 +52,11 @@ pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
         }
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
 /// The first name that `lookup` doesn't know, for `subPathExpr`, where an unknown name is an error.
-pub(crate) fn first_unknown(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<&str> {
+pub(crate) fn first_unknown<'a, 'b>(text: &'a str, lookup: impl Fn(&str) -> Option<&'b str>) -> Option<&'a str> {
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
         let after = &rest[dollar + 1..];
@@ -49,10 +78,10 @@ pub(crate) fn first_unknown(text: &str, lookup: impl Fn(&str) -> Option<String>)
 mod tests {
     use super::*;
 
-    fn known(name: &str) -> Option<String> {
+    fn known(name: &str) -> Option<&'static str> {
         match name {
-            "A" => Some("one".into()),
-            "EMPTY" => Some(String::new()),
+            "A" => Some("one"),
+            "EMPTY" => Some(""),
             _ => None,
         }
     }
@@ -72,7 +101,7 @@ mod tests {
             ("$()", "$()"),
             ("Grüße $(A)", "Grüße one"),
         ] {
-            assert_eq!(expand(text, known), expanded, "{text}");
+            assert_eq!(expand(text, known, &mut Room::default()).unwrap(), expanded, "{text}");
         }
     }
 
@@ -80,5 +109,15 @@ mod tests {
     fn the_first_unknown_name_is_found_but_not_an_escaped_one() {
         assert_eq!(first_unknown("$(A)/$(B)", known), Some("B"));
         assert_eq!(first_unknown("$$(B)/$(A)", known), None);
+    }
+    #[test]
+    fn more_than_can_be_executed_is_refused_and_not_made() {
+        let long = "x".repeat(LONGEST);
+        let lookup = |name: &str| (name == "L").then_some(long.as_str());
+        let mut room = Room::default();
+        assert!(expand("$(L)$(L)", lookup, &mut room).is_err(), "one text");
+        let mut room = Room::default();
+        let made = (0..1000).take_while(|_| expand("$(L)", lookup, &mut room).is_ok()).count();
+        assert_eq!(made, MOST / LONGEST, "all texts");
     }
 }

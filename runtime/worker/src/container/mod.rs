@@ -3,10 +3,13 @@
 pub(crate) mod build;
 pub(crate) mod command;
 pub(crate) mod env;
+pub(crate) mod env_file;
 pub(crate) mod expand;
 pub(crate) mod mounts;
 pub(crate) mod resources;
 pub(crate) mod security;
+pub(crate) mod service_env;
+pub(crate) mod sysctls;
 pub(crate) mod user;
 
 /// A configuration that cannot be carried out; the text is the container's `CreateContainerConfigError` message.

@@ -1,8 +1,9 @@
 //! A container's mounts: its volumes in the order of their paths, and the pod's own files.
 
 use super::ConfigError;
-use super::expand::{expand, first_unknown};
+use super::expand::{Room, expand, first_unknown};
 use crate::volumes::{MountedVolume, sub_path};
+use carob_image::Image;
 use carob_sandbox::{Mount, MountKind, Propagation};
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ pub(crate) struct PodFile {
 pub(crate) fn mounts(
     container: &Container,
     volumes: &HashMap<String, MountedVolume>,
+    images: &HashMap<String, Image>,
     env: &[(String, String)],
     files: Vec<PodFile>,
     termination_log: PathBuf,
@@ -28,7 +30,10 @@ pub(crate) fn mounts(
         let volume = volumes.get(&mount.name).ok_or_else(|| {
             ConfigError(format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))
         })?;
-        mounts.push(volume_mount(container, mount, volume, env)?);
+        mounts.push(match images.get(&mount.name) {
+            Some(image) => image_mount(mount, image, env)?,
+            None => volume_mount(container, mount, volume, env)?,
+        });
     }
     for file in files {
         if !mounts.iter().any(|mount| same_path(&mount.destination, file.destination)) {
@@ -50,7 +55,24 @@ fn same_path(one: &str, other: &str) -> bool {
 
 fn bind(source: PathBuf, destination: String, read_only: bool) -> Mount {
     let (propagation, kind) = (Propagation::Private, MountKind::Bind);
-    Mount { source, source_fd: None, in_pod: false, destination, read_only, propagation, kind }
+    Mount { source, source_fd: None, in_pod: false, destination, read_only, recursive: false, propagation, kind }
+}
+
+/// Whether a read-only mount is so in what is mounted below it, too: what can be done here, `IfPossible` is.
+pub(crate) fn is_recursive(mount: &VolumeMount) -> bool {
+    mount.read_only == Some(true) && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// The files of an image, read-only.
+fn image_mount(mount: &VolumeMount, image: &Image, env: &[(String, String)]) -> Result<Mount, ConfigError> {
+    let sub_path = expanded_sub_path(mount, env)?.map(PathBuf::from);
+    let mut result = bind(PathBuf::new(), absolute(&mount.mount_path), true);
+    result.kind = MountKind::Image { lower: image.layers.clone(), sub_path };
+    Ok(result)
 }
 
 fn volume_mount(
@@ -60,9 +82,9 @@ fn volume_mount(
     env: &[(String, String)],
 ) -> Result<Mount, ConfigError> {
     let sub_path = expanded_sub_path(mount, env)?;
-    let path = &mount.mount_path;
-    let destination = if path.starts_with('/') { path.clone() } else { format!("/{path}") };
+    let destination = absolute(&mount.mount_path);
     let mut result = bind(volume.path.clone(), destination, volume.read_only || mount.read_only.unwrap_or(false));
+    result.recursive = is_recursive(mount);
     result.propagation = match mount.mount_propagation.as_deref() {
         Some("HostToContainer") => Propagation::HostToContainer,
         Some("Bidirectional") => Propagation::Bidirectional,
@@ -86,13 +108,13 @@ fn volume_mount(
 
 /// `subPath`, or `subPathExpr` with all its variables known; the empty one is none.
 fn expanded_sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, ConfigError> {
-    let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let text = match mount.sub_path_expr.as_deref().filter(|expression| !expression.is_empty()) {
         Some(expression) => {
             if let Some(name) = first_unknown(expression, lookup) {
                 return Err(ConfigError(format!("missing value for {name:?}")));
             }
-            expand(expression, lookup)
+            expand(expression, lookup, &mut Room::default())?
         }
         None => mount.sub_path.clone().unwrap_or_default(),
     };
@@ -129,7 +151,8 @@ mod tests {
             {"name": "v", "mountPath": "/etc/hosts/"},
             {"name": "v", "mountPath": "/data"}
         ]));
-        let mounts = mounts(&container, &volumes(Path::new("/vol")), &[], hosts(), "/log".into()).unwrap();
+        let mounts =
+            mounts(&container, &volumes(Path::new("/vol")), &HashMap::new(), &[], hosts(), "/log".into()).unwrap();
         let paths: Vec<&str> = mounts.iter().map(|mount| mount.destination.as_str()).collect();
         assert_eq!(paths, ["/data", "/etc/hosts/", "/dev/termination-log", "/data/deep/er"]);
     }
@@ -137,7 +160,8 @@ mod tests {
     #[test]
     fn sub_paths_may_not_climb_and_expressions_need_their_variables() {
         let error = |mount: serde_json::Value| {
-            mounts(&container(&json!([mount])), &volumes(Path::new("/")), &[], vec![], "/log".into()).unwrap_err().0
+            let (volumes, images) = (volumes(Path::new("/")), HashMap::new());
+            mounts(&container(&json!([mount])), &volumes, &images, &[], vec![], "/log".into()).unwrap_err().0
         };
         assert!(error(json!({"name": "v", "mountPath": "/x", "subPath": "a/../../etc"})).contains("must not contain"));
         assert!(error(json!({"name": "v", "mountPath": "/x", "subPathExpr": "$(NO)"})).contains("missing value"));

@@ -5,7 +5,7 @@ pub(crate) mod resolv;
 
 use crate::container::mounts::PodFile;
 use crate::context::ClusterInfo;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -34,18 +34,16 @@ impl PodFiles {
     pub fn write(
         pod_directory: &Path,
         pod: &Pod,
-        node: &str,
+        names: &Names,
         address: Option<IpAddr>,
         cluster: &ClusterInfo,
     ) -> io::Result<Self> {
         let spec = pod.spec.clone().unwrap_or_default();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let host_network = spec.host_network == Some(true);
-        let hostname = hostname(pod, node);
         let host_hosts = if host_network { std::fs::read_to_string("/etc/hosts").ok() } else { None };
         let aliases = spec.host_aliases.as_deref().unwrap_or_default();
-        let domain = fully_qualified(spec.subdomain.as_deref(), &hostname, namespace, &cluster.cluster_domain);
-        let hosts = hosts::content(host_hosts.as_deref(), address, &hostname, domain.as_deref(), aliases);
+        let hosts = hosts::content(host_hosts.as_deref(), address, &names.short, names.full.as_deref(), aliases);
         let resolv = resolv::content(
             spec.dns_policy.as_deref().unwrap_or("ClusterFirst"),
             host_network,
@@ -53,7 +51,7 @@ impl PodFiles {
             &resolv::Cluster { namespace, domain: &cluster.cluster_domain, servers: &cluster.dns_servers },
             &resolv::host(),
         );
-        let contents = [hosts, format!("{hostname}\n"), resolv];
+        let contents = [hosts, format!("{}\n", names.hostname), resolv];
         for ((file, _), content) in FILES.iter().zip(contents) {
             std::fs::write(pod_directory.join(file), content)?;
         }
@@ -66,21 +64,53 @@ impl PodFiles {
     }
 }
 
-/// The pod's host name: the spec's, or the pod's name cut to what a host name may be; the node's on the host's network.
-pub(crate) fn hostname(pod: &Pod, node: &str) -> String {
-    let spec = pod.spec.as_ref();
-    if spec.and_then(|spec| spec.host_network) == Some(true) {
-        return node.to_owned();
-    }
-    let given = spec.and_then(|spec| spec.hostname_override.as_ref().or(spec.hostname.as_ref()));
-    let name = given.filter(|name| !name.is_empty()).or(pod.metadata.name.as_ref()).cloned().unwrap_or_default();
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
+/// What a pod is called on its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// What `hostname` prints in its containers.
+    pub hostname: String,
+    /// Its name without a domain.
+    pub short: String,
+    /// With the domain that its subdomain makes.
+    pub full: Option<String>,
 }
 
-fn fully_qualified(subdomain: Option<&str>, hostname: &str, namespace: &str, domain: &str) -> Option<String> {
-    let subdomain = subdomain.filter(|subdomain| !subdomain.is_empty())?;
-    Some(format!("{hostname}.{subdomain}.{namespace}.svc.{domain}"))
+/// The longest name that the kernel takes.
+const HOSTNAME_MAX: usize = 64;
+
+/// The pod's names: the spec's, or the pod's name cut to what a host name may be; the node's on the host's network. A full
+/// name that is too long for `setHostnameAsFQDN` is an error in the kubelet's words.
+pub(crate) fn names(pod: &Pod, node: &str, cluster_domain: &str) -> Result<Names, String> {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let alone = |name: String| Names { hostname: name.clone(), short: name, full: None };
+    if spec.host_network == Some(true) {
+        return Ok(alone(node.to_owned()));
+    }
+    let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    let cut = |name: String, most: usize| {
+        let cut: String = name.chars().take(most).collect();
+        cut.trim_end_matches(['-', '.']).to_owned()
+    };
+    if let Some(name) = given(&spec.hostname_override) {
+        return Ok(alone(cut(name, HOSTNAME_MAX)));
+    }
+    let short = given(&spec.hostname).or_else(|| pod.metadata.name.clone()).unwrap_or_default();
+    let short = cut(short, HOSTNAME_MAX - 1);
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let full = given(&spec.subdomain).map(|subdomain| format!("{short}.{subdomain}.{namespace}.svc.{cluster_domain}"));
+    let hostname = match &full {
+        Some(full) if spec.set_hostname_as_fqdn == Some(true) => full,
+        _ => &short,
+    };
+    if hostname.len() > HOSTNAME_MAX {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {hostname} is too long \
+             ({HOSTNAME_MAX} characters is the max, {} characters requested)",
+            hostname.len()
+        ));
+    }
+    Ok(Names { hostname: hostname.clone(), short, full })
 }
 
 #[cfg(test)]
@@ -92,10 +122,29 @@ mod tests {
     fn host_names_are_cut_to_63_characters_without_a_trailing_dash() {
         let name = format!("{}-{}", "a".repeat(62), "b".repeat(10));
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"containers": []}})).unwrap();
-        assert_eq!(hostname(&pod, "node"), "a".repeat(62));
+        assert_eq!(names(&pod, "node", "c").unwrap().hostname, "a".repeat(62));
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [], "hostNetwork": true}}))
                 .unwrap();
-        assert_eq!(hostname(&pod, "node"), "node");
+        assert_eq!(names(&pod, "node", "c").unwrap().hostname, "node");
+    }
+
+    #[test]
+    fn a_full_name_is_the_host_name_where_the_spec_says_so_and_it_fits() {
+        let of = |spec: serde_json::Value| {
+            let pod = json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec});
+            names(&serde_json::from_value(pod).unwrap(), "node", "cluster.local")
+        };
+        let full = "web.sub.ns.svc.cluster.local";
+        let found = of(json!({"containers": [], "hostname": "web", "subdomain": "sub"})).unwrap();
+        assert_eq!((found.hostname.as_str(), found.full.as_deref()), ("web", Some(full)));
+        let found = of(json!({"containers": [], "hostname": "web", "subdomain": "sub", "setHostnameAsFQDN": true}));
+        let found = found.unwrap();
+        assert_eq!((found.hostname.as_str(), found.short.as_str()), (full, "web"));
+        let long = "a".repeat(60);
+        let error = of(json!({"containers": [], "subdomain": long, "setHostnameAsFQDN": true})).unwrap_err();
+        assert!(error.ends_with("is too long (64 characters is the max, 86 characters requested)"), "{error}");
+        let found = of(json!({"containers": [], "hostnameOverride": "other.example.com"})).unwrap();
+        assert_eq!((found.hostname.as_str(), found.full), ("other.example.com", None));
     }
 }

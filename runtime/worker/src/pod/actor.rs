@@ -5,14 +5,18 @@
 //! the spec wants and starts the work that is missing.
 
 use super::backoff::Backoff;
-use super::plan::{Outcome, Progress, Step, plan, runs_again};
+use super::plan::{Outcome, Progress, Step, plan};
 use super::prepare::{Prepared, Sandbox, prepare};
 use super::record::{Record, Role, State};
+use super::resize::{self, Resize};
 use super::start::{Start, StartFailure, StartedContainer, start};
 use super::stop::Stopping;
+use super::storage::Storage;
 use super::writer::Writer;
 use super::{Message, PodHandle, PodView};
+use crate::admission::Refusal;
 use crate::container::resources::is_sidecar;
+use crate::container::sysctls;
 use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::metrics::StartLatency;
@@ -36,6 +40,10 @@ pub(super) enum Done {
     Stopped(usize),
     Patched(u64, Result<Box<Pod>, kube::Error>),
     Refreshed(Result<Volumes, VolumeError>),
+    /// The cgroups of these containers have (or don't have) what was allocated.
+    Resized(resize::Outcome),
+    /// Which limit of its writing the pod exceeds, and how long it took to find out.
+    Measured(Option<String>, Duration),
     /// A container's end is settled: billed, persisted, removed.
     Settled,
     /// A sandbox whose namespaces have died is removed.
@@ -97,7 +105,10 @@ pub(super) struct Actor {
     pub uid: String,
     pub namespace: String,
     pub name: String,
+    /// Init containers in the spec's order, then mains, then ephemeral ones in the order in which they came.
     pub records: Vec<Record>,
+    /// `spec.ephemeralContainers` as containers, in the order of their records.
+    pub ephemeral: Vec<Container>,
     pub controls: Vec<Control>,
     pub sandbox: Option<Sandbox>,
     /// `None` until all are filled.
@@ -125,6 +136,8 @@ pub(super) struct Actor {
     pub cleaning: bool,
     pub latency: StartLatency,
     pub delete_retry: Option<Instant>,
+    pub resize: Resize,
+    pub storage: Storage,
 }
 
 /// Starts the pod's actor. `recovered` is what the sandbox had of it when this process began.
@@ -140,6 +153,7 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
         records: Vec::new(),
+        ephemeral: Vec::new(),
         controls: Vec::new(),
         sandbox: None,
         volumes: None,
@@ -164,12 +178,15 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
         cleaning: false,
         latency,
         delete_retry: None,
+        resize: Resize::default(),
+        storage: Storage::default(),
         ctx: ctx.clone(),
         pod: Arc::new(pod),
         uid,
     };
     actor.records = initial_records(actor.spec());
     actor.controls = actor.records.iter().map(|_| Control::default()).collect();
+    actor.take_up_ephemeral();
     tokio::spawn(async move {
         actor.begin(recovered);
         actor.run().await;
@@ -178,11 +195,16 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
 
 fn initial_records(spec: &PodSpec) -> Vec<Record> {
     let image = |container: &Container| container.image.clone().unwrap_or_default();
+    let record = |container: &Container, role| {
+        let resources = container.resources.clone().unwrap_or_default();
+        let new = Record::new(&container.name, &image(container), role);
+        Record { allocated: resources.clone(), actuated: resources, ..new }
+    };
     let init = spec.init_containers.iter().flatten().map(|container| {
         let role = if is_sidecar(container) { Role::Sidecar } else { Role::Init };
-        Record::new(&container.name, &image(container), role)
+        record(container, role)
     });
-    let main = spec.containers.iter().map(|container| Record::new(&container.name, &image(container), Role::Main));
+    let main = spec.containers.iter().map(|container| record(container, Role::Main));
     init.chain(main).collect()
 }
 
@@ -192,11 +214,19 @@ impl Actor {
         self.pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
     }
 
-    /// The container's spec; records are in the order of init containers, then mains.
+    /// The container's spec, by its place in the records.
     pub fn container(&self, index: usize) -> &Container {
         let spec = self.spec();
         let init = spec.init_containers.as_deref().unwrap_or_default();
-        if index < init.len() { &init[index] } else { &spec.containers[index - init.len()] }
+        let lists = [init, &spec.containers, &self.ephemeral];
+        let mut place = index;
+        for list in lists {
+            match list.get(place) {
+                Some(container) => return container,
+                None => place -= list.len(),
+            }
+        }
+        unreachable!("a record for each container and no other")
     }
 
     /// Takes up a pod: fresh, found again after a restart of this process, or ended long ago.
@@ -212,8 +242,10 @@ impl Actor {
             return;
         }
         if known || self.deletion_requested() {
-            self.ctx.admission.readmit(&self.uid, self.spec());
-        } else if let Err(refusal) = self.ctx.admission.admit(&self.uid, self.spec()) {
+            let allocated = self.allocated_pod();
+            self.ctx.admission.readmit(&self.uid, allocated.spec.as_ref().unwrap_or(self.spec()));
+            self.resize.restore(&self.pod);
+        } else if let Err(refusal) = self.admit() {
             let about = About::pod(&self.pod);
             self.ctx.events.record(about, Severity::Warning, refusal.reason, refusal.message.clone());
             self.verdict = Some((refusal.reason, format!("Pod was rejected: {}", refusal.message)));
@@ -224,6 +256,14 @@ impl Actor {
         self.ctx.interests.add(&self.uid, keys, |key, stop| crate::objects::watch(&self.ctx, key, stop));
         // Usually the pod runs before this is due, and Pending is never written.
         self.writer.mark_later(Duration::from_millis(250));
+    }
+
+    /// Whether this node takes the pod.
+    fn admit(&self) -> Result<(), Refusal> {
+        match sysctls::forbidden(self.spec()) {
+            Some(message) => Err(Refusal { reason: "SysctlForbidden", message }),
+            None => self.ctx.admission.admit(&self.uid, self.spec()),
+        }
     }
 
     async fn run(mut self) {
@@ -281,7 +321,9 @@ impl Actor {
         let prepare = self.prepare_retry.filter(|_| running && !self.preparing).map(|(at, _)| at);
         let refresh = self.refresh_at.filter(|_| running && !self.refreshing && self.sandbox.is_some());
         let deadline = self.deadline().map(|left| Instant::now() + left);
-        let own = [prepare, refresh, deadline].into_iter().flatten();
+        let resize = self.resize.wake().filter(|_| running);
+        let storage = self.storage.wake().filter(|_| running);
+        let own = [prepare, refresh, deadline, resize, storage].into_iter().flatten();
         controls.chain(own).chain(always.into_iter().flatten()).min()
     }
 
@@ -323,6 +365,8 @@ impl Actor {
             Done::Stopped(index) => self.controls[index].stopping = false,
             Done::Patched(sequence, result) => self.patched(sequence, result),
             Done::Refreshed(result) => self.refreshed(result),
+            Done::Resized(outcome) => self.resized(outcome),
+            Done::Measured(message, took) => self.measured(message, took),
             Done::Settled => self.settling -= 1,
             Done::SandboxRemoved => self.preparing = false,
             Done::CleanedUp => {
@@ -350,6 +394,8 @@ impl Actor {
                 self.begin_stop(self.grace_of_spec());
             }
             if self.stopping.is_none() {
+                self.reconcile_resize(now);
+                self.reconcile_storage(now);
                 self.reconcile_running(now);
             }
             if self.stopping.is_some() {
@@ -393,7 +439,6 @@ impl Actor {
     }
 
     fn plan(&self) -> Step {
-        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
         let parts: Vec<(Role, Progress)> = self
             .records
             .iter()
@@ -406,10 +451,7 @@ impl Actor {
                     match (&record.state, record.newest_end()) {
                         (State::Running { .. }, _) => Progress::Running { started: record.started },
                         (_, Some(ended)) => {
-                            let container = self.container(index);
-                            let again =
-                                control.restart_wanted || runs_again(policy, container, record.role, ended.code);
-                            Progress::Ended { success: ended.code == 0, again }
+                            Progress::Ended { success: ended.code == 0, again: self.will_run_again(index) }
                         }
                         (_, None) => Progress::New,
                     }
@@ -426,8 +468,9 @@ impl Actor {
         (control.starting, control.retry_at, control.shows_later) = (true, None, None);
         let start_inputs = Start {
             ctx: self.ctx.clone(),
-            pod: self.pod.clone(),
-            container: self.container(index).clone(),
+            pod: self.allocated_pod(),
+            container: self.allocated_container(index),
+            target: self.target(index),
             attempt: self.records[index].starts,
             sandbox,
             volumes,

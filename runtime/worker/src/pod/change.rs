@@ -18,7 +18,9 @@ impl Actor {
         let generation_changed = pod.metadata.generation != self.pod.metadata.generation;
         self.pod = pod;
         if generation_changed {
+            self.take_up_ephemeral();
             self.spec_changed();
+            self.resize.look_again();
         }
         if gates_changed || generation_changed {
             self.writer.mark_now();

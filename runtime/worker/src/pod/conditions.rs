@@ -7,28 +7,43 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// A condition before it is compared with what it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Verdict {
+pub(crate) struct Verdict {
     type_: &'static str,
     holds: bool,
     reason: Option<&'static str>,
     message: Option<String>,
 }
 
-fn verdict(type_: &'static str, holds: bool, reason: Option<&'static str>, message: Option<String>) -> Verdict {
+/// Types of conditions that are removed when they no longer hold.
+pub(crate) const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+/// What conditions are computed from.
+pub(crate) struct Facts<'a> {
+    pub spec: &'a PodSpec,
+    pub phase: &'a str,
+    pub sandbox_ready: bool,
+    pub records: &'a [Record],
+}
+
+pub(crate) fn verdict(
+    type_: &'static str,
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+) -> Verdict {
     Verdict { type_, holds, reason, message }
 }
 
-/// The conditions that the node owns, in the kubelet's order, then the others as they are. A transition time changes only
-/// with the status.
+/// The conditions that the node owns: the `passing` ones that hold now, then the lasting ones in the kubelet's order. A
+/// transition time changes only with the status.
 pub(crate) fn conditions(
-    spec: &PodSpec,
-    phase: &str,
-    sandbox_ready: bool,
-    records: &[Record],
+    facts: &Facts<'_>,
+    passing: &[Verdict],
     before: &[PodCondition],
     generation: Option<i64>,
     now: Timestamp,
 ) -> Vec<PodCondition> {
+    let Facts { spec, phase, sandbox_ready, records } = *facts;
     let containers_ready = containers_ready(phase, records);
     let verdicts = [
         verdict("PodReadyToStartContainers", sandbox_ready, None, None),
@@ -36,8 +51,8 @@ pub(crate) fn conditions(
         ready(spec, phase, &containers_ready, before),
         containers_ready,
     ];
-    let mut all: Vec<PodCondition> = Vec::with_capacity(verdicts.len() + 1);
-    for Verdict { type_, holds, reason, message } in verdicts {
+    let mut all: Vec<PodCondition> = Vec::with_capacity(verdicts.len() + passing.len() + 1);
+    for Verdict { type_, holds, reason, message } in passing.iter().cloned().chain(verdicts) {
         let status = if holds { "True" } else { "False" };
         let old = before.iter().find(|condition| condition.type_ == type_);
         let since = old.filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
@@ -75,7 +90,7 @@ fn initialized(phase: &str, records: &[Record]) -> Verdict {
     let incomplete: Vec<&str> = records
         .iter()
         .filter(|record| match record.role {
-            Role::Main => false,
+            Role::Main | Role::Ephemeral => false,
             Role::Sidecar => !record.started && !begun,
             Role::Init => !begun && !matches!(&record.state, State::Ended(ended) if ended.code == 0),
         })
@@ -97,7 +112,7 @@ fn containers_ready(phase: &str, records: &[Record]) -> Verdict {
     }
     let unready: Vec<&str> = records
         .iter()
-        .filter(|record| record.role != Role::Init && !(record.is_running() && record.ready))
+        .filter(|record| matches!(record.role, Role::Main | Role::Sidecar) && !(record.is_running() && record.ready))
         .map(|record| record.name.as_str())
         .collect();
     if unready.is_empty() {
@@ -148,7 +163,8 @@ mod tests {
 
     fn compute(spec: serde_json::Value, phase: &str, records: &[Record], before: &[PodCondition]) -> Vec<PodCondition> {
         let spec: PodSpec = serde_json::from_value(spec).unwrap();
-        conditions(&spec, phase, true, records, before, Some(3), Timestamp::from_second(50).unwrap())
+        let facts = Facts { spec: &spec, phase, sandbox_ready: true, records };
+        conditions(&facts, &[], before, Some(3), Timestamp::from_second(50).unwrap())
     }
 
     #[test]

@@ -25,7 +25,7 @@ const LOG_LINES: usize = 80;
 
 impl Actor {
     pub(super) fn started(&mut self, index: usize, started: StartedContainer) {
-        let StartedContainer { id, image, observed, paths, stop_signal, user, resolved, pulled } = started;
+        let StartedContainer { id, image, resources, observed, paths, stop_signal, user, resolved, pulled } = started;
         let observed = Arc::new(observed);
         let record = &mut self.records[index];
         if let Some(ended) = record.newest_end().cloned() {
@@ -34,6 +34,9 @@ impl Actor {
         record.state = State::Running { id: id.as_str().to_owned(), started_at: observed.started_at };
         record.starts = observed.attempt + 1;
         (record.user, record.resolved) = (Some(user), Some(resolved));
+        record.actuated = resources.unwrap_or_default();
+        // It was given other resources meanwhile, perhaps.
+        self.resize.look_again();
         if pulled {
             self.controls[index].pull.reset();
         }
@@ -170,8 +173,9 @@ impl Actor {
         if self.controls[index].stopping || self.controls[index].live.is_none() {
             return;
         }
-        // With restartPolicy Never a failed probe is the end.
-        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
+        // With restartPolicy Never a failed probe is the end, unless a rule knows what to do with the code.
+        let own = self.container(index).restart_policy.as_deref().filter(|policy| !policy.is_empty());
+        let policy = own.or(self.spec().restart_policy.as_deref()).unwrap_or("Always");
         self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
         let grace =
             grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
@@ -261,6 +265,7 @@ impl Actor {
         let control = &mut self.controls[index];
         (control.stopping, control.restart_deadline) = (false, None);
         if self.stopping.is_none() {
+            self.resize.look_again();
             self.back_off(index);
         }
         self.writer.mark_now();

@@ -34,8 +34,18 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// The next step. Init containers come before mains in `parts`, in the spec's order.
+/// The next step. Init containers come before mains in `parts`, in the spec's order; ephemeral ones, which start as soon as
+/// there is a sandbox, are the last.
 pub(crate) fn plan(parts: &[(Role, Progress)]) -> Step {
+    let mut step = plan_without_ephemeral(parts);
+    if step.over.is_none() {
+        let new = |(_, part): &(usize, &(Role, Progress))| **part == (Role::Ephemeral, Progress::New);
+        step.start.extend(parts.iter().enumerate().filter(new).map(|(index, _)| index));
+    }
+    step
+}
+
+fn plan_without_ephemeral(parts: &[(Role, Progress)]) -> Step {
     let mut step = Step::default();
     let mains = || parts.iter().enumerate().filter(|(_, (role, _))| *role == Role::Main);
     let begun = mains().any(|(_, (_, progress))| *progress != Progress::New);
@@ -53,7 +63,7 @@ pub(crate) fn plan(parts: &[(Role, Progress)]) -> Step {
 
     for (index, (role, progress)) in parts.iter().enumerate() {
         match (role, progress) {
-            (Role::Main, _) => break,
+            (Role::Main | Role::Ephemeral, _) => break,
             (Role::Init, _) if begun => {}
             (Role::Init, Progress::Ended { success: true, .. })
             | (Role::Sidecar, Progress::Running { started: true }) => {}
@@ -90,8 +100,10 @@ pub(crate) fn plan(parts: &[(Role, Progress)]) -> Step {
 
 /// Whether an ended container is to run again: its own restart policy and rules before the pod's.
 pub(crate) fn runs_again(pod_policy: &str, container: &Container, role: Role, code: i32) -> bool {
-    if role == Role::Sidecar {
-        return true;
+    match role {
+        Role::Sidecar => return true,
+        Role::Ephemeral => return false,
+        Role::Init | Role::Main => {}
     }
     for rule in container.restart_policy_rules.iter().flatten() {
         let Some(codes) = &rule.exit_codes else { continue };
@@ -155,6 +167,15 @@ mod tests {
         assert_eq!(plan(&[(Role::Main, DONE), (Role::Main, FAILED)]).over, Some(Outcome::Failed));
         assert_eq!(plan(&[(Role::Main, DONE), (Role::Main, UP)]).over, None);
         assert_eq!(plan(&[(Role::Main, CRASHED)]), Step { start: vec![0], initialized: true, over: None });
+    }
+
+    #[test]
+    fn ephemeral_containers_start_once_whatever_the_others_do() {
+        let parts = [(Role::Init, Starting), (Role::Main, New), (Role::Ephemeral, DONE), (Role::Ephemeral, New)];
+        assert_eq!(plan(&parts), Step { start: vec![3], ..Step::default() });
+        let ended = [(Role::Main, DONE), (Role::Ephemeral, UP), (Role::Ephemeral, New)];
+        assert_eq!(plan(&ended), Step { start: vec![], initialized: true, over: Some(Outcome::Succeeded) });
+        assert!(!runs_again("Always", &Container::default(), Role::Ephemeral, 1));
     }
 
     #[test]

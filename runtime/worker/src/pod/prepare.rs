@@ -9,6 +9,8 @@ use crate::network::host_ports;
 use crate::volumes::{self, VolumeError, Volumes};
 use carob_sandbox::PodConfig;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +59,15 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         return Prepared { sandbox: Ok(sandbox), volumes };
     }
     ctx.runtime.warm();
+    let names = files::names(pod, ctx.machine.hostname(), &ctx.cluster.cluster_domain);
     let failed = |message: String| Prepared { sandbox: Err(message), volumes: Ok(Volumes::default()) };
+    let names = match names {
+        Ok(names) => names,
+        Err(message) => return failed(message),
+    };
+    if let Err(message) = check_handler(ctx, spec).await {
+        return failed(message);
+    }
     let begin = Instant::now();
     let (netns, address) = if spec.host_network == Some(true) {
         (None, Some(ctx.host_ip))
@@ -78,10 +88,10 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
 
     let begin = Instant::now();
     let directory = ctx.dirs.pod(uid);
-    let hostname = files::hostname(pod, ctx.machine.hostname());
+    let hostname = names.hostname.clone();
     let made = std::fs::create_dir_all(&directory)
         .and_then(|()| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o711)))
-        .and_then(|()| PodFiles::write(&directory, pod, ctx.machine.hostname(), address, &ctx.cluster));
+        .and_then(|()| PodFiles::write(&directory, pod, &names, address, &ctx.cluster));
     let files = match made {
         Ok(files) => files,
         Err(error) => {
@@ -136,6 +146,21 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         }
     }
 }
+
+/// The handler of the pod's RuntimeClass must be the only one that is here; the error is containerd's.
+async fn check_handler(ctx: &Context, spec: &PodSpec) -> Result<(), String> {
+    let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) else { return Ok(()) };
+    let api: Api<RuntimeClass> = Api::all(ctx.client.clone());
+    let found = api.get_opt(class).await.map_err(|error| crate::objects::message(&error))?;
+    match found.map(|found| found.handler) {
+        Some(handler) if handler == RUNTIME => Ok(()),
+        Some(handler) => Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured")),
+        None => Err(format!("failed to get sandbox runtime: RuntimeClass {class:?} not found")),
+    }
+}
+
+/// The handler that RuntimeClasses can name.
+const RUNTIME: &str = "carob";
 
 /// The pod's sysctls. In a network of its own a pod may bind low ports without privileges, as CRI runtimes allow.
 fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {

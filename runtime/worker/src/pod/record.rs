@@ -2,6 +2,7 @@
 
 use carob_sandbox::User;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 /// The part a container plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(crate) enum Role {
     Sidecar,
     /// One of `spec.containers`.
     Main,
+    /// One of `spec.ephemeralContainers`: started once, whatever the others do, and nothing waits for it.
+    Ephemeral,
 }
 
 /// One container.
@@ -29,6 +32,10 @@ pub(crate) struct Record {
     /// What the image turned out to be: its reference and `imageID`.
     pub resolved: Option<(String, String)>,
     pub user: Option<User>,
+    /// The resources that the node has given the container a share for.
+    pub allocated: ResourceRequirements,
+    /// The resources that its cgroup has.
+    pub actuated: ResourceRequirements,
     /// The startup probe has succeeded, or there is none.
     pub started: bool,
     /// The readiness probe has succeeded, or there is none.
@@ -74,6 +81,8 @@ impl Record {
             last: None,
             resolved: None,
             user: None,
+            allocated: ResourceRequirements::default(),
+            actuated: ResourceRequirements::default(),
             started: false,
             ready: false,
         }

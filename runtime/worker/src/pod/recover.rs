@@ -47,6 +47,7 @@ impl Actor {
     fn restore_from_status(&mut self) {
         let Some(status) = self.pod.status.clone() else { return };
         let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        let all = all.chain(status.ephemeral_container_statuses.iter().flatten());
         for status in all {
             let Some(index) = self.records.iter().position(|record| record.name == status.name) else { continue };
             let record = &mut self.records[index];
@@ -59,6 +60,9 @@ impl Actor {
             let restarts = u32::try_from(status.restart_count).unwrap_or(0);
             record.starts = if has_run { restarts + 1 } else { 0 };
             record.state = state(status);
+            if let Some(resources) = status.resources.clone().filter(|_| record.is_running()) {
+                (record.allocated, record.actuated) = (resources.clone(), resources);
+            }
             if matches!(&record.state, State::Waiting { reason, .. } if reason == CRASH_LOOP) {
                 // It is tried at once, and waits again if it fails again.
                 self.controls[index].crash.next(std::time::Instant::now());

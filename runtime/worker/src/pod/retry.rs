@@ -25,15 +25,21 @@ impl Actor {
         }
     }
 
+    /// Whether a container that has ended will run again, for its policy and rules or because its end was wanted.
+    pub(super) fn will_run_again(&self, index: usize) -> bool {
+        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
+        let record = &self.records[index];
+        record.newest_end().is_some_and(|ended| {
+            self.controls[index].restart_wanted || runs_again(policy, self.container(index), record.role, ended.code)
+        })
+    }
+
     /// Plans the next run of a container that has just ended, and what is shown while it waits.
     pub(super) fn back_off(&mut self, index: usize) {
-        let policy = self.spec().restart_policy.as_deref().unwrap_or("Always").to_owned();
-        let record = &self.records[index];
-        let Some(ended) = record.newest_end() else { return };
-        let wanted = self.controls[index].restart_wanted;
-        if !wanted && !runs_again(&policy, self.container(index), record.role, ended.code) {
+        if !self.will_run_again(index) {
             return;
         }
+        let record = &self.records[index];
         let now = Instant::now();
         let delay = self.controls[index].crash.next(now);
         if delay.is_zero() {

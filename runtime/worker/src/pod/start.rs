@@ -9,8 +9,9 @@ use crate::images;
 use crate::metrics::StartLatency;
 use crate::observer::{ContainerRequests, Identity, ObservedContainer};
 use crate::volumes::MountedVolume;
+use carob_image::Image;
 use carob_sandbox::{ContainerId, User};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +23,8 @@ pub(super) struct StartedContainer {
     pub id: ContainerId,
     /// `image` of the spec that it was started from.
     pub image: Option<String>,
+    /// `resources` that its cgroup was given.
+    pub resources: Option<ResourceRequirements>,
     pub observed: ObservedContainer,
     pub paths: ContainerPaths,
     pub stop_signal: i32,
@@ -51,6 +54,8 @@ pub(super) struct Start {
     pub ctx: Arc<Context>,
     pub pod: Arc<Pod>,
     pub container: Container,
+    /// The container whose PID namespace it joins, or why that cannot be.
+    pub target: Option<Result<ContainerId, String>>,
     pub attempt: u32,
     pub sandbox: Sandbox,
     pub volumes: Arc<HashMap<String, MountedVolume>>,
@@ -72,7 +77,7 @@ pub(super) const USER: &str = "user";
 /// Starts the container. Cancelling is heeded until the sandbox is asked: from then on the answer is awaited, so that no
 /// container runs that nobody knows.
 pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure> {
-    let Start { ctx, pod, container, attempt, sandbox, volumes, cancel, latency, .. } = &start;
+    let Start { ctx, pod, container, target, attempt, sandbox, volumes, cancel, latency } = &start;
     let meta = &pod.metadata;
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     let uid = meta.uid.as_deref().unwrap_or_default();
@@ -93,7 +98,10 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
         StartFailure::Config { message }
     };
-    let objects = ctx.objects(namespace, &env::needs(container)).await.map_err(config_error)?;
+    let image_volumes = image_volumes(ctx, pod, container).await?;
+    let target = target.clone().transpose().map_err(config_error)?;
+    let needs = pod.spec.as_ref().map(|spec| env::needs(spec, container)).unwrap_or_default();
+    let objects = ctx.objects(namespace, &needs).await.map_err(config_error)?;
     let id = ContainerId::random().map_err(|error| StartFailure::Create { message: chain(&error) })?;
     let paths = ContainerPaths::new(ctx, namespace, name, uid, &container.name, *attempt);
     let resolved = (image.reference.clone(), image.repo_digest());
@@ -124,7 +132,9 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
             id: id.clone(),
             facts: facts(ctx, pod, sandbox.address),
             container,
+            pid_of: target,
             image,
+            image_volumes: &image_volumes,
             objects: &objects,
             volumes,
             files: &sandbox.files,
@@ -143,7 +153,8 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
 
     let begin = Instant::now();
     // The image's layers are kept from here on by a file as well as by `image`; writing it takes as long as a start.
-    let (held, started) = tokio::join!(ctx.images.hold(id.as_str(), image), ctx.runtime.start_container(config));
+    let images: Vec<&Image> = std::iter::once(image).chain(image_volumes.values()).collect();
+    let (held, started) = tokio::join!(ctx.images.hold_all(id.as_str(), &images), ctx.runtime.start_container(config));
     if let Err(error) = held {
         tracing::warn!(%id, error = error.describe(), "a running container's image could not be held");
     }
@@ -186,7 +197,35 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
     }
     let observed = identity.observed(id.as_str(), started.started_at, started.cgroup);
     let (image, pulled) = (container.image.clone(), ready.pulled.is_some());
-    Ok(StartedContainer { id, image, observed, paths, stop_signal, user, resolved, pulled })
+    let resources = container.resources.clone();
+    Ok(StartedContainer { id, image, resources, observed, paths, stop_signal, user, resolved, pulled })
+}
+
+/// The images that the container's volumes show, by the volume's name.
+async fn image_volumes(
+    ctx: &Context,
+    pod: &Pod,
+    container: &Container,
+) -> Result<HashMap<String, Image>, StartFailure> {
+    let mut found = HashMap::new();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    for volume in volumes {
+        let Some(source) = &volume.image else { continue };
+        if !container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name) {
+            continue;
+        }
+        let shown = Container {
+            name: container.name.clone(),
+            image: source.reference.clone(),
+            image_pull_policy: source.pull_policy.clone(),
+            ..Container::default()
+        };
+        let ready = images::ensure(ctx, pod, &shown).await;
+        let ready =
+            ready.map_err(|failure| StartFailure::Image { reason: failure.reason, message: failure.message })?;
+        found.insert(volume.name.clone(), ready.image);
+    }
+    Ok(found)
 }
 
 fn created_text(container: &str) -> String {

@@ -1,7 +1,8 @@
 //! A pod's status from its containers' records: phase, conditions, container statuses. No I/O.
 
-use super::conditions::conditions;
+use super::conditions::{Facts, PASSING, Verdict, conditions};
 use super::record::{CREATING, Ended, INITIALIZING, Record, Role, State};
+use crate::container::mounts;
 use crate::container::resources::qos_class;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -16,6 +17,10 @@ use std::net::IpAddr;
 pub(crate) struct Inputs<'a> {
     pub pod: &'a Pod,
     pub records: &'a [Record],
+    /// Which of the records that have ended will run again.
+    pub again: &'a [bool],
+    /// The ephemeral ones of the records, as containers.
+    pub ephemeral: &'a [Container],
     /// The sandbox exists and has its network.
     pub sandbox_ready: bool,
     pub address: Option<IpAddr>,
@@ -25,6 +30,8 @@ pub(crate) struct Inputs<'a> {
     pub terminal: bool,
     /// A phase, reason and message that the containers don't show (refused, deadline exceeded).
     pub verdict: Option<(&'static str, &'a str)>,
+    /// Conditions that hold only now and then.
+    pub passing: Vec<Verdict>,
     pub now: Timestamp,
 }
 
@@ -35,11 +42,12 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     let before = inputs.pod.status.as_ref();
     let phase = match inputs.verdict {
         Some(_) if inputs.records.iter().all(|record| !record.is_running()) => "Failed",
-        _ => phase(spec, inputs.records, inputs.terminal),
+        _ => phase(inputs.records, inputs.again, inputs.terminal),
     };
     let old_conditions = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let generation = inputs.pod.metadata.generation;
-    let all = conditions(spec, phase, inputs.sandbox_ready, inputs.records, old_conditions, generation, inputs.now);
+    let facts = Facts { spec, phase, sandbox_ready: inputs.sandbox_ready, records: inputs.records };
+    let all = conditions(&facts, &inputs.passing, old_conditions, generation, inputs.now);
     let of = |wanted: fn(Role) -> bool, containers: &[Container]| -> Vec<ContainerStatus> {
         let records = inputs.records.iter().filter(|record| wanted(record.role));
         records.zip(containers).map(|(record, container)| container_status(record, container, inputs.records)).collect()
@@ -63,24 +71,28 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
             .or_else(|| Some(qos_class(spec).name().to_owned())),
         observed_generation: generation,
         container_statuses: (!refused).then(|| of(|role| role == Role::Main, &spec.containers)),
-        init_container_statuses: (!refused && !init.is_empty()).then(|| of(|role| role != Role::Main, init)),
+        init_container_statuses: (!refused && !init.is_empty())
+            .then(|| of(|role| matches!(role, Role::Init | Role::Sidecar), init)),
+        ephemeral_container_statuses: (!refused && !inputs.ephemeral.is_empty())
+            .then(|| of(|role| role == Role::Ephemeral, inputs.ephemeral)),
         ..PodStatus::default()
     }
 }
 
-/// The pod's phase, as the kubelet derives it (`getPhase`).
-pub(crate) fn phase(spec: &PodSpec, records: &[Record], terminal: bool) -> &'static str {
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+/// The pod's phase, as the kubelet derives it (`getPhase`). `again` says of each that has ended whether it will run again.
+pub(crate) fn phase(records: &[Record], again: &[bool], terminal: bool) -> &'static str {
     let begun = records.iter().any(|record| record.role == Role::Main && record.starts > 0);
     let failed = |record: &Record| matches!(&record.state, State::Ended(ended) if ended.code != 0);
-    let init_failed = records.iter().any(|record| record.role == Role::Init && failed(record));
-    if init_failed && !begun && (policy == "Never" || terminal) {
+    let failed_for_good =
+        |(record, again): (&Record, &bool)| record.role == Role::Init && failed(record) && (terminal || !again);
+    if !begun && records.iter().zip(again).any(failed_for_good) {
         return "Failed";
     }
+    let returns = records.iter().zip(again).any(|(record, again)| record.role == Role::Main && *again);
     let pending_init = records.iter().any(|record| match record.role {
         Role::Init => !matches!(&record.state, State::Ended(ended) if ended.code == 0),
         Role::Sidecar => !record.started && !matches!(record.state, State::Ended(_)),
-        Role::Main => false,
+        Role::Main | Role::Ephemeral => false,
     });
     let (mut running, mut waiting, mut succeeded, mut stopped) = (0, 0, 0, 0);
     for record in records.iter().filter(|record| record.role == Role::Main) {
@@ -101,20 +113,17 @@ pub(crate) fn phase(spec: &PodSpec, records: &[Record], terminal: bool) -> &'sta
     }
     match (running, stopped) {
         (0, 0) => "Pending",
-        (0, _) if policy == "Always" => "Running",
+        (0, _) if returns => "Running",
         (0, _) if succeeded == stopped => "Succeeded",
-        (0, _) if policy == "Never" => "Failed",
+        (0, _) => "Failed",
         _ => "Running",
     }
 }
 
 fn container_status(record: &Record, container: &Container, all: &[Record]) -> ContainerStatus {
-    let initializing = record.role == Role::Main
-        && all.iter().any(|other| match other.role {
-            Role::Init => !matches!(&other.state, State::Ended(ended) if ended.code == 0),
-            Role::Sidecar => !other.started,
-            Role::Main => false,
-        });
+    // Of a pod with init containers every container that waits, and for nothing else, waits for the pod's initialization.
+    let initializing =
+        record.role != Role::Ephemeral && all.iter().any(|other| matches!(other.role, Role::Init | Role::Sidecar));
     let state = match &record.state {
         State::Waiting { reason, message } => ContainerState {
             waiting: Some(ContainerStateWaiting {
@@ -139,6 +148,7 @@ fn container_status(record: &Record, container: &Container, all: &[Record]) -> C
     let ready = match record.role {
         // An init container is ready once it has done its work.
         Role::Init => matches!(&record.state, State::Ended(ended) if ended.code == 0),
+        Role::Ephemeral => false,
         _ => running && record.ready,
     };
     ContainerStatus {
@@ -147,18 +157,21 @@ fn container_status(record: &Record, container: &Container, all: &[Record]) -> C
         image_id,
         container_id: id.map(|id| container_id(id)),
         ready,
-        started: Some(running && record.started),
+        started: (record.role != Role::Ephemeral).then_some(running && record.started),
         restart_count: i32::try_from(record.restarts()).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(record.last.as_ref().map_or_else(ContainerState::default, terminated)),
-        allocated_resources: container.resources.as_ref().and_then(|resources| resources.requests.clone()),
-        resources: running.then(|| container.resources.clone().unwrap_or_default()),
+        allocated_resources: record.allocated.requests.clone(),
+        resources: running.then(|| record.actuated.clone()),
         volume_mounts: container.volume_mounts.as_ref().map(|mounts| {
             let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| VolumeMountStatus {
                 name: mount.name.clone(),
                 mount_path: mount.mount_path.clone(),
                 read_only: mount.read_only,
-                recursive_read_only: mount.read_only.filter(|ro| *ro).map(|_| "Disabled".to_owned()),
+                recursive_read_only: mount.read_only.filter(|ro| *ro).map(|_| {
+                    let recursive = mounts::is_recursive(mount);
+                    if recursive { "Enabled".to_owned() } else { "Disabled".to_owned() }
+                }),
             };
             mounts.iter().map(status).collect()
         }),
@@ -210,6 +223,11 @@ pub(crate) fn patch(pod: &Pod, status: &PodStatus) -> Value {
                 }
             }
         }
+        for gone in PASSING.iter().filter(|type_| old.iter().any(|before| before.type_ == **type_)) {
+            if !conditions.iter().any(|condition| condition["type"] == **gone) {
+                conditions.push(serde_json::json!({"$patch": "delete", "type": gone}));
+            }
+        }
     }
     if let (Some(fields), Some(before)) = (value.as_object_mut(), pod.status.as_ref()) {
         let stale = [
@@ -235,12 +253,17 @@ pub(crate) fn patch(pod: &Pod, status: &PodStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::runs_again;
     use super::super::record::{CRASH_LOOP, end_reason};
     use super::*;
     use serde_json::json;
 
-    fn spec(policy: &str) -> PodSpec {
-        serde_json::from_value(json!({"containers": [{"name": "a"}, {"name": "b"}], "restartPolicy": policy})).unwrap()
+    fn phase_under(policy: &str, records: &[Record], terminal: bool) -> &'static str {
+        let again = |record: &Record| {
+            let ended = record.newest_end();
+            ended.is_some_and(|ended| runs_again(policy, &Container::default(), record.role, ended.code))
+        };
+        phase(records, &records.iter().map(again).collect::<Vec<_>>(), terminal)
     }
 
     fn record(name: &str, role: Role, state: State) -> Record {
@@ -287,7 +310,7 @@ mod tests {
             for record in &mut records {
                 record.starts = u32::from(!matches!(record.state, State::Waiting { .. }));
             }
-            assert_eq!(phase(&spec(policy), &records, terminal), expected, "{policy} {records:?}");
+            assert_eq!(phase_under(policy, &records, terminal), expected, "{policy} {records:?}");
         }
     }
 
@@ -295,9 +318,9 @@ mod tests {
     fn init_containers_keep_the_pod_pending_or_fail_it() {
         let main = Record::new("a", "img", Role::Main);
         let with = |state| [record("i", Role::Init, state), main.clone()];
-        assert_eq!(phase(&spec("Always"), &with(up()), false), "Pending");
-        assert_eq!(phase(&spec("Always"), &with(ended(1)), false), "Pending");
-        assert_eq!(phase(&spec("Never"), &with(ended(1)), false), "Failed");
+        assert_eq!(phase_under("Always", &with(up()), false), "Pending");
+        assert_eq!(phase_under("Always", &with(ended(1)), false), "Pending");
+        assert_eq!(phase_under("Never", &with(ended(1)), false), "Failed");
     }
 
     fn pod() -> Pod {
@@ -317,12 +340,15 @@ mod tests {
         status(&Inputs {
             pod,
             records,
+            again: &records.iter().map(|record| record.newest_end().is_some()).collect::<Vec<_>>(),
+            ephemeral: &[],
             sandbox_ready: true,
             address: Some("10.0.0.2".parse().unwrap()),
             host_ip: "192.168.0.1".parse().unwrap(),
             start_time: Timestamp::UNIX_EPOCH,
             terminal: false,
             verdict: None,
+            passing: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
         })
     }

@@ -65,7 +65,9 @@ impl Actor {
         let deadline = stopping.deadline.subscribe();
         let busy = |index: usize| self.controls[index].live.is_some() || self.controls[index].starting;
         let count = self.records.len();
-        let others = (0..count).any(|index| self.records[index].role != Role::Sidecar && busy(index));
+        // Nothing depends on what was added to look on.
+        let others =
+            (0..count).any(|index| !matches!(self.records[index].role, Role::Sidecar | Role::Ephemeral) && busy(index));
         let last_sidecar = (0..count).rev().find(|index| self.records[*index].role == Role::Sidecar && busy(*index));
         let now: Vec<usize> = (0..count)
             .filter(|index| match self.records[*index].role {

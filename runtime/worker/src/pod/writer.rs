@@ -1,7 +1,9 @@
 //! Writes a pod's status: one patch at a time, what happens meanwhile goes into the next, nothing is written twice.
 
 use super::actor::{Actor, Done, Life};
+use super::conditions::{Verdict, verdict};
 use super::status::{Inputs, patch, status};
+use super::storage::EVICTED;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
@@ -93,15 +95,19 @@ impl Actor {
         }
         let message = self.verdict.as_ref().map(|(reason, message)| (*reason, message.as_str()));
         let ended_by_itself = self.stopping.is_some() && self.outcome().is_some();
+        let again: Vec<bool> = (0..self.records.len()).map(|index| self.will_run_again(index)).collect();
         let inputs = Inputs {
             pod: &self.pod,
             records: &self.records,
+            again: &again,
+            ephemeral: &self.ephemeral,
             sandbox_ready: self.sandbox.is_some() && self.life == Life::Living,
             address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
             host_ip: self.ctx.host_ip,
             start_time: self.start_time,
             terminal: self.life >= Life::Over || ended_by_itself,
             verdict: message,
+            passing: self.passing_conditions(),
             now: Timestamp::now(),
         };
         let status = status(&inputs);
@@ -127,6 +133,15 @@ impl Actor {
             latency.stage(&ctx.metrics, "status", begin);
             Done::Patched(sequence, result.map(Box::new))
         });
+    }
+
+    /// The conditions that not every pod has.
+    fn passing_conditions(&self) -> Vec<Verdict> {
+        let evicted =
+            self.verdict.as_ref().filter(|(reason, _)| *reason == EVICTED).map(|(_, message)| {
+                verdict("DisruptionTarget", true, Some("TerminationByKubelet"), Some(message.clone()))
+            });
+        evicted.into_iter().chain(self.resize.conditions()).collect()
     }
 
     pub(super) fn patched(&mut self, sequence: u64, result: Result<Box<Pod>, kube::Error>) {

@@ -200,6 +200,10 @@ impl PodVolumes<'_> {
             host_path::check(Path::new(&source.path), kind).map_err(SourceError::Missing)?;
             return Ok(MountedVolume { path: PathBuf::from(&source.path), read_only: false, memory: None });
         }
+        if volume.image.is_some() {
+            // Its layers are mounted by each container that shows them.
+            return Ok(MountedVolume { path: PathBuf::new(), read_only: true, memory: None });
+        }
         if let Some(claim) = claim::of(self.pod, volume) {
             return claim::mount(&self.ctx.client, self.pod, claim).await;
         }

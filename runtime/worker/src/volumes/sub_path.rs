@@ -2,8 +2,9 @@
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::{Mode, mkdirat};
-use std::os::fd::OwnedFd;
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 /// Why a subPath cannot be mounted.
@@ -17,6 +18,8 @@ pub(crate) enum SubPathError {
     },
     #[error("{} leads out of its volume", path.display())]
     Escape { path: PathBuf },
+    #[error("{} is not a regular file", path.display())]
+    NotAFile { path: PathBuf },
     #[error("{} is not a relative path", path.display())]
     NotRelative { path: PathBuf },
 }
@@ -68,11 +71,30 @@ pub(crate) fn resolve(volume: &Path, sub_path: &str) -> Result<OwnedFd, SubPathE
     Ok(current)
 }
 
+/// Opens a plain file under `volume` to read it. What a container may have put there instead (a device, a pipe, a link out
+/// of the volume) is refused without being opened.
+pub(crate) fn open_file(volume: &Path, path: &str) -> Result<File, SubPathError> {
+    let opened = |path: &Path| {
+        let path = path.to_owned();
+        move |source| SubPathError::Open { path, source }
+    };
+    let relative = Path::new(path);
+    let root = open(volume, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(opened(volume))?;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
+    let found = openat2(&root, relative, how).map_err(opened(relative))?;
+    let kind = fstat(&found).map_err(opened(relative))?.st_mode;
+    if SFlag::from_bits_truncate(kind & nix::libc::S_IFMT) != SFlag::S_IFREG {
+        return Err(SubPathError::NotAFile { path: relative.to_owned() });
+    }
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let file = open(again.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(opened(relative))?;
+    Ok(file.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::fd::AsRawFd;
     use std::os::unix::fs::symlink;
 
     fn target(fd: &OwnedFd) -> PathBuf {

@@ -1,0 +1,372 @@
+//! Resizing containers that run: what the spec wants is allocated when the node has it, then given to cgroups.
+//!
+//! A record's `allocated` is what the node has promised, its `actuated` what its cgroup has. The spec's differs from the
+//! first while a resize is pending, the second from the first while one is in progress.
+
+use super::actor::{Actor, Done};
+use super::conditions::{Verdict, verdict};
+use super::record::Role;
+use crate::container::resources::{container_cgroup, pod_cgroup};
+use crate::context::Context;
+use crate::events::{About, Severity};
+use carob_sandbox::{ContainerId, Limits};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often a resize that the node had no room for is tried again, and one that the kernel or the container refused.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// How far a pod's resize has come.
+#[derive(Default)]
+pub(super) struct Resize {
+    /// Something has changed that may concern it.
+    look: bool,
+    /// Reason and message while the node doesn't promise what the spec wants.
+    pending: Option<(&'static str, String)>,
+    /// What was promised isn't given yet; why not, if it failed.
+    progress: Option<Option<String>>,
+    working: bool,
+    retry_at: Option<Instant>,
+    /// After a restart of this process, first of all the node's other pods take what they have.
+    not_before: Option<Instant>,
+}
+
+/// What came of giving containers (by their place) what was allocated.
+pub(super) type Outcome = Result<Vec<(usize, ResourceRequirements)>, String>;
+
+impl Resize {
+    /// At the next reconciliation.
+    pub fn look_again(&mut self) {
+        self.look = true;
+    }
+
+    /// After a restart of this process: what the API was told still holds, and is looked at again when the node's other
+    /// pods have taken their shares.
+    pub fn restore(&mut self, pod: &Pod) {
+        let conditions = || pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let message = |condition: &PodCondition| condition.message.clone();
+        for condition in conditions() {
+            match condition.type_.as_str() {
+                "PodResizePending" => {
+                    let reasons = ["Deferred", "Infeasible"].into_iter();
+                    let reason = reasons.into_iter().find(|known| condition.reason.as_deref() == Some(known));
+                    self.pending = reason.map(|reason| (reason, message(condition).unwrap_or_default()));
+                }
+                "PodResizeInProgress" => self.progress = Some(message(condition)),
+                _ => {}
+            }
+        }
+        self.not_before = Some(Instant::now() + RETRY);
+    }
+
+    /// When to look again if nothing happens.
+    pub fn wake(&self) -> Option<Instant> {
+        [self.retry_at, self.not_before].into_iter().flatten().min().filter(|_| !self.working)
+    }
+
+    /// The conditions that tell of it.
+    pub fn conditions(&self) -> Vec<Verdict> {
+        let pending = self
+            .pending
+            .clone()
+            .map(|(reason, message)| verdict("PodResizePending", true, Some(reason), Some(message)));
+        let progress = self.progress.clone().map(|error| {
+            let reason = error.as_ref().map(|_| "Error");
+            verdict("PodResizeInProgress", true, reason, error)
+        });
+        pending.into_iter().chain(progress).collect()
+    }
+}
+
+impl Actor {
+    /// The container as the node has allocated it.
+    pub(super) fn allocated_container(&self, index: usize) -> Container {
+        let mut container = self.container(index).clone();
+        if container.resources.is_some() || self.records[index].allocated != ResourceRequirements::default() {
+            container.resources = Some(self.records[index].allocated.clone());
+        }
+        container
+    }
+
+    /// The pod with its containers as the node has allocated them.
+    pub(super) fn allocated_pod(&self) -> Arc<Pod> {
+        if (0..self.records.len()).all(|index| !self.wants_other(index)) {
+            return self.pod.clone();
+        }
+        let mut pod = Pod::clone(&self.pod);
+        if let Some(spec) = pod.spec.as_mut() {
+            let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
+            for (index, container) in containers.enumerate() {
+                *container = self.allocated_container(index);
+            }
+        }
+        Arc::new(pod)
+    }
+
+    fn wants_other(&self, index: usize) -> bool {
+        self.records[index].role != Role::Ephemeral
+            && self.container(index).resources.clone().unwrap_or_default() != self.records[index].allocated
+    }
+
+    /// Allocates what the spec wants, and gives containers what is allocated.
+    pub(super) fn reconcile_resize(&mut self, now: Instant) {
+        if self.resize.retry_at.is_some_and(|at| at <= now) {
+            (self.resize.retry_at, self.resize.look) = (None, true);
+        }
+        if self.resize.not_before.is_some_and(|at| at <= now) {
+            (self.resize.not_before, self.resize.look) = (None, true);
+        }
+        if !self.resize.look || self.resize.working || self.resize.not_before.is_some() {
+            return;
+        }
+        self.resize.look = false;
+        self.allocate(now);
+        self.actuate();
+    }
+
+    fn allocate(&mut self, now: Instant) {
+        if (0..self.records.len()).all(|index| !self.wants_other(index)) {
+            if self.resize.pending.take().is_some() {
+                self.writer.mark_now();
+            }
+            return;
+        }
+        let refused = if let Some(message) = self.ctx.admission.infeasible(self.spec()) {
+            Some(("Infeasible", message))
+        } else {
+            let refusal = self.ctx.admission.resize(&self.uid, self.spec()).err();
+            refusal.map(|refusal| ("Deferred", refusal.message))
+        };
+        if let Some((reason, message)) = refused {
+            if reason == "Deferred" {
+                self.resize.retry_at = Some(now + RETRY);
+            }
+            let told = self.resize.pending.as_ref().is_some_and(|(before, _)| *before == reason);
+            let changed = self.resize.pending.replace((reason, message.clone())) != Some((reason, message.clone()));
+            if !told {
+                let event = if reason == "Deferred" { "ResizeDeferred" } else { "ResizeInfeasible" };
+                self.resize_event(Severity::Warning, event, &format!("Pod resize {reason}"), Some(&message));
+            }
+            if changed {
+                self.writer.mark_now();
+            }
+            return;
+        }
+        for index in 0..self.records.len() {
+            if self.records[index].role != Role::Ephemeral {
+                self.records[index].allocated = self.container(index).resources.clone().unwrap_or_default();
+            }
+        }
+        self.resize.pending = None;
+        self.resize.progress = Some(None);
+        self.resize_event(Severity::Normal, "ResizeStarted", "Pod resize started", None);
+        self.writer.mark_now();
+    }
+
+    fn actuate(&mut self) {
+        let (mut changes, mut restarts, mut waiting) = (Vec::new(), Vec::new(), false);
+        for index in 0..self.records.len() {
+            let record = &mut self.records[index];
+            if record.role == Role::Ephemeral || record.allocated == record.actuated {
+                continue;
+            }
+            let control = &self.controls[index];
+            match &control.live {
+                // It begins with what is allocated then.
+                None => {
+                    if control.starting {
+                        waiting = true;
+                    } else {
+                        record.actuated = record.allocated.clone();
+                    }
+                }
+                Some(_) if control.stopping => waiting = true,
+                Some(live) => {
+                    let change = Change {
+                        index,
+                        name: record.name.clone(),
+                        id: live.id.clone(),
+                        before: record.actuated.clone(),
+                        after: record.allocated.clone(),
+                    };
+                    if change.needs_restart(self.container(index)) {
+                        restarts.push(index);
+                    } else {
+                        changes.push(change);
+                    }
+                }
+            }
+        }
+        for index in restarts {
+            let name = self.records[index].name.clone();
+            // What it did before is no reason to wait.
+            self.controls[index].crash.reset();
+            self.restart(index, format!("Container {name} resize requires restart"), None);
+            self.controls[index].restart_wanted = true;
+            waiting = true;
+        }
+        let pod = self.allocated_pod();
+        let (Some(spec), true) = (pod.spec.as_ref(), self.sandbox.is_some()) else { return };
+        if !changes.is_empty() || (self.resize.progress.is_some() && !waiting) {
+            self.resize.working = true;
+            let (ctx, uid, whole) = (self.ctx.clone(), self.uid.clone(), pod_cgroup(spec));
+            self.tasks.spawn(async move { Done::Resized(apply(&ctx, &uid, whole, changes).await) });
+        }
+    }
+
+    pub(super) fn resized(&mut self, outcome: Outcome) {
+        self.resize.working = false;
+        match outcome {
+            Ok(given) => {
+                for (index, resources) in given {
+                    self.records[index].actuated = resources;
+                }
+                let done = self.records.iter().all(|record| record.allocated == record.actuated);
+                if done && self.resize.progress.take().is_some() {
+                    self.resize_event(Severity::Normal, "ResizeCompleted", "Pod resize completed", None);
+                } else {
+                    self.resize.look = true;
+                }
+            }
+            Err(error) => {
+                if self.resize.progress != Some(Some(error.clone())) {
+                    self.resize_event(Severity::Warning, "ResizeError", "Pod resize error", Some(&error));
+                }
+                self.resize.progress = Some(Some(error));
+                self.resize.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+        self.writer.mark_now();
+    }
+
+    fn resize_event(&self, severity: Severity, reason: &'static str, text: &str, error: Option<&str>) {
+        let containers: Vec<_> = (0..self.records.len())
+            .filter(|index| self.records[*index].role != Role::Ephemeral)
+            .map(|index| json!({"name": self.records[index].name, "resources": self.container(index).resources}))
+            .collect();
+        let mut detail = json!({"containers": containers, "generation": self.pod.metadata.generation});
+        if let Some(error) = error {
+            detail["error"] = json!(error);
+        }
+        self.ctx.events.record(About::pod(&self.pod), severity, reason, format!("{text}: {detail}"));
+    }
+}
+
+/// A running container that is to have other resources.
+struct Change {
+    index: usize,
+    name: String,
+    id: ContainerId,
+    before: ResourceRequirements,
+    after: ResourceRequirements,
+}
+
+impl Change {
+    /// Whether `resizePolicy` wants a restart for what changes.
+    fn needs_restart(&self, container: &Container) -> bool {
+        let policies = container.resize_policy.iter().flatten();
+        policies.filter(|policy| policy.restart_policy == "RestartContainer").any(|policy| {
+            let of = |resources: &ResourceRequirements| {
+                let amount = |list: &Option<std::collections::BTreeMap<_, _>>| {
+                    list.as_ref().and_then(|list| list.get(&policy.resource_name)).cloned()
+                };
+                (amount(&resources.requests), amount(&resources.limits))
+            };
+            of(&self.before) != of(&self.after)
+        })
+    }
+
+    fn cgroup(&self, resources: &ResourceRequirements) -> Limits {
+        let container = Container { resources: Some(resources.clone()), ..Container::default() };
+        unlimited_where_unset(container_cgroup(&container))
+    }
+}
+
+/// What isn't limited now may have been before.
+fn unlimited_where_unset(limits: Limits) -> Limits {
+    Limits { cpu_quota_us: limits.cpu_quota_us.or(Some(-1)), memory_bytes: limits.memory_bytes.or(Some(-1)), ..limits }
+}
+
+/// Sets the cgroups. A pod's is wide before its containers' grow and narrow only after they shrank: the kernel refuses a
+/// container that may have more than its pod.
+async fn apply(ctx: &Context, uid: &str, pod: Limits, changes: Vec<Change>) -> Outcome {
+    check_memory(ctx, &pod, &changes).await?;
+    let pod = unlimited_where_unset(pod);
+    let wide = Limits { cpu_quota_us: Some(-1), memory_bytes: Some(-1), ..pod.clone() };
+    let text = |error: carob_sandbox::Error| error.to_string();
+    ctx.runtime.update_pod_limits(uid, wide).await.map_err(text)?;
+    let mut given = Vec::new();
+    let mut failed = None;
+    for change in changes {
+        match ctx.runtime.update_limits(&change.id, change.cgroup(&change.after)).await {
+            Ok(()) => given.push((change.index, change.after)),
+            // Its end is about to be told; the next one begins with what is allocated.
+            Err(carob_sandbox::Error::NotFound { .. }) => given.push((change.index, change.after)),
+            Err(error) => failed = Some(format!("container {:?}: {error}", change.name)),
+        }
+    }
+    ctx.runtime.update_pod_limits(uid, pod).await.map_err(text)?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(given),
+    }
+}
+
+/// A limit below what is in use would end in a kill: such a resize waits.
+async fn check_memory(ctx: &Context, pod: &Limits, changes: &[Change]) -> Result<(), String> {
+    let mut errors = Vec::new();
+    let (mut lowered, mut used_by_pod) = (false, 0);
+    for change in changes {
+        let (before, after) = (change.cgroup(&change.before).memory_bytes, change.cgroup(&change.after).memory_bytes);
+        let Ok(usage) = ctx.runtime.usage(&change.id).await else { continue };
+        let used = i64::try_from(usage.memory_bytes).unwrap_or(i64::MAX);
+        used_by_pod += used;
+        let Some(limit) = after.filter(|limit| *limit >= 0) else { continue };
+        if before.is_none_or(|before| before < 0 || before > limit) {
+            lowered = true;
+            if used > limit {
+                errors.push(format!(
+                    "attempting to set container {:?} memory limit ({limit}) below current usage ({used})",
+                    change.name
+                ));
+            }
+        }
+    }
+    if let Some(limit) = pod.memory_bytes.filter(|limit| lowered && *limit >= 0 && used_by_pod > *limit) {
+        let text = format!("attempting to set pod memory limit ({limit}) below current usage ({used_by_pod})");
+        errors.insert(0, text);
+    }
+    match errors.as_slice() {
+        [] => Ok(()),
+        [one] => Err(format!("cannot decrease memory limits: {one}")),
+        several => Err(format!("cannot decrease memory limits: [{}]", several.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_needed_only_for_what_its_policy_names() {
+        let container: Container = serde_json::from_value(json!({"name": "c", "resizePolicy": [
+            {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+            {"resourceName": "memory", "restartPolicy": "RestartContainer"}]}))
+        .unwrap();
+        let resources = |cpu: &str, memory: &str| -> ResourceRequirements {
+            serde_json::from_value(json!({"limits": {"cpu": cpu, "memory": memory}})).unwrap()
+        };
+        let change = |after| Change {
+            index: 0,
+            name: "c".into(),
+            id: ContainerId::random().unwrap(),
+            before: resources("1", "1Gi"),
+            after,
+        };
+        assert!(!change(resources("2", "1Gi")).needs_restart(&container));
+        assert!(change(resources("1", "2Gi")).needs_restart(&container));
+        assert_eq!(change(resources("1", "1Gi")).cgroup(&ResourceRequirements::default()).memory_bytes, Some(-1));
+    }
+}
