@@ -196,4 +196,20 @@ mod tests {
     fn documents_are_the_same_each_time() {
         assert_eq!(openapi_v2(Registry::builtin()), openapi_v2(Registry::builtin()));
     }
+
+    #[test]
+    fn custom_resources_have_the_metadata_of_all_objects_and_what_is_said_of_it() {
+        let definition = json!({"spec": {"group": "e.x", "scope": "Cluster", "names": {"plural": "xs", "kind": "X"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+        let kinds = crate::custom::kinds_of(&definition);
+        let kinds: Vec<&Kind> = kinds.iter().map(|kind| &**kind).collect();
+        let all = components::definitions(&kinds, Dialect::V3);
+        let meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+        assert!(all[meta]["properties"]["creationTimestamp"]["description"].is_string());
+        let fields = &all[kinds[0].schema]["properties"];
+        assert_eq!(fields["metadata"]["allOf"][0]["$ref"], format!("#/components/schemas/{meta}"));
+        assert!(fields["metadata"]["description"].is_string() && fields["apiVersion"]["description"].is_string());
+        assert!(!all.contains_key("io.k8s.api.core.v1.ConfigMap"));
+    }
 }

@@ -200,14 +200,18 @@ async fn wardle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 /// Serves it for the name `wardle.default.svc`. Gives the port, its certificate, and what ends it.
 async fn serve_wardle(client_authority: &str) -> (u16, String, DropGuard) {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let issued = rcgen::generate_simple_self_signed(vec!["wardle.default.svc".to_owned()]).expect("a certificate");
-    let key = rustls_pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).expect("a key");
+    // An authority that is the server itself, as people make it with openssl.
+    let mut params = rcgen::CertificateParams::new(vec!["wardle.default.svc".to_owned()]).expect("a name");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let signing_key = rcgen::KeyPair::generate().expect("a key");
+    let issued = params.self_signed(&signing_key).expect("a certificate");
+    let key = rustls_pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(client_authority.as_bytes()).expect("PEM")).expect("a root");
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().expect("a verifier");
     let config = rustls::ServerConfig::builder()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![issued.cert.der().clone()], key)
+        .with_single_cert(vec![issued.der().clone()], key)
         .expect("a configuration");
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -225,7 +229,7 @@ async fn serve_wardle(client_authority: &str) -> (u16, String, DropGuard) {
             }));
         }
     }));
-    (port, issued.cert.pem(), stop.drop_guard())
+    (port, issued.pem(), stop.drop_guard())
 }
 
 fn available(answer: &Answer) -> (String, String) {

@@ -1,18 +1,16 @@
 //! The schema of a custom resource as OpenAPI documents show it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
-
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Markers that only version 3 of OpenAPI can express.
 const V3_ONLY: [&str; 6] = ["nullable", "oneOf", "anyOf", "allOf", "not", "default"];
 
 impl Kind {
-    /// The definition of a custom kind, complete with what every object has; none for a kind that is built in.
-    /// `reference` makes the path to a definition; the older version of OpenAPI knows less.
-    pub(crate) fn custom_definition(&self, reference: impl Fn(&str) -> String, is_v2: bool) -> Option<Value> {
+    /// The definition of a custom kind, complete with what every object has, `common`; none for a kind that is built in.
+    /// The older version of OpenAPI knows less.
+    pub(crate) fn custom_definition(&self, common: &Map<String, Value>, is_v2: bool) -> Option<Value> {
         let custom = self.custom.as_ref()?;
         let mut definition = custom.openapi().clone();
         if is_v2 {
@@ -25,14 +23,9 @@ impl Kind {
         if !definition["properties"].is_object() {
             definition["properties"] = json!({});
         }
-        definition["properties"]["apiVersion"] =
-            json!({"type": "string", "description": "The schema version of the object."});
-        definition["properties"]["kind"] = json!({"type": "string", "description": "The kind of the object."});
-        definition["properties"]["metadata"] = if is_v2 {
-            json!({"$ref": reference(OBJECT_META)})
-        } else {
-            json!({"allOf": [{"$ref": reference(OBJECT_META)}]})
-        };
+        for (name, field) in common {
+            definition["properties"][name] = field.clone();
+        }
         Some(definition)
     }
 }

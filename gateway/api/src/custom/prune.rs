@@ -3,9 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::structural::{Additional, Structural};
+use crate::schema;
 
 /// Fields that every object has, whatever its schema says.
-const OBJECT_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
+const OBJECT_FIELDS: [&str; 3] = ["apiVersion", "kind", METADATA];
+const METADATA: &str = "metadata";
 
 /// Drops the fields of an object that its schema doesn't know; gives their paths, sorted.
 pub fn prune(schema: &Structural, object: &mut Value) -> Vec<String> {
@@ -54,6 +56,10 @@ fn walk_field(
     dropped: &mut Vec<String>,
 ) {
     if embedded && OBJECT_FIELDS.contains(&name) {
+        // The metadata of the object itself is read like everybody's, elsewhere.
+        if name == METADATA && path.len() > name.len() {
+            below_metadata(fields, path, dropped);
+        }
         return;
     }
     let known = schema.and_then(|schema| schema.properties.get(name));
@@ -68,6 +74,19 @@ fn walk_field(
             dropped.push(path.clone());
         }
     }
+}
+
+/// Drops what the metadata of no object has.
+fn below_metadata(fields: &mut Map<String, Value>, path: &str, dropped: &mut Vec<String>) {
+    let known = schema::custom::object().property(METADATA);
+    let (Some(known), Some(Value::Object(metadata))) = (known, fields.get_mut(METADATA)) else { return };
+    metadata.retain(|name, _| {
+        let stays = known.property(name).is_some();
+        if !stays {
+            dropped.push(format!("{path}.{name}"));
+        }
+        stays
+    });
 }
 
 fn below(
@@ -148,13 +167,24 @@ mod tests {
     fn unknown_fields_go_and_are_named() {
         let mut object = json!({"apiVersion": "a/v1", "kind": "X", "metadata": {"name": "x"}, "other": 1,
             "spec": {"zz": 1, "keep": {"any": {"a": 1}, "known": {"b": 1}}, "m": {"k": {"a": 1, "b": 2}},
-                "pod": {"apiVersion": "v1", "metadata": {"labels": {}}, "status": {}}, "l": [{"x": 1}]}});
+                "pod": {"apiVersion": "v1", "metadata": {"labels": {}, "no": 1}, "status": {}}, "l": [{"x": 1}]}});
         assert_eq!(
             prune(&schema(), &mut object),
-            ["other", "spec.keep.known.b", "spec.l[0].x", "spec.m.k.b", "spec.pod.status", "spec.zz"]
+            [
+                "other",
+                "spec.keep.known.b",
+                "spec.l[0].x",
+                "spec.m.k.b",
+                "spec.pod.metadata.no",
+                "spec.pod.status",
+                "spec.zz"
+            ]
         );
         assert_eq!(object["spec"]["keep"], json!({"any": {"a": 1}, "known": {}}));
-        assert_eq!(object["metadata"]["name"], "x");
+        assert_eq!(
+            (&object["metadata"]["name"], &object["spec"]["pod"]["metadata"]),
+            (&json!("x"), &json!({"labels": {}}))
+        );
     }
 
     #[test]

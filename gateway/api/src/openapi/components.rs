@@ -31,12 +31,18 @@ pub(super) const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
+/// A kind with little beside what every object has, which it lends to custom resources: with what is said of it.
+const LENDER: &str = "io.k8s.api.core.v1.ConfigMap";
+const COMMON: [&str; 3] = ["apiVersion", "kind", "metadata"];
+
 /// The definitions of these kinds, of their lists, and of all that they and their operations refer to.
 pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Value> {
     let markers = Markers::read();
     let parts = parts_of(kinds);
     let rows = || kinds.iter().chain(&parts);
-    let wanted = |name: &str| name.starts_with(META) || rows().any(|kind| kind.schema == name);
+    let has_custom = kinds.iter().any(|kind| kind.custom.is_some());
+    let is_row = |name: &str| rows().any(|kind| kind.schema == name);
+    let wanted = |name: &str| name.starts_with(META) || (has_custom && name == LENDER) || is_row(name);
 
     let mut definitions: Map<String, Value> = generate(wanted)
         .into_iter()
@@ -45,6 +51,13 @@ pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Valu
             (name, definition)
         })
         .collect();
+    let common = match definitions.get(LENDER) {
+        Some(lender) if has_custom => common(lender),
+        _ => Map::new(),
+    };
+    if !is_row(LENDER) {
+        definitions.shift_remove(LENDER);
+    }
     for kind in rows() {
         if let Some(definition) = definitions.get_mut(kind.schema) {
             definition["x-kubernetes-group-version-kind"] = json!([gvk(kind, "")]);
@@ -52,7 +65,7 @@ pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Valu
     }
     for kind in kinds {
         definitions.insert(list_name(kind), list(kind, dialect));
-        if let Some(mut definition) = kind.custom_definition(|name| dialect.path(name), dialect == Dialect::V2) {
+        if let Some(mut definition) = kind.custom_definition(&common, dialect == Dialect::V2) {
             definition["x-kubernetes-group-version-kind"] = json!([gvk(kind, "")]);
             definitions.insert(kind.schema.to_owned(), definition);
         }
@@ -63,6 +76,18 @@ pub(super) fn definitions(kinds: &[&Kind], dialect: Dialect) -> Map<String, Valu
     );
     definitions.sort_keys();
     definitions
+}
+
+/// What every object has, as this definition shows it.
+fn common(definition: &Value) -> Map<String, Value> {
+    let field = |name: &str| {
+        let mut field = definition["properties"][name].clone();
+        if let Some(field) = field.as_object_mut() {
+            field.shift_remove("default");
+        }
+        (name.to_owned(), field)
+    };
+    COMMON.into_iter().map(field).collect()
 }
 
 /// The name of the definition of a kind's lists.

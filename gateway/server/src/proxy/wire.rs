@@ -13,13 +13,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::pki::Pair;
 use crate::{NodeDialer, NodeStream};
@@ -161,12 +164,7 @@ pub(crate) fn tls(trust: &Trust<'_>, own: Option<&Pair>) -> Result<Arc<ClientCon
     let builder = match trust {
         Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)),
         Trust::Authorities(pem) => {
-            let mut roots = RootCertStore::empty();
-            for authority in CertificateDer::pem_slice_iter(pem) {
-                let authority = authority.map_err(|error| error.to_string())?;
-                roots.add(authority).map_err(|error| error.to_string())?;
-            }
-            builder.with_root_certificates(roots)
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Authorities::read(pem)?))
         }
     };
     let config = match own.map(Pair::for_rustls) {
@@ -177,6 +175,80 @@ pub(crate) fn tls(trust: &Trust<'_>, own: Option<&Pair>) -> Result<Arc<ClientCon
         Some(None) => return Err("the client certificate is damaged".to_owned()),
     };
     Ok(Arc::new(config))
+}
+
+/// Takes the word of authorities, and that of a server whose own certificate stands among them, as Go does.
+#[derive(Debug)]
+struct Authorities {
+    known: Vec<CertificateDer<'static>>,
+    /// None if there are no authorities.
+    chains: Option<Arc<WebPkiServerVerifier>>,
+}
+
+impl Authorities {
+    fn read(pem: &[u8]) -> Result<Self, String> {
+        let known: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        let known = known.map_err(|error| error.to_string())?;
+        let mut roots = RootCertStore::empty();
+        for authority in &known {
+            roots.add(authority.clone()).map_err(|error| error.to_string())?;
+        }
+        if roots.is_empty() {
+            return Ok(Self { known, chains: None });
+        }
+        let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&PROVIDER)).build();
+        Ok(Self { known, chains: Some(chains.map_err(|error| error.to_string())?) })
+    }
+}
+
+impl ServerCertVerifier for Authorities {
+    fn verify_server_cert(
+        &self,
+        server: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chains) = &self.chains else { return Err(CertificateError::UnknownIssuer.into()) };
+        let chained = chains.verify_server_cert(server, others, name, ocsp, now);
+        if chained.is_ok() || !self.known.iter().any(|known| **known == **server) {
+            return chained;
+        }
+        verify_server_name(&ParsedCertificate::try_from(server)?, name)?;
+        let (_, certificate) = X509Certificate::from_der(server).map_err(|_| CertificateError::BadEncoding)?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let validity = certificate.validity();
+        if now < validity.not_before.timestamp() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now > validity.not_after.timestamp() {
+            return Err(CertificateError::Expired.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        PROVIDER.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Takes everybody's word.
