@@ -17,7 +17,7 @@ use crate::schema::schema_of;
 use element::Element;
 use entries::{Managed, ManagerId, Owned};
 use owned::{Reach, server_fields};
-use typed::{Comparison, compare};
+use typed::{Comparison, compare, touched};
 
 /// How a manager sets fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,8 +78,8 @@ pub fn track_update(kind: &Kind, old: Option<&Value>, new: &mut Value, manager: 
     if owners.is_empty() && old.is_some() {
         return; // managers of an existing object are only tracked from its first apply on
     }
-    let zero = old.is_none().then(|| zero::zero(schema_of(kind)));
-    let live = old.or(zero.as_ref()).unwrap_or(&Value::Null);
+    let zero = old.is_none().then(|| zero::zero_of(kind));
+    let live = old.or(zero.as_deref()).unwrap_or(&Value::Null);
     update(kind, live, new, &mut owners, manager, &manager.id(kind, Operation::Update));
     owners.cap_updaters();
     owners.write(new);
@@ -90,7 +90,7 @@ pub(crate) fn before_first_apply(kind: &Kind, live: &Value, manager: &Manager<'_
     let mut owners = Managed::default();
     let earlier = Manager { name: "before-first-apply", ..*manager };
     let id = earlier.id(kind, Operation::Update);
-    update(kind, &zero::zero(schema_of(kind)), live, &mut owners, &earlier, &id);
+    update(kind, &zero::zero_of(kind), live, &mut owners, &earlier, &id);
     owners
 }
 
@@ -98,10 +98,15 @@ pub(crate) fn before_first_apply(kind: &Kind, live: &Value, manager: &Manager<'_
 fn update(kind: &Kind, live: &Value, new: &Value, owners: &mut Managed, manager: &Manager<'_>, id: &ManagerId) {
     drop_unknown_versions(kind, owners);
     let reach = Reach::of(kind, manager.subresource);
-    let comparison = compare(Some(schema_of(kind)), live, new);
-    take_over(owners, &reach.filter_comparison(&comparison), None);
-    let changed = comparison.modified.union(&comparison.added);
-    let fields = reach.filter(&changed).difference(server_fields());
+    let changed = if owners.is_empty() {
+        touched(Some(schema_of(kind)), live, new)
+    } else {
+        let comparison = compare(Some(schema_of(kind)), live, new);
+        take_over(owners, &reach.filter_comparison(&comparison), None);
+        comparison.modified.union(&comparison.added)
+    };
+    let mut fields = reach.narrow(changed);
+    fields.subtract(server_fields());
     if fields.is_empty() {
         return;
     }

@@ -115,6 +115,9 @@ impl Managed {
 
     /// Collapses the oldest updaters of a version into one while there are too many.
     pub(crate) fn cap_updaters(&mut self) {
+        if self.0.len() <= MAX_UPDATE_MANAGERS {
+            return;
+        }
         let mut updaters: Vec<(i64, ManagerId)> = self
             .0
             .iter()

@@ -81,8 +81,16 @@ impl Reach {
 
     /// The part of a set that is within reach.
     pub(crate) fn filter(&self, set: &Set) -> Set {
+        self.narrow(set.clone())
+    }
+
+    /// The same of a set that is not needed otherwise.
+    pub(crate) fn narrow(&self, mut set: Set) -> Set {
         match self {
-            Self::Except(reset) => set.recursive_difference(reset),
+            Self::Except(reset) => {
+                set.subtract_recursively(reset);
+                set
+            }
             Self::Only(paths) => {
                 let mut kept = Set::default();
                 for path in set.paths().iter().filter(|path| paths.iter().any(|pattern| matches(pattern, path))) {

@@ -106,33 +106,50 @@ impl Set {
     /// Paths that aren't in the other; what is below those stays.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        if self.is_empty() || other.is_empty() {
-            return self.clone();
-        }
-        Self::build(
-            self.members.difference(&other.members).cloned(),
-            self.children.iter().map(|(element, ours)| {
-                (
-                    element.clone(),
-                    other.children.get(element).map_or_else(|| ours.clone(), |theirs| ours.difference(theirs)),
-                )
-            }),
-        )
+        let mut rest = self.clone();
+        rest.subtract(other);
+        rest
     }
 
-    /// Paths that are neither in the other nor below one that is.
-    #[must_use]
-    pub fn recursive_difference(&self, other: &Self) -> Self {
-        if self.is_empty() || other.is_empty() {
-            return self.clone();
+    /// Takes out the paths of the other; what is below those stays.
+    pub fn subtract(&mut self, other: &Self) {
+        for member in &other.members {
+            self.members.remove(member);
         }
-        Self::build(
-            self.members.difference(&other.members).cloned(),
-            self.children.iter().filter(|(element, _)| !other.members.contains(element)).map(|(element, ours)| {
-                let rest = other.children.get(element);
-                (element.clone(), rest.map_or_else(|| ours.clone(), |theirs| ours.recursive_difference(theirs)))
-            }),
-        )
+        self.subtract_below(other, Self::subtract);
+    }
+
+    /// Takes out the paths of the other and what is below those.
+    pub fn subtract_recursively(&mut self, other: &Self) {
+        for member in &other.members {
+            self.members.remove(member);
+            self.children.remove(member);
+        }
+        self.subtract_below(other, Self::subtract_recursively);
+    }
+
+    fn subtract_below(&mut self, other: &Self, subtract: fn(&mut Self, &Self)) {
+        for (element, theirs) in &other.children {
+            if let Some(ours) = self.children.get_mut(element) {
+                subtract(ours, theirs);
+                if ours.is_empty() {
+                    self.children.remove(element);
+                }
+            }
+        }
+    }
+
+    /// Adds a step: as a path of its own if it is a `member`, and with what is `below` it.
+    pub(super) fn put(&mut self, element: Element, member: bool, below: Self) {
+        match (member, below.is_empty()) {
+            (true, true) => drop(self.members.insert(element)),
+            (true, false) => {
+                self.members.insert(element.clone());
+                self.children.insert(element, below);
+            }
+            (false, false) => drop(self.children.insert(element, below)),
+            (false, true) => {}
+        }
     }
 
     /// Builds a set of parts; empty children are left out.
@@ -192,7 +209,8 @@ impl Set {
     /// Writes `fieldsV1`.
     pub fn to_json(&self) -> Value {
         let mut fields = Map::new();
-        for element in self.members.union(&self.children.keys().cloned().collect()) {
+        let steps: BTreeSet<&Element> = self.members.iter().chain(self.children.keys()).collect();
+        for element in steps {
             let value = match (self.children.get(element), self.members.contains(element)) {
                 (None, _) => json!({}),
                 (Some(child), false) => child.to_json(),
@@ -241,7 +259,9 @@ mod tests {
         let all = set(&json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}}));
         let a = set(&json!({"f:a": {}}));
         assert_eq!(all.difference(&a).to_json(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
-        assert_eq!(all.recursive_difference(&a).to_json(), json!({"f:c": {}}));
+        let mut rest = all.clone();
+        rest.subtract_recursively(&a);
+        assert_eq!(rest.to_json(), json!({"f:c": {}}));
         assert_eq!(all.intersection(&a), a);
         assert_eq!(all.difference(&all), Set::default());
     }

@@ -172,23 +172,12 @@ impl Comparison {
         new: Option<&Value>,
         path: &mut Vec<Element>,
     ) {
-        let mut all: BTreeMap<Element, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
-        for item in items_of(old) {
-            if let Ok(element) = element_of(kind, items, item) {
-                all.entry(element).or_default().0.push(item);
-            }
-        }
-        for item in items_of(new) {
-            if let Ok(element) = element_of(kind, items, item) {
-                all.entry(element).or_default().1.push(item);
-            }
-        }
-        for (element, (old, new)) in all {
+        for (element, (old, new)) in by_element(kind, items, old, new) {
             path.push(element);
             match (old.len(), new.len()) {
                 (0 | 1, 0 | 1) => self.walk(items, old.first().copied(), new.first().copied(), path),
                 (2.., 2..) => {
-                    if old.len() != new.len() || old.iter().zip(&new).any(|(old, new)| !same(old, new)) {
+                    if differ(&old, &new) {
                         self.modified.insert(path);
                     }
                 }
@@ -208,6 +197,67 @@ impl Comparison {
             path.pop();
         }
     }
+}
+
+/// What [`compare`] calls added or modified, in one walk: all that matters of an object that nobody manages yet.
+pub(crate) fn touched(node: Node<'_>, old: &Value, new: &Value) -> Set {
+    below(node, Some(old), new).1
+}
+
+/// Whether the value itself is touched, and what below it is.
+fn below(node: Node<'_>, old: Option<&Value>, new: &Value) -> (bool, Set) {
+    let mut set = Set::default();
+    let none_below = is_hollow(old) && is_hollow(Some(new));
+    match shape(node, Some(new)) {
+        Shape::Map(node) if !none_below => {
+            let old = fields_of(old);
+            for (key, value) in fields_of(Some(new)).into_iter().flatten() {
+                let (member, below) = below(field(node, key), old.and_then(|old| old.get(key)), value);
+                if member || !below.is_empty() {
+                    set.put(Element::field(key), member, below);
+                }
+            }
+        }
+        Shape::List(kind, items) if !none_below => {
+            for (element, (old, new)) in by_element(kind, items, old, Some(new)) {
+                let (member, below) = match (old.as_slice(), new.as_slice()) {
+                    ([] | [_, _, ..], [new]) => below(items, None, new),
+                    ([old], [new]) => below(items, Some(*old), new),
+                    ([_, _, ..], [_, _, ..]) => (differ(&old, &new), Set::default()),
+                    (_, [_, _, ..]) => (true, Set::default()),
+                    (_, []) => (false, Set::default()),
+                };
+                set.put(element, member, below);
+            }
+        }
+        _ => return (old.is_none_or(|old| !same(old, new)), set),
+    }
+    (old.is_none(), set)
+}
+
+/// Items of two lists by the step that leads to them, which several may share.
+fn by_element<'a>(
+    kind: ListType,
+    items: Node<'_>,
+    old: Option<&'a Value>,
+    new: Option<&'a Value>,
+) -> BTreeMap<Element, (Vec<&'a Value>, Vec<&'a Value>)> {
+    let mut all: BTreeMap<Element, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
+    for item in items_of(old) {
+        if let Ok(element) = element_of(kind, items, item) {
+            all.entry(element).or_default().0.push(item);
+        }
+    }
+    for item in items_of(new) {
+        if let Ok(element) = element_of(kind, items, item) {
+            all.entry(element).or_default().1.push(item);
+        }
+    }
+    all
+}
+
+fn differ(old: &[&Value], new: &[&Value]) -> bool {
+    old.len() != new.len() || old.iter().zip(new).any(|(old, new)| !same(old, new))
 }
 
 /// All fields of a value, as one who applies it owns them.
@@ -279,5 +329,54 @@ pub(crate) fn is_hollow(value: Option<&Value>) -> bool {
         Some(Value::Object(fields)) => fields.is_empty(),
         Some(Value::Array(items)) => items.is_empty(),
         Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::schema::definition;
+
+    /// Values whose keys the schema of a Service knows, mostly.
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (0..3_i32).prop_map(Value::from),
+            "[ab]".prop_map(Value::from)
+        ];
+        const KEYS: [&str; 9] =
+            ["metadata", "labels", "finalizers", "spec", "ports", "port", "name", "selector", "other"];
+        leaf.prop_recursive(5, 40, 4, |inner| {
+            prop_oneof![
+                1 => prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                3 => prop::collection::vec((prop::sample::select(&KEYS[..]), inner), 0..4)
+                    .prop_map(|fields| fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Value>()),
+            ]
+        })
+    }
+
+    /// Ports with few different keys, so that several items share one.
+    fn service() -> impl Strategy<Value = Value> {
+        let port = ((80..83_i32), "[ab]")
+            .prop_map(|(port, name)| serde_json::json!({"port": port, "protocol": "TCP", "name": name}));
+        let ports = prop::collection::vec(port, 0..4);
+        (ports, prop::collection::vec("[ab]", 0..3), value()).prop_map(|(ports, finalizers, other)| {
+            serde_json::json!({"metadata": {"finalizers": finalizers, "labels": other}, "spec": {"ports": ports}})
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn one_walk_finds_what_the_comparison_finds(
+            (old, new) in prop_oneof![(value(), value()), (service(), service())],
+        ) {
+            for node in [None, definition("io.k8s.api.core.v1.Service")] {
+                let comparison = compare(node, &old, &new);
+                prop_assert_eq!(touched(node, &old, &new), comparison.modified.union(&comparison.added));
+            }
+        }
     }
 }

@@ -3,12 +3,32 @@
 //! What Go writes of an empty struct (structs held by value, fields without `omitempty`) is there from the start, so
 //! nobody adds it by sending it.
 
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
 use serde_json::{Map, Value};
 
-use crate::schema::{Presence, Schema, Type};
+use crate::kind::Kind;
+use crate::schema::{Presence, Schema, Type, schema_of};
+
+/// An object of this kind before anything is set. Those of built-in kinds are made once.
+pub(super) fn zero_of(kind: &Kind) -> Arc<Value> {
+    static MADE: RwLock<Option<HashMap<&'static str, Arc<Value>>>> = RwLock::new(None);
+    if kind.custom.is_some() {
+        return Arc::new(zero(schema_of(kind)));
+    }
+    let made =
+        MADE.read().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|made| made.get(kind.schema).cloned());
+    made.unwrap_or_else(|| {
+        let value = Arc::new(zero(schema_of(kind)));
+        let mut made = MADE.write().unwrap_or_else(PoisonError::into_inner);
+        made.get_or_insert_default().insert(kind.schema, Arc::clone(&value));
+        value
+    })
+}
 
 /// An object of this type before anything is set.
-pub(super) fn zero(schema: &Schema) -> Value {
+fn zero(schema: &Schema) -> Value {
     let mut fields = Map::new();
     for (name, field) in schema.properties() {
         let value = match field.presence() {
