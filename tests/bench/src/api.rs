@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::carob::{Carob, NAMESPACE, create_namespace};
+use crate::processes;
 
 /// Where the objects of this module are.
 pub const OBJECTS: &str = "bench-objects";
@@ -27,6 +28,10 @@ pub struct Creates {
     pub took: Duration,
     /// Of each.
     pub latencies: Vec<Duration>,
+    /// The gateway's CPU per create.
+    pub gateway_cpu: Duration,
+    /// The client's, on the same cores.
+    pub client_cpu: Duration,
 }
 
 /// A namespace's bill, per pod and second.
@@ -50,6 +55,11 @@ pub fn creates(runtime: &Handle, carob: &Carob, clients: usize, length: Duration
             wires.push(carob.wire().await?);
         }
         let next = Arc::new(AtomicU64::new(0));
+        let cpu = || -> Result<_> {
+            let own = std::process::id().cast_signed();
+            Ok((processes::of(carob.gateway())?.cpu, processes::of(own)?.cpu))
+        };
+        let before = cpu()?;
         let begin = Instant::now();
         let mut tasks = JoinSet::new();
         for mut wire in wires {
@@ -70,7 +80,12 @@ pub fn creates(runtime: &Handle, carob: &Carob, clients: usize, length: Duration
         while let Some(task) = tasks.join_next().await {
             latencies.extend(task??);
         }
-        Ok(Creates { clients, objects: latencies.len() as u64, took: begin.elapsed(), latencies })
+        let (took, after) = (begin.elapsed(), cpu()?);
+        let each = |after: Duration, before: Duration| {
+            after.saturating_sub(before) / u32::try_from(latencies.len().max(1)).unwrap_or(u32::MAX)
+        };
+        let (gateway_cpu, client_cpu) = (each(after.0, before.0), each(after.1, before.1));
+        Ok(Creates { clients, objects: latencies.len() as u64, took, latencies, gateway_cpu, client_cpu })
     })
 }
 

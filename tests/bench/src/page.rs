@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::api::{Creates, Report};
 use crate::lists::Lists;
 use crate::metrics::Histogram;
-use crate::objects::Objects;
+use crate::objects::{self, Objects};
 use crate::processes::{self, Process};
 use crate::readers::Shape;
 use crate::rounds::{Batch, Figures, Span};
@@ -156,11 +156,11 @@ fn rows(results: &Results) -> Vec<Row> {
     let what = "a namespace's bill per pod and second, p50".to_owned();
     let took = report.and_then(|it| median(&it.latencies)).map(milliseconds);
     rows.push(alone(what, Unit::Milliseconds, took, 1000.0));
-    rows.extend(results.objects.as_ref().map(objects).into_iter().flatten());
+    rows.extend(results.objects.as_ref().map(of_objects).into_iter().flatten());
     rows
 }
 
-fn objects(it: &Objects) -> Vec<Row> {
+fn of_objects(it: &Objects) -> Vec<Row> {
     let (few, many) = (it.amounts.few, it.amounts.many);
     let row = |what: String, unit: Unit, value: f64, budget: Option<f64>| Row {
         what,
@@ -229,6 +229,33 @@ fn stages(title: &str, stages: &Stages) -> String {
     format!("\n{title}:\n\n{}", table::markdown(&header, &body))
 }
 
+fn objects_text(it: &Objects) -> String {
+    let size = |bytes: u64| Unit::Bytes.show(number(bytes));
+    let cost = |cost: objects::Cost| {
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        format!("every {:.0} µs, for {:.0} µs of a core in the gateway", micros(cost.wall), micros(cost.cpu))
+    };
+    format!(
+        "- Objects: {} clients created one {} with {} there, one {} with {}.\n\
+         - A gateway without a worker had {} resident without objects, {} when it had written {}, {} when it was started \
+         with them, which are {} in its files. It was ready {} after its first start, {} after the second, {} after one \
+         with all objects.\n",
+        it.amounts.clients,
+        cost(it.at_few),
+        it.amounts.few,
+        cost(it.at_many),
+        it.amounts.many,
+        size(it.empty_memory),
+        size(it.written_memory),
+        it.amounts.many,
+        size(it.full_memory),
+        size(it.file),
+        show(it.first_start),
+        show(it.empty_start),
+        show(it.full_start),
+    )
+}
+
 fn control_plane(results: &Results) -> String {
     let mut text = String::from("\nThe control plane:\n\n");
     if let Some(creates) = &results.creates {
@@ -244,7 +271,16 @@ fn control_plane(results: &Results) -> String {
         if let Some(mean) = results.creates_in_gateway.as_ref().and_then(Histogram::mean) {
             let _ = write!(text, ", of which {} on average inside the gateway, the commit among it", show(mean));
         }
-        text.push_str(".\n");
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        let _ = writeln!(
+            text,
+            "; one took {:.0} µs of a core in the gateway and {:.0} µs in the client.",
+            micros(creates.gateway_cpu),
+            micros(creates.client_cpu)
+        );
+    }
+    if let Some(it) = &results.objects {
+        text.push_str(&objects_text(it));
     }
     for it in &results.deliveries {
         let _ = writeln!(
