@@ -382,6 +382,8 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
         rule.verdict(&Verdict::Goto("to-loopback".to_owned()));
     });
     changes.rule("leaving", |rule| rule.verdict(&inside));
+    // Answers to this machine's own connections through a balancer come back to the balancer's address.
+    changes.rule("received", |rule| rule.under_way().verdict(&Verdict::Accept));
     changes.rule("received", |rule| rule.load(Field::Destination, CLIENT).in_set(HELD, CLIENT).refuse());
     changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
     // What is still for a service's address here has no endpoint.

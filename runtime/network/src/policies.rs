@@ -256,10 +256,8 @@ impl Policies {
                 let changed = if present { members.insert(member) } else { members.remove(&member) };
                 // A group that is new is written as it is in the end.
                 if changed && !plan.groups.contains(&group) {
-                    let (list, opposite) = match present {
-                        true => (&mut plan.joined, &mut plan.left),
-                        false => (&mut plan.left, &mut plan.joined),
-                    };
+                    let (list, opposite) =
+                        if present { (&mut plan.joined, &mut plan.left) } else { (&mut plan.left, &mut plan.joined) };
                     // There and back again within one step is no change.
                     match opposite.iter().position(|entry| *entry == (group, member)) {
                         Some(at) => drop(opposite.swap_remove(at)),
@@ -313,10 +311,11 @@ impl Policies {
         self.add_sets(&mut changes, &plan);
         for (present, list) in [(false, &plan.left), (true, &plan.joined)] {
             for (group, member) in list.iter().filter(|(group, _)| self.groups.contains_key(group)) {
-                let one = std::iter::once(key_of(member));
-                match present {
-                    true => changes.add(&group_name(*group), one, |messages, key| write_key(messages, 1, &key)),
-                    false => changes.delete(&group_name(*group), one, |messages, key| write_key(messages, 1, &key)),
+                let (set, one) = (group_name(*group), std::iter::once(key_of(member)));
+                if present {
+                    changes.add(&set, one, |messages, key| write_key(messages, 1, &key));
+                } else {
+                    changes.delete(&set, one, |messages, key| write_key(messages, 1, &key));
                 }
             }
         }

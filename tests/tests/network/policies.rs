@@ -142,7 +142,8 @@ fn a_policy_is_in_force_before_a_pods_first_packet_and_through_a_restart() {
     carob.wait("pod/server", "condition=Ready");
     let address = carob.jsonpath("pod/server", ".status.podIP");
     // One that isn't sealed shows that the way is open.
-    let script = format!("carob-tools get --timeout 1s http://{address}:8080/ >/dev/null && echo reached || echo held");
+    let script =
+        format!("carob-tools get --timeout 1s http://{address}:8080/ >/dev/null 2>&1 && echo reached || echo held");
     let asking = |name: &str, sealed: &str| {
         let container = json!({"name": "main", "image": "tools", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
         let mut asking = pod(name, &[container]);

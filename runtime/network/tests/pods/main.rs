@@ -314,3 +314,39 @@ async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;
 }
+
+#[tokio::test]
+async fn a_held_address_is_for_services_alone_and_only_for_the_clients_that_it_is_for() {
+    let test = TestNetwork::start(14).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    name_itself(&b);
+    let address = Ipv4Addr::new(198, 19, 250, 14);
+    test.network.hold(vec![address]).await.unwrap();
+    let own = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    refused(None, SocketAddrV4::new(address, own.local_addr().unwrap().port()));
+    let lead = async |clients| {
+        let endpoints = vec![SocketAddrV4::new(b.address, 80)];
+        let backend = Backend::Endpoints { endpoints, affinity: None, clients };
+        test.network.replace_services([(inside_service(address, Protocol::Tcp, 80), backend)].into()).await.unwrap();
+    };
+    let service = SocketAddrV4::new(address, 80);
+    let connects = |pod: &PodNetwork| {
+        inside(&pod.netns, || {
+            TcpStream::connect_timeout(&service.into(), std::time::Duration::from_millis(400)).is_ok()
+        })
+    };
+    lead(None).await;
+    let mut stream = TcpStream::connect_timeout(&service.into(), std::time::Duration::from_secs(5)).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with(&b.address.to_string()), "the machine itself gets its answers: {answer}");
+    assert!(talk(&a, service).starts_with(&b.address.to_string()));
+    lead(Some(vec![(Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(9, 255, 255, 255)), (b.address, b.address)])).await;
+    assert!(!connects(&a));
+    lead(Some(vec![(a.address, a.address)])).await;
+    assert!(connects(&a));
+    test.network.hold(Vec::new()).await.unwrap();
+    assert!(TcpListener::bind((address, 0)).is_err(), "the machine has it no more");
+    test.end().await;
+}

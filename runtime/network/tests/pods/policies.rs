@@ -41,12 +41,12 @@ async fn only_what_a_policy_names_gets_in_and_what_is_under_way_stays() {
         test.network.attach("b").await.unwrap(),
         test.network.attach("c").await.unwrap(),
     );
-    let _open = [80, 81, 90, 8080].map(|port| listen(&b, port));
+    let open = [80, 81, 90, 8080].map(|port| listen(&b, port));
     let change = async |changes| test.network.change_policies(changes).await.unwrap();
     test.network.replace_policies(Vec::new()).await.unwrap();
     assert!(reaches(&a, b.address, 80));
     let kept = inside(&a.netns, || TcpStream::connect((b.address, 80)).unwrap());
-    let (mut heard, _) = _open[0].accept().unwrap();
+    let (mut heard, _) = open[0].accept().unwrap();
 
     change(vec![isolate(Direction::Ingress, &b, &[])]).await;
     assert!(!reaches(&a, b.address, 80) && !reaches(&c, b.address, 80));
@@ -55,7 +55,7 @@ async fn only_what_a_policy_names_gets_in_and_what_is_under_way_stays() {
     // Of those that came before, one may be first in the listener's queue.
     let mut two = [0; 2];
     if heard.read(&mut two).unwrap() == 0 {
-        heard = _open[0].accept().unwrap().0;
+        heard = open[0].accept().unwrap().0;
         heard.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         heard.read_exact(&mut two).unwrap();
     }

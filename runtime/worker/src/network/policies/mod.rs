@@ -115,7 +115,10 @@ pub(super) async fn run(ctx: Arc<Context>, mut requests: Requests, shutdown: Can
                 Ok(None) => return,
                 Err(error) => tracing::debug!(%error, "the watch of NetworkPolicies is being renewed"),
             },
-            surrounding = Surroundings::next(&mut engine.surroundings) => engine.surrounding(surrounding),
+            event = Surroundings::next(&mut engine.surroundings) => match event {
+                Surrounding::Pod(event) => engine.pod(*event),
+                Surrounding::Namespace(event) => engine.namespace(*event),
+            },
             request = requests.0.recv() => {
                 let Some(request) = request else { return };
                 engine.request(request);
@@ -137,8 +140,8 @@ pub(super) async fn run(ctx: Arc<Context>, mut requests: Requests, shutdown: Can
 }
 
 enum Surrounding {
-    Pod(Event<Pod>),
-    Namespace(Event<Namespace>),
+    Pod(Box<Event<Pod>>),
+    Namespace(Box<Event<Namespace>>),
 }
 
 impl Surroundings {
@@ -151,8 +154,8 @@ impl Surroundings {
         let Some(this) = this else { return std::future::pending().await };
         loop {
             let event = tokio::select! {
-                event = this.pods.next() => event.map(|event| event.map(Surrounding::Pod)),
-                event = this.namespaces.next() => event.map(|event| event.map(Surrounding::Namespace)),
+                event = this.pods.next() => event.map(|event| event.map(|event| Surrounding::Pod(Box::new(event)))),
+                event = this.namespaces.next() => event.map(|event| event.map(|event| Surrounding::Namespace(Box::new(event)))),
             };
             match event {
                 Some(Ok(event)) => return event,
@@ -199,43 +202,48 @@ impl Engine {
         }
     }
 
-    fn surrounding(&mut self, event: Surrounding) {
+    fn pod(&mut self, event: Event<Pod>) {
         let Some(Surroundings { listed, .. }) = &mut self.surroundings else { return };
-        let (model, node) = (&mut self.model, &self.ctx.node);
         match event {
-            Surrounding::Pod(Event::Apply(pod) | Event::InitApply(pod)) => {
+            Event::Apply(pod) | Event::InitApply(pod) => {
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
-                model.set_pod(&uid, Some(PodFacts::of(&pod, node)));
+                self.model.set_pod(&uid, Some(PodFacts::of(&pod, &self.ctx.node)));
                 listed.pods_seen.insert(uid.clone());
                 listed.all_pods.insert(uid);
             }
-            Surrounding::Pod(Event::Delete(pod)) => {
+            Event::Delete(pod) => {
                 let uid = pod.metadata.uid.unwrap_or_default();
-                model.set_pod(&uid, None);
+                self.model.set_pod(&uid, None);
                 listed.all_pods.remove(&uid);
             }
-            Surrounding::Pod(Event::Init) => listed.pods_seen.clear(),
-            Surrounding::Pod(Event::InitDone) => {
+            Event::Init => listed.pods_seen.clear(),
+            Event::InitDone => {
                 listed.pods = true;
-                listed.all_pods.difference(&listed.pods_seen).for_each(|uid| model.set_pod(uid, None));
+                listed.all_pods.difference(&listed.pods_seen).for_each(|uid| self.model.set_pod(uid, None));
                 listed.all_pods = std::mem::take(&mut listed.pods_seen);
             }
-            Surrounding::Namespace(Event::Apply(namespace) | Event::InitApply(namespace)) => {
+        }
+    }
+
+    fn namespace(&mut self, event: Event<Namespace>) {
+        let Some(Surroundings { listed, .. }) = &mut self.surroundings else { return };
+        match event {
+            Event::Apply(namespace) | Event::InitApply(namespace) => {
                 let name = namespace.metadata.name.unwrap_or_default();
-                model.set_namespace(&name, Some(namespace.metadata.labels.unwrap_or_default()));
+                self.model.set_namespace(&name, Some(namespace.metadata.labels.unwrap_or_default()));
                 listed.namespaces_seen.insert(name.clone());
                 listed.all_namespaces.insert(name);
             }
-            Surrounding::Namespace(Event::Delete(namespace)) => {
+            Event::Delete(namespace) => {
                 let name = namespace.metadata.name.unwrap_or_default();
-                model.set_namespace(&name, None);
+                self.model.set_namespace(&name, None);
                 listed.all_namespaces.remove(&name);
             }
-            Surrounding::Namespace(Event::Init) => listed.namespaces_seen.clear(),
-            Surrounding::Namespace(Event::InitDone) => {
+            Event::Init => listed.namespaces_seen.clear(),
+            Event::InitDone => {
                 listed.namespaces = true;
                 let gone = listed.all_namespaces.difference(&listed.namespaces_seen);
-                gone.for_each(|name| model.set_namespace(name, None));
+                gone.for_each(|name| self.model.set_namespace(name, None));
                 listed.all_namespaces = std::mem::take(&mut listed.namespaces_seen);
             }
         }
