@@ -6,7 +6,6 @@ use crate::capabilities::{self, CapabilitySet};
 use crate::kernel::process;
 use crate::seccomp::Filters;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 
@@ -46,21 +45,18 @@ impl ExecFailure {
 
 /// `NAME=value` from pairs: the last of a name wins, in the place of the first.
 pub fn environment(pairs: &[(String, String)]) -> Vec<String> {
-    let mut list: Vec<String> = Vec::with_capacity(pairs.len() + 1);
-    let mut places: HashMap<&str, usize> = HashMap::with_capacity(pairs.len());
+    let mut list: Vec<(&str, String)> = Vec::with_capacity(pairs.len() + 1);
     for (name, value) in pairs {
         let entry = format!("{name}={value}");
-        if let Some(place) = places.get(name.as_str()) {
-            list[*place] = entry;
-        } else {
-            places.insert(name, list.len());
-            list.push(entry);
+        match list.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => *old = entry,
+            None => list.push((name, entry)),
         }
     }
-    if !places.contains_key("PATH") {
-        list.push(format!("PATH={DEFAULT_PATH}"));
+    if !list.iter().any(|(name, _)| *name == "PATH") {
+        list.push(("PATH", format!("PATH={DEFAULT_PATH}")));
     }
-    list
+    list.into_iter().map(|(_, entry)| entry).collect()
 }
 
 impl Program {
