@@ -160,11 +160,12 @@ impl Context {
             }
         }
         let upstream = config.cluster.upstream_dns.clone();
-        let resolvers = move || match upstream.is_empty() {
-            true => {
-                crate::files::host_resolvers().into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect()
+        let resolvers = move || {
+            if upstream.is_empty() {
+                let host = crate::files::host_resolvers().into_iter();
+                return host.map(|server| SocketAddr::new(server, DNS_PORT)).collect();
             }
-            false => upstream.clone(),
+            upstream.clone()
         };
         let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
         let (policies, requests) = Policies::new();
