@@ -143,7 +143,7 @@ mod tests {
         assert_eq!((found.hostname.as_str(), found.short.as_str()), (full, "web"));
         let long = "a".repeat(60);
         let error = of(json!({"containers": [], "subdomain": long, "setHostnameAsFQDN": true})).unwrap_err();
-        assert!(error.ends_with("is too long (64 characters is the max, 86 characters requested)"), "{error}");
+        assert!(error.ends_with("is too long (64 characters is the max, 83 characters requested)"), "{error}");
         let found = of(json!({"containers": [], "hostnameOverride": "other.example.com"})).unwrap();
         assert_eq!((found.hostname.as_str(), found.full), ("other.example.com", None));
     }
