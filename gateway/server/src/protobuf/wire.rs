@@ -87,13 +87,12 @@ pub(super) fn write_message<T>(out: &mut Vec<u8>, number: u32, write: impl FnOnc
     out.push(0);
     let result = write(out);
     let length = out.len() - start - 1;
-    match u8::try_from(length) {
-        Ok(length @ ..0x80) => out[start] = length,
-        _ => {
-            let mut written = Vec::with_capacity(5);
-            write_varint(&mut written, length as u64);
-            out.splice(start..=start, written);
-        }
+    if let Ok(length @ ..0x80) = u8::try_from(length) {
+        out[start] = length;
+    } else {
+        let mut written = Vec::with_capacity(5);
+        write_varint(&mut written, length as u64);
+        out.splice(start..=start, written);
     }
     result
 }
