@@ -391,6 +391,13 @@ pub fn kubectl_of(minor: u32) -> PathBuf {
     path
 }
 
+/// What scripts of `make test` put into `target/tools`.
+pub fn tool(name: &str) -> PathBuf {
+    let path = root().join("target/tools").join(name);
+    assert!(path.exists(), "{} is missing: scripts/test fetches it", path.display());
+    path
+}
+
 /// The OCI layout of an image that `make images` built.
 pub fn image_layout(name: &str) -> PathBuf {
     let path = root().join("target/images").join(name);

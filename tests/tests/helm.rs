@@ -102,3 +102,106 @@ fn a_chart_with_hooks_is_installed_upgraded_rolled_back_and_uninstalled() {
     assert_eq!(carob.kubectl(&["logs", "job/shop-post-delete"]), "red 1\n", "the hooks are the first revision's");
     assert_eq!(helm(&["list", "-q"]), "");
 }
+
+/// What `helm test` runs: a pod that looks whether the settings have a value.
+const TEST: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ .Release.Name }}-test
+  annotations: {helm.sh/hook: test, helm.sh/hook-delete-policy: before-hook-creation}
+spec:
+  restartPolicy: Never
+  containers:
+  - {name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo testing $COLOUR; test "$COLOUR" != ugly'], envFrom: [{configMapRef: {name: {{ .Release.Name }}}}]}
+"#;
+
+#[test]
+fn helm_3_tests_releases_and_takes_back_what_fails() {
+    let carob = Carob::start(&["busybox"]);
+    let chart = carob.path("shop");
+    fs::create_dir_all(chart.join("templates")).expect("a folder");
+    for (name, content) in [
+        ("Chart.yaml", CHART.to_owned()),
+        ("values.yaml", "replicas: 1\ncolour: red\nimage: busybox\n".to_owned()),
+        ("templates/deployment.yaml", DEPLOYMENT.replace("image: busybox", "image: {{ .Values.image }}")),
+        ("templates/settings.yaml", SETTINGS.to_owned()),
+        ("templates/test.yaml", TEST.to_owned()),
+        ("templates/pre-delete.yaml", HOOK.replace("PHASE", "pre-delete")),
+    ] {
+        fs::write(chart.join(name), content).expect("a file");
+    }
+    let program = kubectl_of(32).with_file_name("helm");
+    let chart = chart.to_string_lossy().into_owned();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env("KUBECONFIG", carob.kubeconfig()).env("HOME", carob.path("home")).args(arguments);
+        command.output().expect("helm starts")
+    };
+    let helm = |arguments: &[&str]| {
+        let output = run(arguments);
+        assert!(output.status.success(), "helm {arguments:?}: {}", text(&output));
+        text(&output)
+    };
+    assert!(helm(&["template", "shop", &chart, "--validate"]).contains("kind: Deployment"));
+    helm(&[
+        "upgrade",
+        "--install",
+        "shop",
+        &chart,
+        "--namespace",
+        "mall",
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "60s",
+    ]);
+    let tested = helm(&["test", "shop", "--namespace", "mall", "--logs", "--timeout", "60s"]);
+    assert!(tested.contains("Phase:          Succeeded") && tested.contains("testing red"), "{tested}");
+
+    // What can never be ready is taken back.
+    let hopeless = [
+        "upgrade",
+        "shop",
+        &chart,
+        "-n",
+        "mall",
+        "--atomic",
+        "--timeout",
+        "10s",
+        "--set",
+        "colour=blue,image=localhost:1/nothing:1",
+    ];
+    let failed = text(&run(&hopeless));
+    assert!(failed.contains("has been rolled back due to atomic being set"), "{failed}");
+    assert_eq!(carob.kubectl(&["-n", "mall", "get", "cm", "shop", "-o", "jsonpath={.data.COLOUR}"]), "red");
+    let history: Value = serde_json::from_str(&helm(&["history", "shop", "-n", "mall", "-o", "json"])).expect("JSON");
+    let last = history.as_array().and_then(|all| all.last()).expect("a revision");
+    let description = last["description"].as_str().unwrap_or_default();
+    assert!(last["status"] == "deployed" && description.starts_with("Rollback to "), "{history}");
+
+    let listed: Value = serde_json::from_str(&helm(&["list", "-A", "-o", "json"])).expect("JSON");
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["namespace"], &listed[0]["status"]),
+        (&"shop".into(), &"mall".into(), &"deployed".into())
+    );
+    helm(&[
+        "upgrade",
+        "shop",
+        &chart,
+        "-n",
+        "mall",
+        "--set",
+        "colour=green",
+        "--reuse-values",
+        "--wait",
+        "--timeout",
+        "60s",
+    ]);
+    assert!(helm(&["get", "values", "shop", "-n", "mall"]).contains("colour: green"));
+    assert!(helm(&["get", "hooks", "shop", "-n", "mall"]).contains("kind: Job"));
+    assert!(helm(&["get", "all", "shop", "-n", "mall"]).contains("COLOUR: green"));
+    helm(&["uninstall", "shop", "-n", "mall", "--wait", "--timeout", "60s"]);
+    assert_eq!(carob.kubectl(&["-n", "mall", "logs", "job/shop-pre-delete"]).split(' ').next(), Some("green"));
+    assert_eq!(helm(&["list", "-A", "-q"]), "");
+}
