@@ -1,5 +1,7 @@
 //! JSON text to a tree, with Go's words for what is wrong.
 
+use std::borrow::Cow;
+
 use serde_json::error::Category;
 
 use super::raw::{Raw, Tree};
@@ -26,7 +28,21 @@ pub(super) fn parse(body: &[u8]) -> Result<Raw, String> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err("unexpected end of JSON input".to_owned());
     }
-    serde_json::from_slice::<Tree<String>>(body).map(|tree| tree.0).map_err(|error| in_go(&error, body))
+    let body = readable(body);
+    serde_json::from_slice::<Tree<String>>(&body).map(|tree| tree.0).map_err(|error| in_go(&error, &body))
+}
+
+/// The text with U+FFFD in place of each byte that is not UTF-8, as Go reads it.
+fn readable(body: &[u8]) -> Cow<'_, [u8]> {
+    if std::str::from_utf8(body).is_ok() {
+        return Cow::Borrowed(body);
+    }
+    let mut text = String::with_capacity(body.len() + 16);
+    for chunk in body.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    Cow::Owned(text.into_bytes())
 }
 
 fn in_go(error: &serde_json::Error, body: &[u8]) -> String {

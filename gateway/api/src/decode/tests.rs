@@ -231,3 +231,10 @@ fn a_patched_object_is_refused_with_422() {
             .ends_with("illegal base64 data at input byte 0")
     );
 }
+
+#[test]
+fn bytes_that_are_not_utf8_are_read_as_go_reads_them() {
+    let body = b"{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"data\":{\"k\":\"a\xff\xfeb\"}}";
+    let decoded = decode_json(kind("", "ConfigMap"), body, FieldValidation::Strict).unwrap();
+    assert_eq!(decoded.value["data"]["k"], "a\u{fffd}\u{fffd}b");
+}

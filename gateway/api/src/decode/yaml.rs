@@ -19,7 +19,7 @@ impl Key for Spanned<String> {
 /// # Errors
 /// What is wrong with the text.
 pub(super) fn parse(body: &[u8]) -> Result<(Raw, Vec<String>), String> {
-    let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid UTF-8".to_owned())?;
+    let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
     if text.trim().is_empty() {
         return Ok((Raw::Null, Vec::new()));
     }

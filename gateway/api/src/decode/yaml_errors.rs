@@ -14,7 +14,7 @@ enum Line {
 }
 
 /// A part of the parser's own message, and what Go says.
-const WORDS: [(&str, &str, Line); 11] = [
+const WORDS: [(&str, &str, Line); 16] = [
     ("mapping values are not allowed", "mapping values are not allowed in this context", Line::Scanned),
     ("simple key expected ':'", "could not find expected ':'", Line::Scanned),
     ("tabs disallowed", "found character that cannot start any token", Line::Scanned),
@@ -26,6 +26,11 @@ const WORDS: [(&str, &str, Line); 11] = [
     ("expected '-' indicator", "did not find expected '-' indicator", Line::Parsed),
     ("misplaced bracket", "did not find expected node content", Line::Parsed),
     ("did not find expected key", "did not find expected key", Line::Parsed),
+    ("budget breached: Depth", "exceeded max depth of 10000", Line::Unnamed),
+    ("budget breached: Nodes", "document contains excessive aliasing", Line::Unnamed),
+    ("budget breached: Events", "document contains excessive aliasing", Line::Unnamed),
+    ("alias replay", "document contains excessive aliasing", Line::Unnamed),
+    ("alias expansion", "document contains excessive aliasing", Line::Unnamed),
 ];
 
 /// `yaml: line 3: could not find expected ':'`
@@ -85,6 +90,8 @@ mod tests {
         assert_eq!(says("a: b\n  c: d"), "yaml: line 2: mapping values are not allowed in this context");
         assert_eq!(says("a: b\nc"), "yaml: line 2: could not find expected ':'");
         assert_eq!(says("a:\n\t- b"), "yaml: line 2: found character that cannot start any token");
+        let bomb: String = (1..20).map(|n| format!("a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}]\n", n - 1)).collect();
+        assert_eq!(says(&format!("a0: &a0 [x]\n{bomb}")), "yaml: document contains excessive aliasing");
         assert_eq!(says("a: *x"), "yaml: unknown anchor 'x' referenced");
         assert_eq!(says("- a\nb: c"), "yaml: line 1: did not find expected '-' indicator");
         assert_eq!(says("a: \"b"), "yaml: found unexpected end of stream");

@@ -15,6 +15,9 @@ pub const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
 /// Objects may be nested so deep: recursion over a deeper one could exhaust a thread's stack.
 const MAX_DEPTH: usize = 512;
 
+/// All operations together may move so many items of lists: ten thousand at the front of a list of twenty thousand.
+const MAX_SHIFTED: usize = 200_000_000;
+
 /// An operation that cannot be carried out; the answer doesn't say why.
 struct Failed;
 
@@ -24,9 +27,17 @@ struct Used {
     copied: usize,
     /// The object is nested no deeper than this.
     depth: usize,
+    /// Items of lists moved, to make room or close a gap.
+    shifted: usize,
 }
 
 impl Used {
+    /// So many items of a list have to move.
+    fn shift(&mut self, items: usize) -> Result<(), Failed> {
+        self.shifted += items;
+        if self.shifted > MAX_SHIFTED { Err(Failed) } else { Ok(()) }
+    }
+
     /// Something nested `depth` deep is put at the path.
     fn nest(&mut self, path: &str, depth: usize) -> Result<(), Failed> {
         self.depth = self.depth.max(levels(path) + depth);
@@ -60,7 +71,7 @@ pub(super) fn apply(doc: &Value, patch: &[u8]) -> Result<Value, Status> {
         )));
     }
     let mut doc = doc.clone();
-    let mut used = Used { copied: 0, depth: depth(&doc) };
+    let mut used = Used { copied: 0, depth: depth(&doc), shifted: 0 };
     for operation in &operations {
         run(&mut doc, operation, &mut used).map_err(|Failed| {
             Status::generic(422, "Invalid", "the server rejected our request due to an error in our request")
@@ -106,9 +117,9 @@ fn run(doc: &mut Value, operation: &Map<String, Value>, used: &mut Used) -> Resu
         "add" => {
             let value = value();
             used.nest(path, depth(&value))?;
-            add(doc, path, value)
+            add(doc, path, value, used)
         }
-        "remove" => remove(doc, path).map(drop),
+        "remove" => remove(doc, path, used).map(drop),
         "replace" if path.is_empty() => {
             let value = value();
             if !(value.is_object() || value.is_array()) {
@@ -124,9 +135,9 @@ fn run(doc: &mut Value, operation: &Map<String, Value>, used: &mut Used) -> Resu
         }
         "move" => {
             let from = text("from").ok_or(Failed)?;
-            let moved = remove(doc, from)?;
+            let moved = remove(doc, from, used)?;
             used.nest_again(from, path)?;
-            add(doc, path, moved)
+            add(doc, path, moved, used)
         }
         "copy" => {
             let from = text("from").ok_or(Failed)?;
@@ -136,7 +147,7 @@ fn run(doc: &mut Value, operation: &Map<String, Value>, used: &mut Used) -> Resu
                 return Err(Failed);
             }
             used.nest_again(from, path)?;
-            add(doc, path, copy)
+            add(doc, path, copy, used)
         }
         "test" => {
             let found = if path.is_empty() { Some(&*doc) } else { get(doc, path)? };
@@ -147,7 +158,7 @@ fn run(doc: &mut Value, operation: &Map<String, Value>, used: &mut Used) -> Resu
     }
 }
 
-fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Failed> {
+fn add(doc: &mut Value, path: &str, value: Value, used: &mut Used) -> Result<(), Failed> {
     match container(doc, path)? {
         (Value::Object(fields), key) => {
             fields.insert(key, value);
@@ -155,6 +166,7 @@ fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Failed> {
         (Value::Array(items), key) if key == "-" => items.push(value),
         (Value::Array(items), key) => {
             let at = index(&key, items.len() + 1).ok_or(Failed)?;
+            used.shift(items.len() - at)?;
             items.insert(at, value);
         }
         _ => return Err(Failed),
@@ -162,11 +174,13 @@ fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Failed> {
     Ok(())
 }
 
-fn remove(doc: &mut Value, path: &str) -> Result<Value, Failed> {
+fn remove(doc: &mut Value, path: &str, used: &mut Used) -> Result<Value, Failed> {
     match container(doc, path)? {
-        (Value::Object(fields), key) => fields.shift_remove(&key).ok_or(Failed),
+        // The order of keys means nothing, and keeping it would move all that are behind.
+        (Value::Object(fields), key) => fields.swap_remove(&key).ok_or(Failed),
         (Value::Array(items), key) => {
             let at = index(&key, items.len()).ok_or(Failed)?;
+            used.shift(items.len() - at)?;
             Ok(items.remove(at))
         }
         _ => Err(Failed),

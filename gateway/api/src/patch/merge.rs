@@ -1,5 +1,7 @@
 //! JSON merge patch: objects are merged, null removes, everything else replaces.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::status::Status;
@@ -12,10 +14,14 @@ pub(super) fn apply(doc: &Value, patch: Map<String, Value>) -> Result<Value, Sta
 }
 
 fn merge(doc: &mut Map<String, Value>, patch: Map<String, Value>) {
+    // They go all at once: taking one out moves those behind it.
+    let mut gone = HashSet::new();
     for (key, value) in patch {
         match (doc.get_mut(&key), value) {
-            (_, Value::Null) => {
-                doc.shift_remove(&key);
+            (found, Value::Null) => {
+                if found.is_some() {
+                    gone.insert(key);
+                }
             }
             (Some(Value::Object(old)), Value::Object(new)) => merge(old, new),
             (_, mut value) => {
@@ -23,6 +29,9 @@ fn merge(doc: &mut Map<String, Value>, patch: Map<String, Value>) {
                 doc.insert(key, value);
             }
         }
+    }
+    if !gone.is_empty() {
+        doc.retain(|key, _| !gone.contains(key));
     }
 }
 

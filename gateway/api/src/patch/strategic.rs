@@ -2,6 +2,8 @@
 
 mod order;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::go_text;
@@ -65,6 +67,8 @@ fn merge_objects(mut original: Object, mut patch: Object, schema: Option<&Schema
     }
     retain_keys(&mut original, &mut patch)?;
     merge_ordered_lists(&mut original, &mut patch, schema)?;
+    // They go all at once: taking one out moves those behind it.
+    let mut gone = HashSet::new();
     for (key, value) in patch {
         let (key, is_deletion) = match key.strip_prefix(DELETE_FROM) {
             Some(rest) => {
@@ -74,12 +78,13 @@ fn merge_objects(mut original: Object, mut patch: Object, schema: Option<&Schema
             None => (key, false),
         };
         if value.is_null() {
-            original.shift_remove(&key);
+            gone.insert(key);
             continue;
         }
         let field = schema.and_then(|schema| schema.property(&key));
         let strategy = field.map(Schema::patch_strategy).unwrap_or_default();
-        let merged = match (original.get_mut(&key).map(Value::take), value) {
+        let known = original.get_mut(&key).filter(|_| !gone.contains(&key));
+        let merged = match (known.map(Value::take), value) {
             (Some(Value::Object(_)), Value::Object(new)) if strategy.replace => Some(Value::Object(new)),
             (Some(Value::Object(old)), Value::Object(new)) => Some(Value::Object(merge_objects(old, new, field)?)),
             (Some(Value::Array(old)), Value::Array(new)) if strategy.merge || is_deletion => {
@@ -91,12 +96,16 @@ fn merge_objects(mut original: Object, mut patch: Object, schema: Option<&Schema
         };
         match merged {
             Some(merged) => {
+                gone.remove(&key);
                 original.insert(key, merged);
             }
             None => {
-                original.shift_remove(&key);
+                gone.insert(key);
             }
         }
+    }
+    if !gone.is_empty() {
+        original.retain(|key, _| !gone.contains(key));
     }
     Ok(original)
 }
@@ -109,7 +118,8 @@ fn unknown_directive(directive: &Value, patch: &Object) -> Status {
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Status> {
     let Some(keys) = patch.shift_remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(keys) = keys else { return Err(bad_format("retainKeys")) };
-    let listed = |key: &str| keys.iter().any(|listed| listed.as_str() == Some(key));
+    let keys: HashSet<&str> = keys.iter().filter_map(Value::as_str).collect();
+    let listed = |key: &str| keys.contains(key);
     let is_directive = |key: &str| key.starts_with(DELETE_FROM) || key.starts_with(SET_ORDER);
     if patch.iter().any(|(key, value)| !value.is_null() && !is_directive(key) && !listed(key)) {
         return Err(bad_format("retainKeys"));
@@ -171,10 +181,11 @@ fn merge_lists(
     let of_objects = same_kind(&original, &patch)?;
     if !of_objects {
         if is_deletion {
-            return Ok(original.into_iter().filter(|item| !patch.contains(item)).collect());
+            let gone: HashSet<String> = patch.iter().map(ToString::to_string).collect();
+            return Ok(original.into_iter().filter(|item| !gone.contains(&item.to_string())).collect());
         }
         let mut merged: Vec<Value> = Vec::with_capacity(original.len() + patch.len());
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for item in original.iter().chain(&patch) {
             if seen.insert(item.to_string()) {
                 merged.push(item.clone());
@@ -203,7 +214,7 @@ fn obey_item_directives(
     key: &str,
 ) -> Result<(Vec<Value>, Vec<Value>), Status> {
     let mut rest = Vec::with_capacity(patch.len());
-    let mut replace = false;
+    let (mut replace, mut gone) = (false, HashSet::new());
     for item in patch {
         let Some((fields, directive)) = item.as_object().and_then(|fields| Some((fields, fields.get(PATCH)?))) else {
             rest.push(item);
@@ -212,12 +223,15 @@ fn obey_item_directives(
         match directive.as_str() {
             Some("delete") => {
                 let value = fields.get(key).ok_or_else(|| no_merge_key(fields, key))?;
-                original.retain(|live| live.get(key) != Some(value));
+                gone.insert(value.to_string());
             }
             Some("replace") => replace = true,
             Some("merge") => return Err(broken("merging lists cannot yet be specified in the patch")),
             _ => return Err(unknown_directive(directive, fields)),
         }
+    }
+    if !gone.is_empty() {
+        original.retain(|live| live.get(key).is_none_or(|value| !gone.contains(&value.to_string())));
     }
     Ok(if replace { (rest, Vec::new()) } else { (original, rest) })
 }

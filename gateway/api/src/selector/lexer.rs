@@ -56,19 +56,13 @@ fn word(text: &str) -> (Token, String, &str) {
     (token, literal.to_owned(), rest)
 }
 
-/// The longest symbol at the start of the text.
+/// The longest symbol at the start of the text, which begins with one: each special character is a symbol itself.
 fn symbol(text: &str) -> (Token, String, &str) {
-    let run = text.find(|c| !is_special(c)).unwrap_or(text.len());
-    let mut found = None;
-    for end in 1..=run {
-        match SYMBOLS.iter().find(|(literal, _)| *literal == &text[..end]) {
-            Some((literal, token)) => found = Some((*token, *literal)),
-            None if found.is_some() => break,
-            None => {}
-        }
-    }
-    match found {
-        Some((token, literal)) => (token, literal.to_owned(), &text[literal.len()..]),
+    // None has more than two characters. The text may be long and have no others.
+    let run = text.bytes().take(2).take_while(|byte| is_special(char::from(*byte))).count();
+    let known = |end: usize| SYMBOLS.iter().find(|(literal, _)| *literal == &text[..end]);
+    match (1..=run).rev().find_map(known) {
+        Some((literal, token)) => (*token, (*literal).to_owned(), &text[literal.len()..]),
         None => (Token::Error, format!("error expected: keyword found '{}'", &text[..run]), &text[run..]),
     }
 }

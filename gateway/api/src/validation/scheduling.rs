@@ -1,6 +1,6 @@
 //! Where a pod may run: affinity, tolerations and taints, topology spread, gates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -230,6 +230,9 @@ pub fn topology_spread(spec: &Value, path: &Path) -> ErrorList {
     let constraints = items(spec, "topologySpreadConstraints");
     let identity =
         |value: &Value| (str_at(value, "topologyKey").to_owned(), str_at(value, "whenUnsatisfiable").to_owned());
+    // Where each stands for the last time.
+    let last: HashMap<(String, String), usize> =
+        constraints.iter().enumerate().map(|(index, constraint)| (identity(constraint), index)).collect();
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         let skew = int(constraint, "maxSkew").unwrap_or(0);
@@ -246,7 +249,7 @@ pub fn topology_spread(spec: &Value, path: &Path) -> ErrorList {
             let field = path.child("whenUnsatisfiable");
             errors.push(field.not_supported(when.as_str(), &["DoNotSchedule", "ScheduleAnyway"]));
         }
-        if constraints[index + 1..].iter().any(|other| identity(other) == (key.clone(), when.clone())) {
+        if last.get(&(key.clone(), when.clone())).is_some_and(|last| *last > index) {
             errors.push(path.child("{topologyKey, whenUnsatisfiable}").duplicate(format!("{{{key}, {when}}}")));
         }
         if let Some(domains) = int(constraint, "minDomains") {
