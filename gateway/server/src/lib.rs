@@ -27,6 +27,7 @@ mod flow;
 pub mod fuzzing;
 mod handlers;
 mod health;
+mod heavy;
 mod in_memory;
 mod kubeconfig;
 mod metrics;
@@ -195,6 +196,8 @@ pub(crate) struct Server {
     pub max_body_bytes: usize,
     /// What requests' bodies take of memory.
     pub body_room: Arc<tokio::sync::Semaphore>,
+    /// Turns for work on what is large.
+    pub heavy: heavy::Heavy,
     pub metrics: metrics::Metrics,
     pub decoded: decoded::Cache,
     pub converters: conversion::Converters,
@@ -260,6 +263,7 @@ impl Gateway {
             extensions: config.extensions,
             max_body_bytes: config.max_body_bytes,
             body_room: body::room(),
+            heavy: heavy::Heavy::default(),
             metrics,
             decoded: decoded::Cache::default(),
             converters: conversion::Converters::default(),

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use carob_api::kind::{Kind, Part, Scope};
 use carob_api::status::{GroupResource, Status};
+use carob_api::validation::names::path_segment;
 use http::header::HOST;
 use http::request::Parts;
 use http::{Method, Request, StatusCode, Uri};
@@ -237,6 +239,12 @@ async fn resource(
         return proxy::answer(call, &parts, body.body, upgrade).await;
     }
     let operation = Operation::of(&kind, &path, verb)?;
+    if let Some(name) = &path.name {
+        let mistakes = path_segment(name);
+        if !mistakes.is_empty() {
+            return Err(Status::bad_request(format!("Name parameter invalid: {name:?}: {}", mistakes.join(";"))));
+        }
+    }
     let patience = patience(&query)?;
     let accept = match operation {
         Operation::Stream(_) => Accept::JSON,
@@ -385,6 +393,10 @@ async fn perform(call: &Call, operation: Operation, body: Incoming) -> Result<Re
         _ => body::read(body, call.server.max_body_bytes).await?,
     };
     let body = &held.bytes;
+    call.server.heavy.run(body.len(), carried_out(call, operation, body)).await
+}
+
+async fn carried_out(call: &Call, operation: Operation, body: &Bytes) -> Result<Response, Status> {
     match operation {
         Operation::Get => get::get(call).await,
         Operation::List => list::list(call).await,

@@ -6,6 +6,7 @@ use crate::capabilities::{self, CapabilitySet};
 use crate::kernel::process;
 use crate::seccomp::Filters;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 
@@ -45,18 +46,21 @@ impl ExecFailure {
 
 /// `NAME=value` from pairs: the last of a name wins, in the place of the first.
 pub fn environment(pairs: &[(String, String)]) -> Vec<String> {
-    let mut list: Vec<(&str, String)> = Vec::with_capacity(pairs.len() + 1);
+    let mut list: Vec<String> = Vec::with_capacity(pairs.len() + 1);
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(pairs.len());
     for (name, value) in pairs {
         let entry = format!("{name}={value}");
-        match list.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => *old = entry,
-            None => list.push((name, entry)),
+        if let Some(place) = places.get(name.as_str()) {
+            list[*place] = entry;
+        } else {
+            places.insert(name, list.len());
+            list.push(entry);
         }
     }
-    if !list.iter().any(|(name, _)| *name == "PATH") {
-        list.push(("PATH", format!("PATH={DEFAULT_PATH}")));
+    if !places.contains_key("PATH") {
+        list.push(format!("PATH={DEFAULT_PATH}"));
     }
-    list.into_iter().map(|(_, entry)| entry).collect()
+    list
 }
 
 impl Program {

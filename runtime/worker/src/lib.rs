@@ -11,6 +11,8 @@ mod context;
 mod drain;
 mod events;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod images;
 mod metrics;

@@ -127,9 +127,12 @@ pub(crate) async fn change(
             return Ok(None);
         };
         let entry = conversion::entry(call, entry).await?;
-        let old = call.shown(&entry.value)?;
-        let new = make(&old)?;
-        match step(call, how, &key, &entry, &old, new, attempt == 0).await? {
+        let work = async {
+            let old = call.shown(&entry.value)?;
+            let new = make(&old)?;
+            step(call, how, &key, &entry, &old, new, attempt == 0).await
+        };
+        match call.server.heavy.run(entry.value.len(), work).await? {
             Step::Done(bytes) => return Ok(Some(bytes)),
             Step::Again => tokio::task::yield_now().await,
         }
