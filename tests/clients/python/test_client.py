@@ -232,10 +232,14 @@ class Streams(Case):
             forward = portforward(self.core.connect_get_namespaced_pod_portforward, "server", self.namespace, ports="8080")
             socket = forward.socket(8080)
             socket.settimeout(PATIENCE)
-            socket.sendall(ask)
             answer = b""
-            while block := socket.recv(65536):
-                answer += block
+            try:
+                socket.sendall(ask)
+                while block := socket.recv(65536):
+                    answer += block
+            except OSError:
+                # Running isn't listening yet.
+                return False
             return b" 200 " in answer.split(b"\r\n")[0] and b"/hello" in answer and forward.error(8080) is None
 
         eventually("the server answers", answered)
@@ -312,7 +316,7 @@ class Election(Case):
 
         def candidate(name, leading):
             lock = ConfigMapLock("leader", self.namespace, name)
-            settings = electionconfig.Config(lock, lease_duration=4, renew_deadline=3, retry_period=1, onstarted_leading=leading, onstopped_leading=lambda: None)
+            settings = electionconfig.Config(lock, lease_duration=40, renew_deadline=30, retry_period=1, onstarted_leading=leading, onstopped_leading=lambda: None)
             leaderelection.LeaderElection(settings).run()
 
         def first():
