@@ -418,3 +418,22 @@ spec:
     assert_eq!(carob.kubectl(&["exec", "diary-0", "--", "cat", "/data/who"]), "diary-0\n", "each has its own");
     assert_eq!(carob.jsonpath("pvc/data-diary-1", ".status.phase"), "Bound");
 }
+
+#[test]
+fn an_ephemeral_volume_is_a_claim_that_grows_and_goes_with_its_pod() {
+    let carob = Carob::start(&["busybox"]);
+    let mut container = shell("main", "echo kept > /data/file; sleep 3600");
+    mount(&mut container, "data", "/data");
+    let mut manifest = pod("own", &[container]);
+    let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    manifest["spec"]["volumes"] = json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}}]);
+    carob.start_pod(&manifest.to_string(), "own");
+    let wrote = |seen: &str| seen == "kept\n";
+    carob.until(&["exec", "own", "--", "sh", "-c", "cat /data/file || true"], wrote);
+    assert_eq!(carob.jsonpath("pvc/own-data", ".metadata.ownerReferences[0].name"), "own");
+    let more = r#"{"spec": {"resources": {"requests": {"storage": "3Gi"}}}}"#;
+    carob.kubectl(&["patch", "pvc", "own-data", "-p", more]);
+    carob.until(&["get", "pvc", "own-data", "-o", "jsonpath={.status.capacity.storage}"], |size| size == "3Gi");
+    carob.kubectl(&["delete", "pod", "own", "--now"]);
+    carob.until(&["get", "pvc,pv", "-o", "name"], str::is_empty);
+}
