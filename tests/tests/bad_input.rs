@@ -1,5 +1,12 @@
 //! What the API answers to what it cannot take: the status, reason, field and words of Kubernetes.
 
+#[path = "bad_input/abuse.rs"]
+mod abuse;
+#[path = "bad_input/client.rs"]
+mod client;
+#[path = "bad_input/neighbour.rs"]
+mod neighbour;
+
 use carob_tests::pods::{shell_pod, tools};
 use carob_tests::proxy::Proxy;
 use carob_tests::{Carob, text};

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use carob_tests::pods::{idle, list, pod, tools};
+use carob_tests::pods::{idle, list, pod, shell_pod, tools};
 use carob_tests::{Carob, eventually};
 use serde_json::{Value, json};
 
@@ -179,4 +179,36 @@ fn the_api_leads_to_a_pod_a_service_and_a_nodes_worker() {
     let node = carob.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
     assert_eq!(carob.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/healthz")]).trim(), "ok");
     carob.down();
+}
+
+#[test]
+fn a_container_has_the_variables_of_the_services_that_were_there_when_it_started() {
+    let carob = Carob::start(&["busybox"]);
+    // In one list: the pod comes right behind the Service.
+    let ports =
+        json!([{"name": "http", "port": 8765, "targetPort": 8080}, {"name": "dns-udp", "port": 53, "protocol": "UDP"}]);
+    let mut without = shell_pod("without", "sleep 3600");
+    without["spec"]["enableServiceLinks"] = json!(false);
+    carob.apply(&list(&[
+        service("the-web", &json!({"selector": {"app": "web"}, "ports": ports})),
+        shell_pod("with", "sleep 3600"),
+        without,
+    ]));
+    let variables = |pod: &str| {
+        carob.wait(&format!("pod/{pod}"), "condition=Ready");
+        carob.kubectl(&["exec", pod, "--", "env"])
+    };
+    let address = carob.jsonpath("service/the-web", ".spec.clusterIP");
+    let seen = variables("with");
+    for expected in [
+        format!("THE_WEB_SERVICE_HOST={address}"),
+        "THE_WEB_SERVICE_PORT=8765".to_owned(),
+        "THE_WEB_SERVICE_PORT_DNS_UDP=53".to_owned(),
+        format!("THE_WEB_PORT_8765_TCP=tcp://{address}:8765"),
+        format!("THE_WEB_PORT_53_UDP_ADDR={address}"),
+    ] {
+        assert!(seen.lines().any(|line| line == expected), "{expected} in:\n{seen}");
+    }
+    let without = variables("without");
+    assert!(!without.contains("THE_WEB") && without.contains("KUBERNETES_SERVICE_HOST="), "{without}");
 }

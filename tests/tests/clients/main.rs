@@ -1,5 +1,7 @@
 //! The official clients for Python and JavaScript, whose tests are in `tests/clients`.
 
+mod kube_rs;
+
 use std::path::Path;
 use std::process::Command;
 

@@ -127,20 +127,12 @@ fn direct(source: &mut Source<'_>, patch: &mut Value) {
     }
 }
 
-/// Whether no key is a directive and no list has a key twice, which is what merging twice needs to end where it began.
+/// Whether no key is a directive and no list can have a key twice, which is what merging twice needs to end where it
+/// began.
 fn is_plain(value: &Value) -> bool {
     match value {
         Value::Object(fields) => fields.iter().all(|(key, value)| !key.starts_with('$') && is_plain(value)),
-        Value::Array(items) => {
-            let unique: std::collections::BTreeSet<String> = items
-                .iter()
-                .map(|item| match item {
-                    Value::Object(fields) => fields.values().next().map(ToString::to_string).unwrap_or_default(),
-                    other => other.to_string(),
-                })
-                .collect();
-            unique.len() == items.len() && items.iter().all(is_plain)
-        }
+        Value::Array(items) => items.len() < 2 && items.iter().all(is_plain),
         _ => true,
     }
 }

@@ -47,7 +47,9 @@ pub fn protobuf_round_trip(data: &[u8]) {
     let mut source = Source::new(data);
     let kind = objects::kind(&mut source);
     let Some(object) = stored(&mut source, kind) else { return };
-    if !gateway::has_protobuf(kind) {
+    // What a definition has at `subresources.status` is an object in protobuf, and anything in the schema of its JSON; the
+    // options in an eviction have no type there.
+    if !gateway::has_protobuf(kind) || ["CustomResourceDefinition", "Eviction"].contains(&kind.kind) {
         return;
     }
     let written = gateway::protobuf_from_json(object.to_string().as_bytes());

@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
 /// How large the smaller of two inputs is, in items.
-const SMALL: usize = 1_500;
+const SMALL: usize = 800;
 /// By how much the other is larger, and how much longer it may take: quadratic work would take 16 times as long.
 const FACTOR: usize = 4;
 const MOST: f64 = 9.0;
