@@ -242,8 +242,7 @@ impl Gateway {
         authz::follow::follow(&config.store, admission::extension::PREFIX, mirror, stopping.clone())
             .await
             .map_err(Error::Store)?;
-        let proxy =
-            proxy::Proxy::new(&config.dialer).map_err(|why| Error::Tls(rustls::Error::General(why)))?;
+        let proxy = proxy::Proxy::new(&config.dialer).map_err(|why| Error::Tls(rustls::Error::General(why)))?;
         let optional = config.settings.optional_kinds().map_err(Error::Settings)?;
         let server = Server {
             store,

@@ -77,10 +77,8 @@ mod tests {
     #[test]
     fn a_service_with_an_address_gives_its_host_its_ports_and_its_links() {
         let service = |name: &str, address: &str, ports| -> Service {
-            serde_json::from_value(
-                json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": ports}}),
-            )
-            .unwrap()
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": ports}}))
+                .unwrap()
         };
         let ports = json!([{"name": "a-b", "port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
         let all = of_services(&[
