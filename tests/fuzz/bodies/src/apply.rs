@@ -36,9 +36,7 @@ fn settled(kind: &Kind, live: Option<&Value>, config: &Value, name: &str) -> Opt
     let mut place = Vec::new();
     assert!(holds(&once, config, &mut place), "{} lost .{}\n{config}\n{once}", kind.kind, place.join("."));
     // Who applies only what is nobody's manages nothing; for the next one the object was there before it was managed.
-    if once.pointer("/metadata/managedFields").is_none() {
-        return None;
-    }
+    once.pointer("/metadata/managedFields")?;
     let again = apply::apply(kind, Some(&once), config, &manager, false);
     let again = again.unwrap_or_else(|status| panic!("{}: {}\n{config}", kind.kind, status.message()));
     assert_eq!(again.object, once, "applying twice to {}\n{config}", kind.kind);

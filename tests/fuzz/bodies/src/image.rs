@@ -198,7 +198,9 @@ fn records(source: &mut Source<'_>) -> Vec<u8> {
     let mut records = Vec::new();
     for _ in 0..=source.below(3) {
         let rest = format!(" {}={}\n", source.pick(KEYS), source.pick(VALUES));
-        let length = (rest.len()..).find(|length| length.to_string().len() + rest.len() == *length).expect("a length");
+        let length = (rest.len()..rest.len() + 20)
+            .find(|length| length.to_string().len() + rest.len() == *length)
+            .expect("a length");
         let length = if source.one_in(16) { length + 7 } else { length };
         records.extend(format!("{length}{rest}").into_bytes());
     }

@@ -209,7 +209,6 @@ pub fn value(source: &mut Source<'_>, schema: &Schema, depth: usize) -> Value {
             let Some(element) = schema.items() else { return json!([]) };
             (0..source.below(4)).map(|_| value(source, element, depth + 1)).collect()
         }
-        Type::String => text(source).into(),
         Type::Bytes => {
             use base64::Engine as _;
             base64::engine::general_purpose::STANDARD.encode(source.bytes(12)).into()
@@ -221,7 +220,7 @@ pub fn value(source: &mut Source<'_>, schema: &Schema, depth: usize) -> Value {
         Type::Double => Number::from_f64(f64::from(source.byte()) / 8.0).map_or(Value::Null, Value::Number),
         Type::Boolean => source.one_in(2).into(),
         Type::IntOrString if source.one_in(2) => i32::try_from(*source.pick(NUMBERS)).unwrap_or(7).into(),
-        Type::IntOrString => text(source).into(),
+        Type::String | Type::IntOrString => text(source).into(),
         Type::Quantity => (*source.pick(QUANTITIES)).into(),
         Type::Any => any(source, depth),
     }

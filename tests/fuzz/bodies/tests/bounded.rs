@@ -42,7 +42,7 @@ fn kept(target: &Target) -> Vec<(String, Vec<u8>)> {
 fn attempt(target: &Target, what: &str, data: &[u8]) {
     let before = cpu_time();
     let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(data)));
-    let taken = cpu_time() - before;
+    let taken = cpu_time().saturating_sub(before);
     if outcome.is_err() || taken > LONGEST {
         let file = std::env::temp_dir().join(format!("carob-fuzz-{}", target.name));
         let _ = std::fs::write(&file, data);
@@ -66,7 +66,7 @@ fn run(name: &str) {
     }
     let mut dice = Dice::new(number("CAROB_FUZZ_SEED").unwrap_or(1));
     let (start, mut rounds) = (cpu_time(), 0u64);
-    while cpu_time() - start < moment {
+    while cpu_time().saturating_sub(start) < moment {
         let data = input(&mut dice, &known);
         attempt(target, &format!("round {rounds}"), &data);
         rounds += 1;

@@ -33,7 +33,7 @@ fn time(work: &dyn Fn()) -> Duration {
     let run = || {
         let before = now();
         work();
-        now() - before
+        now().saturating_sub(before)
     };
     (0..2).map(|_| run()).min().unwrap_or_default()
 }
@@ -83,7 +83,10 @@ fn containers(many: usize) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": containers}})
 }
 
-const SHAPES: [(&str, fn(usize) -> Value); 3] = [("ConfigMap", map), ("Pod", pod), ("Pod", containers)];
+/// A kind, and an object of it with so many items.
+type Shape = (&'static str, fn(usize) -> Value);
+
+const SHAPES: [Shape; 3] = [("ConfigMap", map), ("Pod", pod), ("Pod", containers)];
 
 #[test]
 fn bodies_are_decoded_in_linear_time() {
