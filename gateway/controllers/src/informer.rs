@@ -87,16 +87,19 @@ where
         here.map(|(_, object)| object).filter(|object| wanted(object)).cloned().collect()
     }
 
-    /// Takes in what the API answered to a change, so that the next look doesn't act on what was before it. The watch
-    /// tells of the change later, as of any.
+    /// Takes in what the API answered to a change, so that the next look doesn't act on what was before it, and tells it on:
+    /// when the watch brings it, nothing is new any more.
     pub(crate) fn learn(&self, mut object: K) {
         object.meta_mut().managed_fields = None;
-        if let Some(known) = self.objects_mut().get_mut(&Key::of(&object))
-            && known.meta().uid == object.meta().uid
-            && version(&**known) < version(&object)
-        {
-            *known = Arc::new(object);
+        let new = Arc::new(object);
+        let mut objects = self.objects_mut();
+        let Some(known) = objects.get_mut(&Key::of(&*new)) else { return };
+        if known.meta().uid != new.meta().uid || version(&**known) >= version(&*new) {
+            return;
         }
+        let old = std::mem::replace(known, Arc::clone(&new));
+        drop(objects);
+        self.tell(&Change { old: Some(&old), new: Some(&new) });
     }
 
     /// Waits until the copy is complete for the first time.

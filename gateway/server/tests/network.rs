@@ -253,10 +253,12 @@ async fn after_a_101_bytes_go_both_ways() {
     stream.write_all(exec("").as_bytes()).await.expect("sent");
     let head = read_head(&mut stream).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    stream.write_all(b"ping").await.expect("sent");
-    let mut echo = [0; 4];
+    // A binary message of four bytes.
+    let message = b"\x82\x04ping";
+    stream.write_all(message).await.expect("sent");
+    let mut echo = [0; 6];
     stream.read_exact(&mut echo).await.expect("echoed");
-    assert_eq!(&echo, b"ping");
+    assert_eq!(&echo, message);
 }
 
 #[tokio::test]
