@@ -94,7 +94,12 @@ mod tests {
                 heavy
                     .run(LARGE, async {
                         assert_eq!(at_once.fetch_add(1, Ordering::SeqCst), 0, "two at once");
-                        inner.run(LARGE, async { Ok(tokio::task::yield_now().await) }).await?;
+                        inner
+                            .run(LARGE, async {
+                                let _: () = tokio::task::yield_now().await;
+                                Ok(())
+                            })
+                            .await?;
                         at_once.fetch_sub(1, Ordering::SeqCst);
                         Ok(())
                     })

@@ -141,7 +141,7 @@ async fn admitted(
         Target::Path(path) => other(&server, parts, body, &path, &query).await,
         Target::Resource(path) => {
             let upgrade = parts.extensions.remove::<OnUpgrade>();
-            resource(Arc::clone(&server), parts, body, query, identity, path, info.verb, upgrade).await
+            Box::pin(resource(Arc::clone(&server), parts, body, query, identity, path, info.verb, upgrade)).await
         }
     };
     let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
@@ -220,7 +220,7 @@ async fn resource(
             let held = body::read(body, server.max_body_bytes.min(LARGEST_REVIEW)).await?;
             review.answer(&server, &identity, &parts.headers, query, &held.bytes).await
         };
-        return within(patience, work).await;
+        return Box::pin(within(patience, work)).await;
     }
     let serves = |extension: &&crate::Extension| {
         extension.group.as_ref().is_some_and(|group| group.name == path.group && group.version == path.version)
@@ -270,7 +270,7 @@ async fn resource(
         Operation::Stream(kind) => stream::answer(&call, kind, upgrade).await,
         operation => {
             let work = perform(&call, operation, body);
-            let answer = within(patience, work).await;
+            let answer = Box::pin(within(patience, work)).await;
             let mut answer = answer.unwrap_or_else(|status| response::failure(&status));
             response::warn(answer.headers_mut(), &call.take_warnings());
             Ok(answer)

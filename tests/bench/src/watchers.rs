@@ -61,6 +61,7 @@ pub fn deliveries(
     let watch = format!("{path}?watch=true&fieldSelector=metadata.name%3D{name}&timeoutSeconds=3600");
     let empty = processes::of(carob.gateway())?;
     let readers = Readers::open(carob.config(), &watch, shape, watchers, writes)?;
+    #[expect(clippy::disallowed_methods, reason = "what is measured is what is held when nothing happens")]
     std::thread::sleep(SETTLE);
     let before = processes::of(carob.gateway())?;
     let (sent, answered) = runtime.block_on(async {

@@ -22,8 +22,8 @@ fn reviewed(mut review: Value, mut response: Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_change_and_refuse_what_kubectl_sends() {
     let carob = gateway(None);
-    let server = Server::start(|path, review| match path {
-        "/mutate?timeout=5s" => {
+    let server = Server::start(|path, review| {
+        if path == "/mutate?timeout=5s" {
             let by = review["request"]["userInfo"]["username"].clone();
             let patch = json!([{"op": "add", "path": "/metadata/annotations", "value": {"by": by}}]).to_string();
             let patch = BASE64_STANDARD.encode(patch);
@@ -31,8 +31,7 @@ async fn webhooks_change_and_refuse_what_kubectl_sends() {
                 review,
                 json!({"allowed": true, "patchType": "JSONPatch", "patch": patch, "warnings": ["it was changed"]}),
             )
-        }
-        _ => {
+        } else {
             let refused = review["request"]["object"]["data"]["colour"] == "red";
             reviewed(review, json!({"allowed": !refused, "status": {"message": "red is out", "code": 403}}))
         }
@@ -209,6 +208,7 @@ async fn an_identity_provider_vouches_for_users_and_what_they_do_is_written_down
             event["objectRef"]["resource"] == resource
                 && event["verb"] == verb
                 && event["user"]["username"] == "id:alice"
+                && event["stage"] == "ResponseComplete"
         };
         let mut found = None;
         carob_tests::eventually("it is written down", || {

@@ -362,7 +362,7 @@ fn check_fields(rule: &Value, schema: &Value, at: &Path) -> Option<String> {
         }
         let names = ["generateName", "name"].map(|name| (name.to_owned(), text()));
         let metadata = structural.properties.entry("metadata".to_owned()).or_default();
-        metadata.type_ = "object".to_owned();
+        "object".clone_into(&mut metadata.type_);
         metadata.properties.extend(names);
     }
     let variables = [("self", &structural), ("oldSelf", &structural)];

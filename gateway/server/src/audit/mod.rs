@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 
 use crate::authn::Identity;
 use crate::authz::{Attributes, Decision};
+use crate::protobuf;
 use crate::random;
 use crate::reviews::user_info;
 use crate::serve::Peer;
@@ -227,9 +228,9 @@ impl Record {
         Some(line)
     }
 
-    /// A body that is JSON, as events show it.
+    /// A body that is an object, in JSON or in protobuf, as events show it.
     fn object(&self, body: &Bytes) -> Option<Value> {
-        let mut object: Value = serde_json::from_slice(body).ok()?;
+        let mut object: Value = serde_json::from_slice(body).ok().or_else(|| protobuf::to_json(body).ok())?;
         if self.plan.omit_managed_fields {
             let items = object.get_mut("items").and_then(Value::as_array_mut);
             for item in items.into_iter().flatten() {

@@ -23,9 +23,6 @@ use crate::options::{WriteOptions, WriteVerb};
 use crate::{admission, authz, conversion};
 use crate::{response, services};
 
-/// What a pod is told whose resources change.
-const RESIZE: &str = "spec.containers: what a running container may use is not changed by Carob yet";
-
 /// How often a change that names no revision is made again on a newer state.
 const ATTEMPTS: usize = 32;
 /// How often an object that comes and goes is looked for again by a request that changes or makes it.
@@ -197,9 +194,6 @@ async fn step(
             for warning in support::warnings(&call.kind, &new) {
                 call.warn(warning);
             }
-        }
-        if how.part == Part::Resize {
-            call.warn(RESIZE);
         }
     }
     let request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);

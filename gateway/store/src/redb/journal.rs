@@ -72,7 +72,7 @@ impl Journal {
         self.device.sync_data()?;
         self.end = end;
         // A huge batch leaves no huge buffer.
-        self.frame.shrink_to(GROWTH as usize);
+        self.frame.shrink_to(usize::try_from(GROWTH).unwrap_or(usize::MAX));
         Ok(())
     }
 

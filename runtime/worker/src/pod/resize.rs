@@ -18,6 +18,13 @@ use std::time::{Duration, Instant};
 /// How often a resize that the node had no room for is tried again, and one that the kernel or the container refused.
 const RETRY: Duration = Duration::from_secs(3);
 
+/// That what was promised is being given.
+#[derive(Clone, Default)]
+struct Attempt {
+    /// Why the last try failed.
+    error: Option<String>,
+}
+
 /// How far a pod's resize has come.
 #[derive(Default)]
 pub(super) struct Resize {
@@ -26,7 +33,7 @@ pub(super) struct Resize {
     /// Reason and message while the node doesn't promise what the spec wants.
     pending: Option<(&'static str, String)>,
     /// What was promised isn't given yet; why not, if it failed.
-    progress: Option<Option<String>>,
+    progress: Option<Attempt>,
     working: bool,
     retry_at: Option<Instant>,
     /// After a restart of this process, first of all the node's other pods take what they have.
@@ -54,7 +61,7 @@ impl Resize {
                     let reason = reasons.into_iter().find(|known| condition.reason.as_deref() == Some(known));
                     self.pending = reason.map(|reason| (reason, message(condition).unwrap_or_default()));
                 }
-                "PodResizeInProgress" => self.progress = Some(message(condition)),
+                "PodResizeInProgress" => self.progress = Some(Attempt { error: message(condition) }),
                 _ => {}
             }
         }
@@ -72,7 +79,7 @@ impl Resize {
             .pending
             .clone()
             .map(|(reason, message)| verdict("PodResizePending", true, Some(reason), Some(message)));
-        let progress = self.progress.clone().map(|error| {
+        let progress = self.progress.clone().map(|Attempt { error }| {
             let reason = error.as_ref().map(|_| "Error");
             verdict("PodResizeInProgress", true, reason, error)
         });
@@ -160,7 +167,7 @@ impl Actor {
             }
         }
         self.resize.pending = None;
-        self.resize.progress = Some(None);
+        self.resize.progress = Some(Attempt::default());
         self.resize_event(Severity::Normal, "ResizeStarted", "Pod resize started", None);
         self.writer.mark_now();
     }
@@ -231,10 +238,10 @@ impl Actor {
                 }
             }
             Err(error) => {
-                if self.resize.progress != Some(Some(error.clone())) {
+                if self.resize.progress.as_ref().and_then(|attempt| attempt.error.as_ref()) != Some(&error) {
                     self.resize_event(Severity::Warning, "ResizeError", "Pod resize error", Some(&error));
                 }
-                self.resize.progress = Some(Some(error));
+                self.resize.progress = Some(Attempt { error: Some(error) });
                 self.resize.retry_at = Some(Instant::now() + RETRY);
             }
         }
@@ -278,7 +285,7 @@ impl Change {
         })
     }
 
-    fn cgroup(&self, resources: &ResourceRequirements) -> Limits {
+    fn cgroup(resources: &ResourceRequirements) -> Limits {
         let container = Container { resources: Some(resources.clone()), ..Container::default() };
         unlimited_where_unset(container_cgroup(&container))
     }
@@ -300,10 +307,9 @@ async fn apply(ctx: &Context, uid: &str, pod: Limits, changes: Vec<Change>) -> O
     let mut given = Vec::new();
     let mut failed = None;
     for change in changes {
-        match ctx.runtime.update_limits(&change.id, change.cgroup(&change.after)).await {
-            Ok(()) => given.push((change.index, change.after)),
-            // Its end is about to be told; the next one begins with what is allocated.
-            Err(carob_sandbox::Error::NotFound { .. }) => given.push((change.index, change.after)),
+        match ctx.runtime.update_limits(&change.id, Change::cgroup(&change.after)).await {
+            // Of one that isn't there its end is about to be told; the next one begins with what is allocated.
+            Ok(()) | Err(carob_sandbox::Error::NotFound { .. }) => given.push((change.index, change.after)),
             Err(error) => failed = Some(format!("container {:?}: {error}", change.name)),
         }
     }
@@ -319,7 +325,7 @@ async fn check_memory(ctx: &Context, pod: &Limits, changes: &[Change]) -> Result
     let mut errors = Vec::new();
     let (mut lowered, mut used_by_pod) = (false, 0);
     for change in changes {
-        let (before, after) = (change.cgroup(&change.before).memory_bytes, change.cgroup(&change.after).memory_bytes);
+        let (before, after) = (Change::cgroup(&change.before).memory_bytes, Change::cgroup(&change.after).memory_bytes);
         let Ok(usage) = ctx.runtime.usage(&change.id).await else { continue };
         let used = i64::try_from(usage.memory_bytes).unwrap_or(i64::MAX);
         used_by_pod += used;
@@ -367,6 +373,6 @@ mod tests {
         };
         assert!(!change(resources("2", "1Gi")).needs_restart(&container));
         assert!(change(resources("1", "2Gi")).needs_restart(&container));
-        assert_eq!(change(resources("1", "1Gi")).cgroup(&ResourceRequirements::default()).memory_bytes, Some(-1));
+        assert_eq!(Change::cgroup(&ResourceRequirements::default()).memory_bytes, Some(-1));
     }
 }

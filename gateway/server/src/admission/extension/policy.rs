@@ -228,7 +228,7 @@ pub(super) async fn validate(
                 }
             }
             Err(why) if !policy.subject.ignores_failures => {
-                denials.push(Denial { message: why, reason: String::new() })
+                denials.push(Denial { message: why, reason: String::new() });
             }
             Err(_) => {}
         }
