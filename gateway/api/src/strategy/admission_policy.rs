@@ -59,10 +59,10 @@ pub(super) fn default_match(resources: &mut Value) {
     default_scopes(resources.get_mut("excludeResourceRules"));
 }
 
-fn policy_errors(object: &Value) -> ErrorList {
-    let path = Path::new("spec");
-    let spec = object.get("spec").unwrap_or(&Value::Null);
-    let mut errors = choice_errors(spec, "failurePolicy", &["Fail", "Ignore"], &path);
+/// Errors of what policies that validate and policies that mutate have in common: failures, parameters, what they are for,
+/// conditions and variables.
+pub(super) fn shared_errors(spec: &Value, path: &Path) -> ErrorList {
+    let mut errors = choice_errors(spec, "failurePolicy", &["Fail", "Ignore"], path);
     if let Some(kind) = get(spec, "paramKind") {
         errors.extend(param_kind_errors(kind, &path.child("paramKind")));
     }
@@ -76,8 +76,15 @@ fn policy_errors(object: &Value) -> ErrorList {
             }
         }
     }
-    errors.extend(webhook::conditions(spec, expressions::OF_POLICIES, &path));
+    errors.extend(webhook::conditions(spec, expressions::OF_POLICIES, path));
     errors.extend(variable_errors(spec, &path.child("variables")));
+    errors
+}
+
+fn policy_errors(object: &Value) -> ErrorList {
+    let path = Path::new("spec");
+    let spec = object.get("spec").unwrap_or(&Value::Null);
+    let mut errors = shared_errors(spec, &path);
     let (validations, annotations) = (path.child("validations"), path.child("auditAnnotations"));
     if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
         errors.push(validations.required(EMPTY));

@@ -2,15 +2,13 @@
 
 use serde_json::Value;
 
-use super::admission_policy::{
-    default_match, expression_errors, match_errors, param_kind_errors, param_ref_errors, variable_errors,
-};
+use super::admission_policy::{default_match, expression_errors, match_errors, param_ref_errors, shared_errors};
 use super::webhook_configuration::choice_errors;
 use super::{BASE, first_generation, object_at, set_default, set_default_text, update_spec_or_status};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{get, items, str_at};
-use crate::validation::{expressions, names, webhook};
+use crate::validation::names;
 
 /// What is peculiar to MutatingAdmissionPolicies.
 pub const POLICY: Strategy = Strategy {
@@ -54,22 +52,7 @@ fn default_policy(object: &mut Value) {
 fn policy_errors(object: &Value) -> ErrorList {
     let path = Path::new("spec");
     let spec = object.get("spec").unwrap_or(&Value::Null);
-    let mut errors = choice_errors(spec, "failurePolicy", &["Fail", "Ignore"], &path);
-    if let Some(kind) = get(spec, "paramKind") {
-        errors.extend(param_kind_errors(kind, &path.child("paramKind")));
-    }
-    let field = path.child("matchConstraints");
-    match get(spec, "matchConstraints") {
-        None => errors.push(field.required("")),
-        Some(constraints) => {
-            errors.extend(match_errors(constraints, &field));
-            if items(constraints, "resourceRules").is_empty() {
-                errors.push(field.child("resourceRules").required(""));
-            }
-        }
-    }
-    errors.extend(webhook::conditions(spec, expressions::OF_POLICIES, &path));
-    errors.extend(variable_errors(spec, &path.child("variables")));
+    let mut errors = shared_errors(spec, &path);
     let field = path.child("mutations");
     if items(spec, "mutations").is_empty() {
         errors.push(field.required("mutations must contain at least one item"));
