@@ -7,6 +7,7 @@ mod data_dir;
 mod down;
 mod image;
 mod machine;
+mod memory;
 mod metrics;
 mod rest;
 mod up;

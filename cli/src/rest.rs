@@ -6,6 +6,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::memory;
+
 /// How often it looks whether it rests.
 const LOOK: Duration = Duration::from_secs(3);
 /// It rests if less of a core is used in between.
@@ -21,7 +23,11 @@ pub async fn run(stop: CancellationToken) {
             given_back = false;
         } else if !given_back {
             given_back = true;
-            if let Err(error) = tokio::task::spawn_blocking(carob_sandbox::give_back).await {
+            let given = tokio::task::spawn_blocking(|| {
+                memory::give_back();
+                carob_sandbox::give_back();
+            });
+            if let Err(error) = given.await {
                 tracing::warn!(%error, "memory is not given back");
             }
         }

@@ -1,18 +1,16 @@
 //! What a process that lives long needs only now and then, given back to the machine.
 //!
-//! Two things make up most of what stays resident after a start or a storm: free memory that the allocator keeps, and
-//! pages of the program itself that were mapped when they were needed. Neither is lost: the one is asked for again, the
-//! other comes back from the page cache when it is touched, at a fraction of a microsecond a page.
+//! Much of what stays resident after a start or a storm are pages of the program itself that were mapped when they were
+//! needed. They aren't lost: each comes back from the page cache when it is touched, at a fraction of a microsecond. What the
+//! allocator keeps is the program's own business.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 
-/// Gives back both. Threads that run meanwhile go on; they fault in what they touch.
+/// Gives them back. Threads that run meanwhile go on; they fault in what they touch.
 pub fn give_back() {
-    // SAFETY: it takes the allocator's own locks, and no pointer.
-    unsafe { libc::malloc_trim(0) };
     for range in read_only_parts() {
         // SAFETY: the range is a private mapping of this program's file that was never writable, so each of its pages is
         // as in the file and is read from there when it is touched again.
