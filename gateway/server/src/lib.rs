@@ -25,6 +25,7 @@ mod events;
 mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gathered;
 mod handlers;
 mod health;
 mod heavy;

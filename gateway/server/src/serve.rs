@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::activity::Activity;
 use crate::aside::Aside;
 use crate::authn::{Certified, Identity};
+use crate::gathered::Sending;
 use crate::patience::{Limits, Patient};
 use crate::pki::Pki;
 use crate::places::{Place, Places};
@@ -195,13 +196,12 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
     });
     // Also with a client that never takes its leave.
     let gone = activity.rests_for(IDLE + FAREWELL);
-    let stream = TokioIo::new(stream);
     let ended = if http2 {
-        let connection = http2_rules().serve_connection(stream, service);
-        drive(connection, http2::Connection::graceful_shutdown, ending, gone).await
+        let connection = Sending::new(stream, |stream| http2_rules().serve_connection(TokioIo::new(stream), service));
+        drive(connection, |sending| Pin::new(&mut sending.get_mut().connection).graceful_shutdown(), ending, gone).await
     } else {
-        let connection = http1_rules().serve_connection(stream, service).with_upgrades();
-        drive(connection, http1::UpgradeableConnection::graceful_shutdown, ending, gone).await
+        let connection = http1_rules().serve_connection(TokioIo::new(stream), service).with_upgrades();
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown, ending, gone).await.map_err(Into::into)
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended");
@@ -228,12 +228,12 @@ fn http2_rules() -> http2::Builder<TokioExecutor> {
 
 /// Runs a connection; when it is `ending`, its running requests are the last, and nothing more is expected of it when
 /// it is `gone`.
-async fn drive<C: Future<Output = hyper::Result<()>>>(
+async fn drive<E, C: Future<Output = Result<(), E>>>(
     connection: C,
     farewell: impl FnOnce(Pin<&mut C>),
     ending: impl Future<Output = ()>,
     gone: impl Future<Output = ()>,
-) -> hyper::Result<()> {
+) -> Result<(), E> {
     let mut connection = pin!(connection);
     tokio::select! {
         biased;
