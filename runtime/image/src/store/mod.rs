@@ -144,10 +144,19 @@ impl Store {
 
     /// A file appears whole and on disk, or not at all.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        self.place_file(path, bytes, File::sync_all)
+    }
+
+    /// The same, but after a power failure the file may be missing, or empty.
+    fn write_passing_file(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        self.place_file(path, bytes, |_| Ok(()))
+    }
+
+    fn place_file(&self, path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> Result<(), Error> {
         let temp = self.temp()?;
         let new = temp.path().join("file");
         let mut file = File::create(&new).map_err(Error::io("create", &new))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &new))?;
+        file.write_all(bytes).and_then(|()| sync(&file)).map_err(Error::io("write", &new))?;
         fs::rename(&new, path).map_err(Error::io("rename", path))
     }
 

@@ -75,9 +75,11 @@ impl Store {
         remove_file(&self.root.join("records").join(file_name(reference)))
     }
 
+    /// Lasts as long as the machine is up, as does the container that it is for: nobody waits for the disk.
     pub fn write_hold(&self, owner: &str, layers: BTreeSet<String>) -> Result<(), Error> {
+        let path = self.root.join("holds").join(file_name(owner));
         let hold = Hold { owner: owner.to_owned(), layers };
-        self.write_json(&self.root.join("holds").join(file_name(owner)), &hold)
+        self.write_passing_file(&path, &encode(&hold, &path)?)
     }
 
     pub fn delete_hold(&self, owner: &str) -> Result<bool, Error> {
@@ -85,17 +87,34 @@ impl Store {
     }
 
     pub fn holders(&self) -> Result<Vec<String>, Error> {
-        Ok(read_all::<Hold>(&self.root.join("holds"))?.into_iter().map(|hold| hold.owner).collect())
+        Ok(self.holds()?.into_iter().map(|hold| hold.owner).collect())
     }
 
     pub(super) fn held_layers(&self) -> Result<BTreeSet<String>, Error> {
-        Ok(read_all::<Hold>(&self.root.join("holds"))?.into_iter().flat_map(|hold| hold.layers).collect())
+        Ok(self.holds()?.into_iter().flat_map(|hold| hold.layers).collect())
+    }
+
+    /// All holds. What a power failure left of one is nobody's.
+    fn holds(&self) -> Result<Vec<Hold>, Error> {
+        let mut holds = Vec::new();
+        for path in folder(&self.root.join("holds"))? {
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.len() == 0 => {
+                    remove_file(&path)?;
+                }
+                _ => holds.extend(read_json(&path)?),
+            }
+        }
+        Ok(holds)
     }
 
     pub(super) fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), Error> {
-        let text = serde_json::to_vec(value).map_err(|error| Error::io("encode", path)(error.into()))?;
-        self.write_file(path, &text)
+        self.write_file(path, &encode(value, path)?)
     }
+}
+
+fn encode(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::io("encode", path)(error.into()))
 }
 
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {

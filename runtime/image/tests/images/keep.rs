@@ -57,6 +57,22 @@ async fn another_process_leaves_leased_and_held_layers_alone() {
 }
 
 #[tokio::test]
+async fn a_hold_that_a_power_failure_emptied_keeps_nothing_and_is_in_nobodys_way() {
+    let disk = Disk::new();
+    let image = disk.import(&[tar("used")]).await.unwrap();
+    disk.images.hold("container-1", &image).await.unwrap();
+    drop(image);
+    for name in disk.names("holds") {
+        fs::write(disk.path("holds").join(name), "").unwrap();
+    }
+    disk.images.remove("test").await.unwrap();
+    assert_eq!(disk.images.collect_garbage().await.unwrap().layers, 0, "removing the image has collected it");
+    assert!(disk.names("layers").is_empty());
+    assert!(disk.images.holders().await.unwrap().is_empty());
+    assert!(disk.names("holds").is_empty());
+}
+
+#[tokio::test]
 async fn what_a_crash_left_is_removed_and_what_others_make_is_not() {
     let disk = Disk::new();
     fs::create_dir_all(disk.path("tmp/dead/layer/fs/deep")).unwrap();

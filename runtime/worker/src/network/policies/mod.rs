@@ -104,6 +104,8 @@ pub(super) async fn run(ctx: Arc<Context>, mut requests: Requests, shutdown: Can
     loop {
         let due = async {
             match timer {
+                // A timer takes a millisecond at least.
+                Some(at) if at <= tokio::time::Instant::now() => {}
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
