@@ -1,9 +1,10 @@
 //! The file of `--config`: what is too large for a flag.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use carob_edge::IpNet;
 use carob_image::RegistryConfig;
 use carob_network::Ipv4Net;
 use serde::Deserialize;
@@ -34,6 +35,38 @@ pub struct NetworkSettings {
     pub resolvers: Vec<SocketAddr>,
     /// Lets pods reach 169.254.169.254, where clouds tell a machine's secrets.
     pub open_metadata: bool,
+    /// The proxy behind Ingresses and Gateways.
+    pub edge: EdgeSettings,
+}
+
+/// Settings of the proxy behind Ingresses and Gateways.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct EdgeSettings {
+    /// Without it neither Ingresses nor Gateways are carried out, and the Gateway API's kinds aren't there.
+    pub enabled: bool,
+    /// Addresses of this machine at which Ingresses are served, beside their Service `carob-ingress` in `kube-system`.
+    pub listen: Vec<IpAddr>,
+    /// The ports at those addresses.
+    pub http_port: u16,
+    pub https_port: u16,
+    /// Proxies in front of this one, in CIDR notation, whose `X-Forwarded-…` headers are passed on.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Threads that pass requests on; as many as there are processors where it isn't given.
+    pub threads: Option<usize>,
+}
+
+impl Default for EdgeSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: Vec::new(),
+            http_port: 80,
+            https_port: 443,
+            trusted_proxies: Vec::new(),
+            threads: None,
+        }
+    }
 }
 
 impl NetworkSettings {

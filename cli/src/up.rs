@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig};
+use carob_edge::Edge;
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
 use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
@@ -102,6 +103,14 @@ pub async fn run(options: Options) -> Result<()> {
     let load_balancers = config.network.pool();
     let mut listeners = vec![listener];
     if let Some(network) = network {
+        if config.network.edge.enabled {
+            let edge = edge(&site, &gateway, &config, &node_name);
+            gateway.register_metrics(|registry| edge.register_metrics(registry));
+            tasks.spawn("edge", |stop| async move {
+                Box::pin(edge.run(stop)).await;
+                Ok(())
+            });
+        }
         if !address.ip().is_unspecified() {
             listeners.push(listen(site.api_on_bridge().into())?);
         }
@@ -251,6 +260,23 @@ async fn gateway(
         max_body_bytes: 3 << 20,
     })
     .await
+}
+
+/// The proxy behind Ingresses and Gateways.
+fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str) -> Edge {
+    let settings = &config.network.edge;
+    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Edge::new(carob_edge::Config {
+        client: gateway.client(carob_edge::USER, &["system:authenticated"]),
+        address: site.bridge,
+        node: node.to_owned(),
+        balanced: !config.network.pool().is_empty(),
+        listen: settings.listen.clone(),
+        http_port: settings.http_port,
+        https_port: settings.https_port,
+        trusted: settings.trusted_proxies.clone(),
+        threads: settings.threads.unwrap_or_else(processors),
+    })
 }
 
 /// A worker with its node's name.

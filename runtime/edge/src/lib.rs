@@ -1,0 +1,202 @@
+//! The L7 proxy: what Ingresses and the Gateway API's objects say, carried out inside this process.
+//!
+//! [`watch`] follows the API; [`plan`] makes of what is there, by pure functions, what is served and what is said of it;
+//! [`route`] is the data that requests are looked up in; [`proxy`] has the sockets and passes requests on; [`publish`]
+//! tells the API. Nobody but clients and endpoints waits for the proxy, and the proxy waits for no one else.
+
+mod gateway_api;
+mod install;
+mod plan;
+mod proxy;
+mod publish;
+mod route;
+mod state;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use ipnet::IpNet;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::{Certificates, Frontend, Plan, Served, Setting};
+use crate::proxy::{Metrics, Proxy, Settings};
+use crate::publish::{Publisher, Sockets};
+use crate::state::{Key, State};
+use crate::watch::Watch;
+
+/// How long to wait for more changes: a rollout changes many things at once.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long until something that went wrong is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The Service of all Ingresses.
+const INGRESS_SERVICE: (&str, &str) = ("kube-system", "carob-ingress");
+
+/// The name by which the proxy is known to the API; a bootstrap role of the same name has its rights.
+pub const USER: &str = "system:carob:edge";
+
+/// How the proxy works.
+pub struct Config {
+    /// Acts as [`USER`].
+    pub client: Client,
+    /// This machine's address among the pods, at which the proxy listens for Services.
+    pub address: Ipv4Addr,
+    /// The node that this is.
+    pub node: String,
+    /// Whether Services of type LoadBalancer get addresses.
+    pub balanced: bool,
+    /// Where Ingresses are served beside their Service: none of the machine's own ports, if it is empty.
+    pub listen: Vec<IpAddr>,
+    pub http_port: u16,
+    pub https_port: u16,
+    /// Proxies in front of this one, whose `X-Forwarded-…` is passed on.
+    pub trusted: Vec<IpNet>,
+    /// Threads that pass requests on.
+    pub threads: usize,
+}
+
+/// The proxy.
+pub struct Edge {
+    watch_client: Client,
+    setting: Setting,
+    publisher: Publisher,
+    proxy: Proxy,
+    metrics: Metrics,
+    http_port: u16,
+    https_port: u16,
+    sockets: Sockets,
+}
+
+impl Edge {
+    /// A proxy that does nothing yet.
+    pub fn new(config: Config) -> Self {
+        let Config { client, address, node, balanced, listen, http_port, https_port, trusted, threads } = config;
+        let metrics = Metrics::default();
+        Self {
+            setting: Setting {
+                balanced,
+                listen,
+                ingress_service: Key::new(INGRESS_SERVICE.0, INGRESS_SERVICE.1),
+                certificates: Certificates::default(),
+            },
+            publisher: Publisher { client: client.clone(), balanced, address, node },
+            proxy: Proxy::new(Settings { trusted, threads, metrics: metrics.clone() }),
+            watch_client: client,
+            metrics,
+            http_port,
+            https_port,
+            sockets: HashMap::new(),
+        }
+    }
+
+    /// Adds what is counted to a registry.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Follows the API and answers requests until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let work = self.work();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = work => {}
+        }
+        self.proxy.stop().await;
+    }
+
+    async fn work(&mut self) {
+        while let Err(error) = install::install(&self.watch_client).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the proxy's kinds and classes are not all there");
+            tokio::time::sleep(RETRY).await;
+        }
+        let mut watch = Watch::start(self.watch_client.clone()).await;
+        loop {
+            let mut state = watch.state();
+            if plan::is_needed(&state) {
+                watch.follow_targets().await;
+                state = watch.state();
+            }
+            let again = self.carry_out(&state).await;
+            tokio::select! {
+                () = watch.changed() => tokio::time::sleep(GATHER).await,
+                () = tokio::time::sleep(RETRY), if again => {}
+            }
+        }
+    }
+
+    /// Does what the API says, and says what was done. Whether something has to be tried again.
+    async fn carry_out(&mut self, state: &State) -> bool {
+        let plan = Plan::of(state, &self.setting);
+        self.setting.certificates.keep(|key| state.secrets.contains_key(key));
+        self.close_others(&plan);
+        let mut again = false;
+        let mut reached: Vec<(&Served, BTreeMap<u16, SocketAddr>)> = Vec::new();
+        for (frontend, served) in &plan.frontends {
+            let mut ports = BTreeMap::new();
+            for (number, port) in &served.ports {
+                match self.open(frontend, *number).await {
+                    Ok(at) => {
+                        ports.insert(*number, at);
+                    }
+                    Err(error) => {
+                        tracing::error!(?frontend, number, %error, "the proxy cannot listen");
+                        again = true;
+                    }
+                }
+                for at in self.sockets.get(&(frontend.clone(), *number)).into_iter().flatten() {
+                    self.proxy.serve(*at, *number, Arc::clone(port));
+                }
+            }
+            reached.push((served, ports));
+        }
+        self.proxy.keep(plan.endpoints());
+        let services = reached.iter().map(|(served, ports)| self.publisher.service(state, &served.service, ports));
+        for outcome in futures::future::join_all(services).await {
+            again |= failed(outcome);
+        }
+        let statuses = plan.statuses.iter().map(|status| self.publisher.status(status));
+        for outcome in futures::future::join_all(statuses).await {
+            again |= failed(outcome);
+        }
+        again
+    }
+
+    /// The socket of a frontend's port for its Service; Ingresses may have others beside it.
+    async fn open(&mut self, frontend: &Frontend, number: u16) -> std::io::Result<SocketAddr> {
+        let key = (frontend.clone(), number);
+        if let Some(first) = self.sockets.get(&key).and_then(|all| all.first()) {
+            return Ok(*first);
+        }
+        let at = self.proxy.open(SocketAddr::new(self.publisher.address.into(), 0), number).await?;
+        let mut all = vec![at];
+        if *frontend == Frontend::Ingress {
+            let own = if number == 80 { self.http_port } else { self.https_port };
+            for address in &self.setting.listen {
+                match self.proxy.open(SocketAddr::new(*address, own), number).await {
+                    Ok(at) => all.push(at),
+                    Err(error) => tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses"),
+                }
+            }
+        }
+        self.sockets.insert(key, all);
+        Ok(at)
+    }
+
+    fn close_others(&mut self, plan: &Plan) {
+        let proxy = &self.proxy;
+        self.sockets.retain(|(frontend, number), all| {
+            let wanted = plan.frontends.get(frontend).is_some_and(|served| served.ports.contains_key(number));
+            if !wanted {
+                all.iter().for_each(|at| proxy.close(*at, *number));
+            }
+            wanted
+        });
+    }
+}
+
+fn failed(outcome: Result<(), kube::Error>) -> bool {
+    outcome.inspect_err(|error| tracing::warn!(%error, "the API was not told all of the proxy")).is_err()
+}

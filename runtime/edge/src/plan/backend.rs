@@ -1,0 +1,89 @@
+//! Where a Service leads: its ready endpoints, by EndpointSlices.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+
+use crate::route::{Backend, Protocol};
+use crate::state::{Key, State};
+
+/// How a port of a Service is named.
+#[derive(Clone, Copy)]
+pub enum PortName<'a> {
+    Number(u16),
+    Name(&'a str),
+}
+
+/// Why a Service can't be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    Service,
+    Port,
+    /// It is a name of something elsewhere.
+    External,
+}
+
+/// What speaks HTTP/2 without TLS says so.
+const HTTP2: [&str; 3] = ["kubernetes.io/h2c", "h2c", "grpc"];
+
+/// The endpoints of one port of a Service. None of them may be ready.
+pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Backend>, Missing> {
+    let object = state.services.get(service).ok_or(Missing::Service)?;
+    let spec = object.spec.as_ref().ok_or(Missing::Service)?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Err(Missing::External);
+    }
+    let port = port_of(object, port).ok_or(Missing::Port)?;
+    let slices = state.slices.get(service).map_or(&[][..], Vec::as_slice);
+    let speaks = port.app_protocol.as_deref().unwrap_or_default();
+    let protocol = if HTTP2.contains(&speaks) { Protocol::Http2 } else { Protocol::Guess };
+    Ok(Arc::new(Backend::new(endpoints(slices, port), protocol)))
+}
+
+fn port_of<'a>(service: &'a Service, wanted: PortName<'_>) -> Option<&'a ServicePort> {
+    let mut ports = service.spec.as_ref()?.ports.iter().flatten();
+    ports.find(|port| match wanted {
+        PortName::Number(number) => port.port == i32::from(number),
+        PortName::Name(name) => port.name.as_deref() == Some(name),
+    })
+}
+
+/// Those that are ready; if there are none, those that still serve while they end.
+fn endpoints(slices: &[Arc<EndpointSlice>], port: &ServicePort) -> Vec<SocketAddr> {
+    let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
+    for slice in slices.iter().filter(|slice| slice.address_type != "FQDN") {
+        let name = |name: &Option<String>| name.clone().unwrap_or_default();
+        let same = slice.ports.iter().flatten().find(|known| name(&known.name) == name(&port.name));
+        let Some(number) = same.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
+        for endpoint in &slice.endpoints {
+            let Some(is_ready) = takes_requests(endpoint) else { continue };
+            let addresses = endpoint.addresses.iter().filter_map(|text| text.parse().ok());
+            for address in addresses.filter(|address| is_elsewhere(*address)) {
+                let set = if is_ready { &mut ready } else { &mut ending };
+                set.insert(SocketAddr::new(address, number));
+            }
+        }
+    }
+    let chosen = if ready.is_empty() { ending } else { ready };
+    chosen.into_iter().collect()
+}
+
+/// Whether it is ready or only still serves; nothing if it takes no requests. What isn't said counts as ready.
+fn takes_requests(endpoint: &Endpoint) -> Option<bool> {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    let ending = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
+    (ready || ending).then_some(ready)
+}
+
+/// Whoever writes endpoints must not reach what only this machine may.
+fn is_elsewhere(address: IpAddr) -> bool {
+    let local = match address.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
+}

@@ -1,0 +1,250 @@
+//! HTTPRoutes and GRPCRoutes, whatever Gateways they belong to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method, StatusCode};
+use serde_json::Value;
+
+use super::Kind;
+use super::filter::{Filters, Problem, Reading};
+use crate::gateway_api::{
+    BackendRef, GRPCRoute, GrpcMatch, HTTPRoute, HttpMatch, HttpRule, NamedMatch, ParentReference,
+};
+use crate::route::host::Pattern;
+use crate::route::matches::whole;
+use crate::route::{Action, Match, PathMatch, Rule, Split, Text};
+use crate::state::{Key, State};
+
+/// A route as Gateways see it.
+pub struct Route<'a> {
+    pub kind: Kind,
+    pub kind_name: &'static str,
+    pub key: Key,
+    pub created: Option<jiff::Timestamp>,
+    pub generation: Option<i64>,
+    pub parents: &'a [ParentReference],
+    pub hosts: Vec<Pattern>,
+    pub before: &'a Value,
+    pub rules: Vec<(Match, Arc<Rule>)>,
+    pub accepted: Option<Problem>,
+    pub resolved: Option<Problem>,
+}
+
+/// What a status is where there was none.
+const NOTHING: &Value = &Value::Null;
+
+/// All routes, the oldest first.
+pub fn all(state: &State) -> Vec<Route<'_>> {
+    let http = state.http_routes.iter().map(|route| of_http(route, state));
+    let grpc = state.grpc_routes.iter().map(|route| of_grpc(route, state));
+    let mut all: Vec<Route<'_>> = http.chain(grpc).collect();
+    all.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    all
+}
+
+fn hosts(names: &[String]) -> Vec<Pattern> {
+    names.iter().map(|name| Pattern::of_gateway(Some(name))).collect()
+}
+
+fn reading<'a>(state: &'a State, kind: &'static str, namespace: &'a str, http2: bool) -> Reading<'a> {
+    Reading { state, kind, namespace, http2, accepted: None, resolved: None }
+}
+
+fn of_http<'a>(route: &'a HTTPRoute, state: &'a State) -> Route<'a> {
+    let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
+    let mut reading = reading(state, "HTTPRoute", namespace, false);
+    let mut rules = Vec::new();
+    for rule in &route.spec.rules {
+        let made = Arc::new(http_rule(rule, &mut reading));
+        let matches = rule.matches.iter().filter_map(|one| http_match(one, &mut reading));
+        let mut matches: Vec<Match> = matches.collect();
+        if rule.matches.is_empty() {
+            matches.push(Match::of_path(PathMatch::prefix("/")));
+        }
+        rules.extend(matches.into_iter().map(|one| (one, Arc::clone(&made))));
+    }
+    Route {
+        kind: Kind::HttpRoute,
+        kind_name: "HTTPRoute",
+        key: Key::of(route),
+        created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        generation: route.metadata.generation,
+        parents: &route.spec.parent_refs,
+        hosts: hosts(&route.spec.hostnames),
+        before: route.status.as_ref().unwrap_or(NOTHING),
+        rules,
+        accepted: reading.accepted,
+        resolved: reading.resolved,
+    }
+}
+
+fn of_grpc<'a>(route: &'a GRPCRoute, state: &'a State) -> Route<'a> {
+    let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
+    let mut reading = reading(state, "GRPCRoute", namespace, true);
+    let mut rules = Vec::new();
+    for rule in &route.spec.rules {
+        let filters = reading.filters(&rule.filters, false);
+        let made = Arc::new(forwarding(filters, &rule.backend_refs, &mut reading));
+        let mut matches: Vec<Match> = rule.matches.iter().filter_map(|one| grpc_match(one, &mut reading)).collect();
+        if rule.matches.is_empty() {
+            matches.push(Match::of_path(PathMatch::prefix("/")));
+        }
+        rules.extend(matches.into_iter().map(|one| (one, Arc::clone(&made))));
+    }
+    Route {
+        kind: Kind::GrpcRoute,
+        kind_name: "GRPCRoute",
+        key: Key::of(route),
+        created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        generation: route.metadata.generation,
+        parents: &route.spec.parent_refs,
+        hosts: hosts(&route.spec.hostnames),
+        before: route.status.as_ref().unwrap_or(NOTHING),
+        rules,
+        accepted: reading.accepted,
+        resolved: reading.resolved,
+    }
+}
+
+fn forwarding(filters: Filters, backends: &[BackendRef], reading: &mut Reading<'_>) -> Rule {
+    let targets = backends.iter().map(|backend| reading.target(backend)).collect();
+    let action = match filters.redirect {
+        _ if filters.broken => Action::Fail(StatusCode::INTERNAL_SERVER_ERROR),
+        Some(redirect) => Action::Redirect(redirect),
+        None => Action::Forward(Split::new(targets)),
+    };
+    Rule {
+        request: filters.request,
+        response: filters.response,
+        rewrite: filters.rewrite,
+        mirrors: filters.mirrors,
+        action,
+        timeout: None,
+        backend_timeout: None,
+    }
+}
+
+fn http_rule(rule: &HttpRule, reading: &mut Reading<'_>) -> Rule {
+    let filters = reading.filters(&rule.filters, false);
+    let mut made = forwarding(filters, &rule.backend_refs, reading);
+    let mut limit = |text: &Option<String>| {
+        let text = text.as_deref()?;
+        let read = duration(text);
+        if read.is_none() {
+            reading.unsupported_value(format!("{text:?} is no duration"));
+        }
+        // Zero means that there is no limit.
+        read.filter(|limit| !limit.is_zero())
+    };
+    made.timeout = limit(&rule.timeouts.request);
+    made.backend_timeout = limit(&rule.timeouts.backend_request);
+    made
+}
+
+/// A duration as the Gateway API writes it: up to four numbers with `h`, `m`, `s` or `ms`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let unit = &unit[..unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len())];
+        sum += match unit {
+            "h" => Duration::from_secs(3600 * number),
+            "m" => Duration::from_secs(60 * number),
+            "s" => Duration::from_secs(number),
+            "ms" => Duration::from_millis(number),
+            _ => return None,
+        };
+        rest = &rest[digits + unit.len()..];
+    }
+    (!text.is_empty()).then_some(sum)
+}
+
+fn http_match(one: &HttpMatch, reading: &mut Reading<'_>) -> Option<Match> {
+    let path = one.path.as_ref();
+    let value = path.and_then(|path| path.value.as_deref()).unwrap_or("/");
+    let path = match path.and_then(|path| path.kind.as_deref()).unwrap_or("PathPrefix") {
+        "Exact" => PathMatch::Exact(value.to_owned()),
+        "PathPrefix" => PathMatch::prefix(value),
+        "RegularExpression" => PathMatch::Regex(expression(value, reading)?),
+        other => {
+            reading.unsupported_value(format!("paths are not compared by {other} here"));
+            return None;
+        }
+    };
+    let method = match &one.method {
+        Some(method) => Some(method.parse::<Method>().ok()?),
+        None => None,
+    };
+    let query: Option<Vec<_>> =
+        one.query_params.iter().map(|named| Some((named.name.clone(), text(named, reading)?))).collect();
+    Some(Match { path, method, headers: headers(&one.headers, reading)?, query: query? })
+}
+
+fn headers(named: &[NamedMatch], reading: &mut Reading<'_>) -> Option<Vec<(HeaderName, Text)>> {
+    let mut read: Vec<(HeaderName, Text)> = Vec::new();
+    for one in named {
+        let name = reading.header(&one.name)?;
+        // Of names that differ in case alone, the first counts.
+        if !read.iter().any(|(known, _)| *known == name) {
+            read.push((name, text(one, reading)?));
+        }
+    }
+    Some(read)
+}
+
+fn text(named: &NamedMatch, reading: &mut Reading<'_>) -> Option<Text> {
+    match named.kind.as_deref().unwrap_or("Exact") {
+        "Exact" => Some(Text::Exact(named.value.clone())),
+        "RegularExpression" => expression(&named.value, reading).map(Text::Regex),
+        other => {
+            reading.unsupported_value(format!("{} is not compared by {other} here", named.name));
+            None
+        }
+    }
+}
+
+fn expression(text: &str, reading: &mut Reading<'_>) -> Option<regex::Regex> {
+    let read = whole(text);
+    if read.is_err() {
+        reading.unsupported_value(format!("{text:?} is no regular expression"));
+    }
+    read.ok()
+}
+
+/// A gRPC method is a path: `/SERVICE/METHOD`.
+fn grpc_match(one: &GrpcMatch, reading: &mut Reading<'_>) -> Option<Match> {
+    let headers = headers(&one.headers, reading)?;
+    let asked = one.method.as_ref();
+    let part = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+    let service = part(asked.and_then(|asked| asked.service.as_ref()));
+    let method = part(asked.and_then(|asked| asked.method.as_ref()));
+    let regular = asked.and_then(|asked| asked.kind.as_deref()) == Some("RegularExpression");
+    let path = match (service, method) {
+        (None, None) => PathMatch::prefix("/"),
+        (Some(service), Some(method)) if !regular => PathMatch::Exact(format!("/{service}/{method}")),
+        (Some(service), None) if !regular => PathMatch::prefix(&format!("/{service}")),
+        (service, method) => {
+            let escaped = |text: String| if regular { text } else { regex::escape(&text) };
+            let any = || "[^/]+".to_owned();
+            let (service, method) = (service.map_or_else(any, escaped), method.map_or_else(any, escaped));
+            PathMatch::Regex(expression(&format!("/(?:{service})/(?:{method})"), reading)?)
+        }
+    };
+    Some(Match { path, method: None, headers, query: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_sums_of_units() {
+        for (text, milliseconds) in [("0s", Some(0)), ("1h30m", Some(5_400_000)), ("10s500ms", Some(10_500)), ("1d", None), ("", None), ("5", None)] {
+            assert_eq!(duration(text), milliseconds.map(Duration::from_millis), "{text}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+use std::sync::Arc;
+
+use http::{Request, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::route::{Action, Found, Port};
+
+fn object<K: DeserializeOwned>(value: Value) -> Arc<K> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+fn setting() -> Setting {
+    Setting {
+        balanced: false,
+        listen: Vec::new(),
+        ingress_service: Key::new("kube-system", "carob-ingress"),
+        certificates: Certificates::default(),
+    }
+}
+
+/// A Service `NAME` with port 80 and these endpoints.
+fn with_service(state: &mut State, namespace: &str, name: &str, endpoints: Value) {
+    let service = json!({
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"clusterIP": "10.96.0.9", "ports": [{"name": "web", "port": 80}]},
+    });
+    let slice = json!({
+        "metadata": {"namespace": namespace, "name": format!("{name}-1"), "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4", "ports": [{"name": "web", "port": 8080}], "endpoints": endpoints,
+    });
+    state.services.extend(State::by_key(vec![object(service)]));
+    state.slices.extend(State::by_service(vec![object(slice)]));
+}
+
+fn state() -> State {
+    let mut state = State::default();
+    let class = json!({"metadata": {"name": "carob"}, "spec": {"controller": INGRESS_CONTROLLER}});
+    state.ingress_classes = vec![object(class)];
+    let class = json!({"metadata": {"name": "carob"}, "spec": {"controllerName": GATEWAY_CONTROLLER}});
+    state.gateway_classes = vec![object(class)];
+    for (name, address) in [("one", "10.42.0.1"), ("two", "10.42.0.2"), ("rest", "10.42.0.3")] {
+        with_service(&mut state, "default", name, json!([{"addresses": [address]}]));
+    }
+    with_service(&mut state, "kube-system", "carob-ingress", json!([]));
+    state
+}
+
+fn ingress(spec: Value) -> Arc<k8s_openapi::api::networking::v1::Ingress> {
+    let mut spec = spec;
+    spec["ingressClassName"] = json!("carob");
+    object(json!({"metadata": {"namespace": "default", "name": "i"}, "spec": spec}))
+}
+
+fn backend(name: &str) -> Value {
+    json!({"service": {"name": name, "port": {"number": 80}}})
+}
+
+/// Where a request leads: an endpoint, or a status.
+fn leads(port: &Port, uri: &str) -> String {
+    let (parts, ()) = Request::get(uri).body(()).unwrap().into_parts();
+    let host = parts.uri.host().unwrap().to_owned();
+    let Found::Entry(entry) = port.find(&host, None, &parts) else { return "nowhere".to_owned() };
+    match &entry.rule.action {
+        Action::Forward(split) => match split.choose().map(|target| &target.to) {
+            Some(Ok(backend)) => backend.order().next().map_or("nobody".to_owned(), |at| at.to_string()),
+            Some(Err(status)) => status.as_u16().to_string(),
+            None => "none".to_owned(),
+        },
+        Action::Redirect(redirect) => redirect.status.as_u16().to_string(),
+        Action::Fail(status) => status.as_u16().to_string(),
+    }
+}
+
+fn condition_of<'a>(conditions: &'a Value, kind: &str) -> (&'a str, &'a str) {
+    let found = conditions.as_array().unwrap().iter().find(|one| one["type"] == kind).unwrap();
+    (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
+}
+
+#[test]
+fn an_ingress_leads_by_host_and_path_and_its_default_backend_takes_the_rest() {
+    let mut state = state();
+    state.ingresses = vec![ingress(json!({
+        "defaultBackend": backend("rest"),
+        "rules": [
+            {"host": "a.com", "http": {"paths": [
+                {"path": "/x", "pathType": "Prefix", "backend": backend("one")},
+                {"path": "/gone", "pathType": "Prefix", "backend": backend("none")},
+            ]}},
+            {"host": "*.b.com", "http": {"paths": [{"pathType": "ImplementationSpecific", "backend": backend("two")}]}},
+        ],
+    }))];
+    let plan = Plan::of(&state, &setting());
+    let port = &plan.frontends[&Frontend::Ingress].ports[&80];
+    for (uri, expected) in [
+        ("http://a.com/x/y", "10.42.0.1:8080"),
+        ("http://a.com/other", "10.42.0.3:8080"),
+        ("http://a.com/gone", "503"),
+        ("http://c.b.com/", "10.42.0.2:8080"),
+        ("http://elsewhere.com/", "10.42.0.3:8080"),
+    ] {
+        assert_eq!(leads(port, uri), expected, "{uri}");
+    }
+    assert_eq!(plan.statuses[0].status, json!({"loadBalancer": {"ingress": [{"ip": "10.96.0.9"}]}}));
+    assert_eq!(plan.endpoints().len(), 3);
+}
+
+#[test]
+fn an_ingress_of_another_class_is_somebody_elses() {
+    let mut state = state();
+    let mut other = (*ingress(json!({"defaultBackend": backend("rest")}))).clone();
+    other.spec.as_mut().unwrap().ingress_class_name = Some("nginx".to_owned());
+    state.services.clear();
+    state.ingresses = vec![Arc::new(other)];
+    let plan = Plan::of(&state, &setting());
+    assert!(plan.frontends.is_empty() && !plan.statuses.iter().any(|status| status.kind == Kind::Ingress));
+    assert!(!is_needed(&state));
+}
+
+#[test]
+fn endpoints_are_the_ready_ones_and_those_that_end_only_where_no_other_is() {
+    let endpoints = |conditions: [Value; 2]| {
+        let [one, two] = conditions;
+        let mut state = state();
+        let endpoints = json!([
+            {"addresses": ["10.42.0.8"], "conditions": one}, {"addresses": ["10.42.0.9"], "conditions": two},
+            {"addresses": ["127.0.0.1"]}, {"addresses": ["169.254.169.254"]},
+        ]);
+        with_service(&mut state, "default", "one", endpoints);
+        let found = super::backend::find(&state, &Key::new("default", "one"), super::backend::PortName::Name("web"));
+        found.unwrap().endpoints.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let ending = json!({"ready": false, "serving": true, "terminating": true});
+    assert_eq!(endpoints([json!({"ready": true}), ending.clone()]), ["10.42.0.8:8080"]);
+    assert_eq!(endpoints([json!({"ready": false}), ending]), ["10.42.0.9:8080"]);
+    assert!(endpoints([json!({"ready": false}), json!({"ready": false})]).is_empty());
+}
+
+fn gateway(listeners: Value) -> Value {
+    json!({
+        "metadata": {"namespace": "default", "name": "gw", "uid": "u", "generation": 1},
+        "spec": {"gatewayClassName": "carob", "listeners": listeners},
+    })
+}
+
+fn route(namespace: &str, name: &str, spec: Value) -> Value {
+    let mut spec = spec;
+    if spec.get("parentRefs").is_none() {
+        spec["parentRefs"] = json!([{"name": "gw", "namespace": "default"}]);
+    }
+    json!({"metadata": {"namespace": namespace, "name": name, "generation": 1}, "spec": spec})
+}
+
+fn to(name: &str) -> Value {
+    json!({"rules": [{"backendRefs": [{"name": name, "port": 80}]}]})
+}
+
+fn status_of(plan: &Plan, kind: Kind, name: &str) -> Value {
+    let found = plan.statuses.iter().find(|status| status.kind == kind && status.key.name == name);
+    found.map(|status| status.status.clone()).unwrap_or_default()
+}
+
+#[test]
+fn a_route_is_attached_where_listeners_allow_it_and_told_why_not() {
+    let mut state = state();
+    let listeners = json!([
+        {"name": "a", "port": 80, "protocol": "HTTP", "hostname": "*.a.com"},
+        {"name": "b", "port": 80, "protocol": "HTTP", "hostname": "b.com", "allowedRoutes": {"namespaces": {"from": "All"}}},
+        {"name": "udp", "port": 53, "protocol": "UDP"},
+    ]);
+    state.gateways = vec![object(gateway(listeners))];
+    let with = |mut spec: Value, more: Value| {
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        spec
+    };
+    let parent = |section: &str| json!([{"name": "gw", "namespace": "default", "sectionName": section}]);
+    state.http_routes = vec![
+        object(route("default", "all", to("one"))),
+        object(route("default", "hosts", with(to("two"), json!({"hostnames": ["x.a.com", "other.org"]})))),
+        object(route("default", "nohost", with(to("two"), json!({"hostnames": ["other.org"]})))),
+        object(route("default", "nolistener", with(to("two"), json!({"parentRefs": parent("zzz")})))),
+        object(route("else", "foreign", with(to("two"), json!({"parentRefs": parent("a")})))),
+        object(route("else", "welcome", with(to("two"), json!({"parentRefs": parent("b")})))),
+        object(route("default", "odd", json!({"rules": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]}))),
+    ];
+    let plan = Plan::of(&state, &setting());
+    let accepted = |name: &str| {
+        let status = status_of(&plan, Kind::HttpRoute, name);
+        let (holds, reason) = condition_of(&status["parents"][0]["conditions"], "Accepted");
+        format!("{holds} {reason}")
+    };
+    for (name, expected) in [
+        ("all", "True Accepted"),
+        ("hosts", "True Accepted"),
+        ("nohost", "False NoMatchingListenerHostname"),
+        ("nolistener", "False NoMatchingParent"),
+        ("foreign", "False NotAllowedByListeners"),
+        ("welcome", "True Accepted"),
+        ("odd", "False UnsupportedValue"),
+    ] {
+        assert_eq!(accepted(name), expected, "{name}");
+    }
+    // A Service of another namespace than the route's is not in its own.
+    let welcome = status_of(&plan, Kind::HttpRoute, "welcome");
+    assert_eq!(condition_of(&welcome["parents"][0]["conditions"], "ResolvedRefs"), ("False", "BackendNotFound"));
+    let gateway = status_of(&plan, Kind::Gateway, "gw");
+    let attached: Vec<&Value> = gateway["listeners"].as_array().unwrap().iter().map(|one| &one["attachedRoutes"]).collect();
+    assert_eq!(attached, [2, 2, 0]);
+    assert_eq!(condition_of(&gateway["listeners"][2]["conditions"], "Accepted"), ("False", "UnsupportedProtocol"));
+    assert_eq!(condition_of(&gateway["conditions"], "Accepted"), ("True", "ListenersNotValid"));
+    assert_eq!(condition_of(&gateway["conditions"], "Programmed"), ("False", "AddressNotAssigned"));
+    let served = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))];
+    assert_eq!(served.service.key.name, "gw-carob");
+    let port = &served.ports[&80];
+    assert_eq!((leads(port, "http://x.a.com/"), leads(port, "http://y.a.com/")), ("10.42.0.2:8080".into(), "10.42.0.1:8080".into()));
+    assert_eq!(leads(port, "http://other.org/"), "nowhere");
+    // The foreign one, which has no Service, is younger than the other by name.
+    assert_eq!(leads(port, "http://b.com/"), "10.42.0.1:8080");
+}
+
+#[test]
+fn a_reference_to_another_namespace_needs_a_grant_there() {
+    let mut state = state();
+    with_service(&mut state, "shared", "far", json!([{"addresses": ["10.42.0.7"]}]));
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let far = json!({"rules": [{"backendRefs": [{"name": "far", "namespace": "shared", "port": 80}]}]});
+    state.http_routes = vec![object(route("default", "r", far))];
+    let outcome = |state: &State| {
+        let plan = Plan::of(state, &setting());
+        let status = status_of(&plan, Kind::HttpRoute, "r");
+        let reason = condition_of(&status["parents"][0]["conditions"], "ResolvedRefs").1.to_owned();
+        let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
+        (reason, leads(port, "http://h/"))
+    };
+    assert_eq!(outcome(&state), ("RefNotPermitted".into(), "500".into()));
+    let grant = |name: Value| {
+        object(json!({"metadata": {"namespace": "shared", "name": "g"}, "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "default"}],
+            "to": [{"group": "", "kind": "Service", "name": name}],
+        }}))
+    };
+    state.grants = vec![grant(json!("other"))];
+    assert_eq!(outcome(&state).0, "RefNotPermitted");
+    state.grants = vec![grant(Value::Null)];
+    assert_eq!(outcome(&state), ("ResolvedRefs".into(), "10.42.0.7:8080".into()));
+}
+
+#[test]
+fn a_listener_for_https_needs_a_certificate() {
+    let mut state = state();
+    let listener = json!([{"name": "a", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert"}]}}]);
+    state.gateways = vec![object(gateway(listener))];
+    let reason = |state: &State| {
+        let plan = Plan::of(state, &setting());
+        let status = status_of(&plan, Kind::Gateway, "gw");
+        let conditions = &status["listeners"][0]["conditions"];
+        (condition_of(conditions, "ResolvedRefs").1.to_owned(), condition_of(conditions, "Programmed").0.to_owned())
+    };
+    assert_eq!(reason(&state), ("InvalidCertificateRef".into(), "False".into()));
+    let made = rcgen::generate_simple_self_signed(["a.com".to_owned()]).unwrap();
+    let secret = |key: String| {
+        let encoded = |text: String| serde_json::to_value(k8s_openapi::ByteString(text.into_bytes())).unwrap();
+        let data = json!({"tls.crt": encoded(made.cert.pem()), "tls.key": encoded(key)});
+        State::by_key(vec![object(json!({"metadata": {"namespace": "default", "name": "cert"}, "data": data}))])
+    };
+    state.secrets = secret("nothing".to_owned());
+    assert_eq!(reason(&state).0, "InvalidCertificateRef");
+    state.secrets = secret(made.signing_key.serialize_pem());
+    assert_eq!(reason(&state), ("ResolvedRefs".into(), "True".into()));
+    let plan = Plan::of(&state, &setting());
+    let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&443];
+    assert!(port.tls && port.certificate(Some("a.com")).is_some());
+}
+
+#[test]
+fn listeners_in_each_others_way_are_conflicted() {
+    let mut state = state();
+    let listeners = json!([
+        {"name": "a", "port": 80, "protocol": "HTTP"},
+        {"name": "b", "port": 80, "protocol": "HTTPS", "hostname": "b.com"},
+        {"name": "c", "port": 81, "protocol": "HTTP"},
+    ]);
+    state.gateways = vec![object(gateway(listeners))];
+    let status = status_of(&Plan::of(&state, &setting()), Kind::Gateway, "gw");
+    let conflict = |index: usize| condition_of(&status["listeners"][index]["conditions"], "Conflicted").1.to_owned();
+    assert_eq!([conflict(0), conflict(1), conflict(2)], ["ProtocolConflict", "ProtocolConflict", "NoConflicts"]);
+}
+
+#[test]
+fn calls_of_grpc_are_paths_and_their_endpoints_speak_http2() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let rule = |method: Value, name: &str| json!({"matches": [{"method": method}], "backendRefs": [{"name": name, "port": 80}]});
+    let rules = json!({"rules": [
+        rule(json!({"service": "s.A", "method": "M"}), "one"),
+        rule(json!({"service": "s.A"}), "two"),
+        rule(json!({"method": "Other"}), "rest"),
+    ]});
+    state.grpc_routes = vec![object(route("default", "r", rules))];
+    let plan = Plan::of(&state, &setting());
+    let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
+    let at = |uri: &str| leads(port, &format!("http://h{uri}"));
+    assert_eq!([at("/s.A/M"), at("/s.A/N"), at("/s.B/Other"), at("/s.B/N")], [
+        "10.42.0.1:8080", "10.42.0.2:8080", "10.42.0.3:8080", "nowhere"
+    ]);
+    assert!(port.backends().all(|backend| backend.protocol == crate::route::Protocol::Http2));
+}
+
+#[test]
+fn filters_that_are_not_known_are_not_passed_by() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let filter = json!({"type": "ExtensionRef", "extensionRef": {"group": "x", "kind": "Y", "name": "z"}});
+    let rules = json!({"rules": [{"filters": [filter], "backendRefs": [{"name": "one", "port": 80}]}]});
+    state.http_routes = vec![object(route("default", "r", rules))];
+    let plan = Plan::of(&state, &setting());
+    let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
+    assert_eq!(leads(port, "http://h/"), StatusCode::INTERNAL_SERVER_ERROR.as_str());
+}

@@ -1,0 +1,262 @@
+//! The proxy: sockets, connections, requests. What belongs where it is told as a [`Port`]; of Kubernetes it knows nothing.
+//!
+//! Each core has a thread with an event loop, sockets and pools of connections of its own: a request, its answer and the
+//! connections to both sides stay on one thread, and no thread waits for another. The kernel spreads connections.
+
+pub mod body;
+mod certificate;
+mod connection;
+pub mod headers;
+mod metrics;
+mod mirror;
+mod patience;
+mod pool;
+mod request;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::metrics::Metrics;
+use self::pool::Pools;
+use crate::route::Port;
+
+/// Connections that the kernel has taken and nobody has accepted yet.
+const BACKLOG: u32 = 4096;
+/// How long connections have to end when a socket is closed.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long after it failed to accept a thread tries again: it is out of descriptors, most likely.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the threads have in common.
+pub struct Settings {
+    /// Whose word on `X-Forwarded-…` is taken.
+    pub trusted: Vec<IpNet>,
+    pub threads: usize,
+    pub metrics: Metrics,
+}
+
+/// A socket, and what is served on it.
+pub struct Door {
+    /// The port as clients know it.
+    pub number: u16,
+    port: watch::Sender<Arc<Port>>,
+    /// For clients, if they speak TLS here.
+    tls: TlsAcceptor,
+    closing: CancellationToken,
+}
+
+impl Door {
+    /// What is served at this moment.
+    fn port(&self) -> Arc<Port> {
+        Arc::clone(&self.port.borrow())
+    }
+}
+
+/// The threads with their sockets. They begin with the first one.
+pub struct Proxy {
+    settings: Arc<Settings>,
+    threads: OnceLock<Vec<Thread>>,
+    doors: Mutex<HashMap<(SocketAddr, u16), Arc<Door>>>,
+    /// All endpoints that are in use.
+    live: watch::Sender<Arc<HashSet<SocketAddr>>>,
+    conversations: TaskTracker,
+}
+
+struct Thread {
+    orders: mpsc::UnboundedSender<Listen>,
+}
+
+/// To listen at an address.
+struct Listen {
+    door: Arc<Door>,
+    address: SocketAddr,
+    /// Where it does.
+    outcome: oneshot::Sender<io::Result<SocketAddr>>,
+}
+
+impl Proxy {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            threads: OnceLock::new(),
+            doors: Mutex::default(),
+            live: watch::Sender::default(),
+            conversations: TaskTracker::new(),
+        }
+    }
+
+    /// Listens at an address (port 0: any) for what clients know as port `number`. Gives the address.
+    ///
+    /// # Errors
+    /// If the address can't be had.
+    pub async fn open(&self, address: SocketAddr, number: u16) -> io::Result<SocketAddr> {
+        // The threads share a port among themselves; the kernel would let another process have a share as well.
+        if address.port() != 0 {
+            drop(std::net::TcpListener::bind(address)?);
+        }
+        let port = watch::Sender::default();
+        let tls = certificate::acceptor(port.subscribe()).map_err(io::Error::other)?;
+        let door = Arc::new(Door { number, port, tls, closing: CancellationToken::new() });
+        let mut bound = address;
+        for thread in self.threads() {
+            let (outcome, answer) = oneshot::channel();
+            let order = Listen { door: Arc::clone(&door), address: bound, outcome };
+            let ended = || io::Error::other("a thread of the proxy has ended");
+            let sent = thread.orders.send(order).map_err(|_| ended());
+            let listening = match sent {
+                Ok(()) => answer.await.unwrap_or_else(|_| Err(ended())),
+                Err(error) => Err(error),
+            };
+            match listening {
+                Ok(at) => bound = at,
+                Err(error) => {
+                    door.closing.cancel();
+                    return Err(error);
+                }
+            }
+        }
+        self.doors().insert((bound, number), door);
+        Ok(bound)
+    }
+
+    /// Serves this from now on at a door.
+    pub fn serve(&self, at: SocketAddr, number: u16, port: Arc<Port>) {
+        if let Some(door) = self.doors().get(&(at, number)) {
+            door.port.send_replace(port);
+        }
+    }
+
+    /// Listens no more at an address.
+    pub fn close(&self, at: SocketAddr, number: u16) {
+        if let Some(door) = self.doors().remove(&(at, number)) {
+            door.closing.cancel();
+        }
+    }
+
+    /// Connections to all other endpoints are of no use any more.
+    pub fn keep(&self, endpoints: HashSet<SocketAddr>) {
+        self.live.send_if_modified(|live| {
+            let changed = **live != endpoints;
+            *live = Arc::new(endpoints);
+            changed
+        });
+    }
+
+    /// Ends; what is under way has a moment.
+    pub async fn stop(&self) {
+        for (_, door) in self.doors().drain() {
+            door.closing.cancel();
+        }
+        self.conversations.close();
+        if tokio::time::timeout(FAREWELL, self.conversations.wait()).await.is_err() {
+            tracing::info!("some connections to the proxy did not end in time");
+        }
+    }
+
+    fn doors(&self) -> std::sync::MutexGuard<'_, HashMap<(SocketAddr, u16), Arc<Door>>> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn threads(&self) -> &[Thread] {
+        self.threads.get_or_init(|| (0..self.settings.threads.max(1)).filter_map(|index| self.thread(index)).collect())
+    }
+
+    fn thread(&self, index: usize) -> Option<Thread> {
+        let (orders, queue) = mpsc::unbounded_channel();
+        let pools = Arc::new(Pools::default());
+        let shared = Shared {
+            settings: Arc::clone(&self.settings),
+            pools,
+            conversations: self.conversations.clone(),
+        };
+        let live = self.live.subscribe();
+        let body = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(shared.follow(queue, live)),
+            Err(error) => tracing::error!(%error, "a thread of the proxy has no event loop"),
+        };
+        match std::thread::Builder::new().name(format!("edge-{index}")).spawn(body) {
+            Ok(_) => Some(Thread { orders }),
+            Err(error) => {
+                tracing::error!(%error, "the proxy has a thread less");
+                None
+            }
+        }
+    }
+}
+
+/// What the connections of one thread share.
+#[derive(Clone)]
+struct Shared {
+    settings: Arc<Settings>,
+    pools: Arc<Pools>,
+    conversations: TaskTracker,
+}
+
+impl Shared {
+    /// Does what the thread is told, until nobody is left to tell it anything.
+    async fn follow(
+        self,
+        mut orders: mpsc::UnboundedReceiver<Listen>,
+        mut live: watch::Receiver<Arc<HashSet<SocketAddr>>>,
+    ) {
+        let mut sweep = tokio::time::interval(pool::SWEEP);
+        loop {
+            tokio::select! {
+                order = orders.recv() => {
+                    let Some(Listen { door, address, outcome }) = order else { return };
+                    let listener = listen(address);
+                    let at = listener.as_ref().map_err(copy).and_then(TcpListener::local_addr);
+                    if let Ok(listener) = listener {
+                        tokio::spawn(self.clone().accept(listener, door));
+                    }
+                    // Who asked may be gone: the door is closed then.
+                    let _ = outcome.send(at);
+                }
+                Ok(()) = live.changed() => self.pools.keep(&live.borrow_and_update()),
+                _ = sweep.tick() => self.pools.sweep(),
+            }
+        }
+    }
+
+    async fn accept(self, listener: TcpListener, door: Arc<Door>) {
+        loop {
+            let accepted = tokio::select! {
+                () = door.closing.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let talk = connection::converse(self.clone(), Arc::clone(&door), stream, peer);
+                    self.conversations.spawn(talk);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the proxy cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+/// A share of the port, which all threads have.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}

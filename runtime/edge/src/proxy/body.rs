@@ -1,0 +1,219 @@
+//! Bodies on their way: frame by frame, never whole.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use super::pool::Lease;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// How long a client may be silent in the middle of a request's body.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// What is sent to an endpoint.
+pub enum Outgoing {
+    Empty,
+    Client(ClientBody),
+    /// What a mirror gets of a client's body.
+    Copy(Copy),
+}
+
+/// A request's body, of which mirrors get copies.
+pub struct ClientBody {
+    incoming: Incoming,
+    silent: Option<Pin<Box<Sleep>>>,
+    copies: Vec<mpsc::Sender<Piece>>,
+}
+
+/// The other end of a copy. It ends with an error if it lags too far behind, or the original breaks off.
+pub struct Copy {
+    pieces: mpsc::Receiver<Piece>,
+    ended: bool,
+}
+
+pub enum Piece {
+    Data(Bytes),
+    Trailers(http::HeaderMap),
+    End,
+}
+
+/// How many frames a copy may lag behind.
+const LAG: usize = 64;
+
+impl Outgoing {
+    /// A client's body, and its copies.
+    pub fn of_client(incoming: Incoming, copies: usize) -> (Self, Vec<Self>) {
+        if incoming.is_end_stream() {
+            return (Self::Empty, (0..copies).map(|_| Self::Empty).collect());
+        }
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..copies).map(|_| mpsc::channel(LAG)).unzip();
+        let copies = receivers.into_iter().map(|pieces| Self::Copy(Copy { pieces, ended: false })).collect();
+        (Self::Client(ClientBody { incoming, silent: None, copies: senders }), copies)
+    }
+
+    /// Whether it can be sent a second time.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+impl ClientBody {
+    fn tell(&mut self, piece: impl Fn() -> Piece) {
+        // One that is full is given up: it must not hold up the client.
+        self.copies.retain(|copy| copy.try_send(piece()).is_ok());
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            let silent = self.silent.get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE)));
+            ready!(silent.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
+        };
+        self.silent = None;
+        if !self.copies.is_empty() {
+            match &frame {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.tell(|| Piece::Data(data.clone()));
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        self.tell(|| Piece::Trailers(trailers.clone()));
+                    }
+                }
+                Some(Err(_)) => self.copies.clear(),
+                None => self.tell(|| Piece::End),
+            }
+            if self.incoming.is_end_stream() {
+                self.tell(|| Piece::End);
+                self.copies.clear();
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Client(body) => body.poll(cx),
+            Self::Copy(copy) if copy.ended => Poll::Ready(None),
+            Self::Copy(copy) => Poll::Ready(match ready!(copy.pieces.poll_recv(cx)) {
+                Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+                Some(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+                Some(Piece::End) => {
+                    copy.ended = true;
+                    None
+                }
+                None => Some(Err("the body broke off".into())),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Client(body) => body.incoming.is_end_stream(),
+            Self::Copy(copy) => copy.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Client(body) => body.incoming.size_hint(),
+            Self::Copy(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// What a client is answered.
+pub enum Reply {
+    Own(Full<Bytes>),
+    Endpoint(EndpointBody),
+}
+
+/// An endpoint's answer. At its end the connection is free for others.
+pub struct EndpointBody {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    /// When it must be there, whole.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Reply {
+    /// A text of the proxy's own.
+    pub fn text(text: impl Into<Bytes>) -> Self {
+        Self::Own(Full::new(text.into()))
+    }
+
+    pub fn endpoint(incoming: Incoming, lease: Option<Lease>, deadline: Option<tokio::time::Instant>) -> Self {
+        let mut body = EndpointBody {
+            incoming,
+            lease,
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+        };
+        if body.incoming.is_end_stream() {
+            body.done();
+        }
+        Self::Endpoint(body)
+    }
+}
+
+impl EndpointBody {
+    fn done(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+        self.deadline = None;
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let body = match self.get_mut() {
+            Self::Own(text) => return Pin::new(text).poll_frame(cx).map_err(|never| match never {}),
+            Self::Endpoint(body) => body,
+        };
+        let Poll::Ready(frame) = Pin::new(&mut body.incoming).poll_frame(cx) else {
+            let Some(deadline) = &mut body.deadline else { return Poll::Pending };
+            ready!(deadline.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
+        };
+        match &frame {
+            None => body.done(),
+            Some(Ok(_)) if body.incoming.is_end_stream() => body.done(),
+            Some(_) => {}
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_end_stream(),
+            Self::Endpoint(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => text.size_hint(),
+            Self::Endpoint(body) => body.incoming.size_hint(),
+        }
+    }
+}

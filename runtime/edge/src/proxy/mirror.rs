@@ -1,0 +1,38 @@
+//! Copies of requests, whose answers nobody waits for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+
+use super::Shared;
+use super::body::Outgoing;
+use super::request::{Sending, address};
+use crate::route::{Backend, Protocol};
+
+/// How long a copy may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Sends a copy of a request, whose head is ready to be sent, beside the original.
+pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &str, body: Outgoing) {
+    let http2 = to.protocol == Protocol::Http2;
+    let mut request = Request::new(body);
+    *request.method_mut() = original.method.clone();
+    *request.uri_mut() = original.uri.clone();
+    *request.headers_mut() = original.headers.clone();
+    let (mut parts, body) = request.into_parts();
+    parts.headers.remove(CONNECTION);
+    parts.headers.remove(UPGRADE);
+    if address(&mut parts, authority, http2).is_err() {
+        return;
+    }
+    let (shared, to) = (shared.clone(), Arc::clone(to));
+    tokio::spawn(async move {
+        let sending = Sending { shared: &shared, backend: &to, http2, limit: None };
+        let copy = sending.and_forget(Request::from_parts(parts, body));
+        // How it went is of no interest.
+        let _ = tokio::time::timeout(LIMIT, copy).await;
+    });
+}
