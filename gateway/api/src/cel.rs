@@ -12,7 +12,7 @@ mod value;
 use std::fmt;
 
 pub use builtin::structural_of;
-pub use check::{mistake, undefined_fields};
+pub use check::{mistake, steps, undefined_fields};
 pub use compile::Program;
 pub use eval::{Access, Budget, Scope, wrap as optional};
 pub use kube_cel::cel::Value;

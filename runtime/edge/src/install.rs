@@ -145,4 +145,40 @@ mod tests {
             }
         }
     }
+
+    /// The paths of a schema's fields that have no fields themselves.
+    fn leaves(schema: &Value, path: &str, found: &mut Vec<String>) {
+        if schema["items"].is_object() {
+            return leaves(&schema["items"], &format!("{path}[*]"), found);
+        }
+        match schema["properties"].as_object() {
+            Some(fields) => {
+                for (name, inner) in fields {
+                    leaves(inner, &format!("{path}.{name}"), found);
+                }
+            }
+            None => found.push(path.to_owned()),
+        }
+    }
+
+    #[test]
+    fn every_field_has_a_line_in_the_support_matrix() {
+        let lines = include_str!("../../../gateway/api/data/support/gateway-api.txt");
+        for text in DEFINITIONS {
+            let read = definition(text).unwrap();
+            let kind = read["spec"]["names"]["kind"].as_str().unwrap();
+            let own = lines.lines().skip_while(|line| !line.starts_with(&format!("{kind} "))).skip(1);
+            let known: Vec<&str> =
+                own.map_while(|line| line.strip_prefix("  ")).filter_map(|line| line.split(' ').nth(1)).collect();
+            let mut found = Vec::new();
+            leaves(&read["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"], "spec", &mut found);
+            assert!(!known.is_empty() && found.len() > 1, "{kind}");
+            for field in found {
+                let covered = known.iter().any(|line| {
+                    field.strip_prefix(line).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                });
+                assert!(covered, "{kind}: {field} has no line");
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! [`route`] is the data that requests are looked up in; [`proxy`] has the sockets and passes requests on; [`publish`]
 //! tells the API. Nobody but clients and endpoints waits for the proxy, and the proxy waits for no one else.
 
+mod fixed;
 mod gateway_api;
 mod install;
 mod plan;
@@ -22,6 +23,7 @@ pub use ipnet::IpNet;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::fixed::Fixed;
 use crate::plan::{Certificates, Frontend, Plan, Served, Setting};
 use crate::proxy::{Metrics, Proxy, Settings};
 use crate::publish::{Publisher, Sockets};
@@ -32,6 +34,8 @@ use crate::watch::Watch;
 const GATHER: Duration = Duration::from_millis(5);
 /// How long until something that went wrong is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is tried to make the proxy's kinds and classes.
+const INSTALLS: usize = 5;
 /// The Service of all Ingresses.
 const INGRESS_SERVICE: (&str, &str) = ("kube-system", "carob-ingress");
 
@@ -108,8 +112,11 @@ impl Edge {
     }
 
     async fn work(&mut self) {
-        while let Err(error) = install::install(&self.watch_client).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the proxy's kinds and classes are not all there");
+        // Ingresses are served even where the Gateway API's kinds can't be.
+        for _ in 0..INSTALLS {
+            let Err(error) = install::install(&self.watch_client).await else { break };
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(%error, cause, "the proxy's kinds and classes are not all there");
             tokio::time::sleep(RETRY).await;
         }
         let mut watch = Watch::start(self.watch_client.clone()).await;

@@ -99,12 +99,6 @@ impl Listener {
         let buckets = exact.chain(wildcards).chain([&self.any]);
         buckets.flatten().find(|entry| entry.host.matches(host) && entry.matches.holds(&request))
     }
-
-    /// How many rules it has.
-    pub fn len(&self) -> usize {
-        let named = self.exact.values().chain(self.wildcard.values()).map(Vec::len).sum::<usize>();
-        named + self.any.len()
-    }
 }
 
 impl Port {

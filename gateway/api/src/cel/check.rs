@@ -34,6 +34,37 @@ pub fn undefined_fields(source: &str, variables: &[(&str, &Structural)]) -> Vec<
     checker.mistakes
 }
 
+/// How many steps a rule takes at most, roughly: each loop goes through the longest list that its schema allows. Lists of which
+/// nothing is known are as long as `unknown`.
+pub fn steps(source: &str, variables: &[(&str, &Structural)], unknown: f64) -> f64 {
+    let mut checker = Checker { unknown, ..Checker::of(source, variables) };
+    if let Some(parsed) = parse(source) {
+        checker.look(&parsed);
+    }
+    checker.steps
+}
+
+/// The largest request, in bytes: no list has more in it.
+const REQUEST_SIZE: f64 = 3.0 * 1024.0 * 1024.0;
+
+/// How many entries a list or map of a schema may have.
+fn most_entries(of: &Structural) -> f64 {
+    let limit = |name: &str| of.rest.get(name).and_then(serde_json::Value::as_f64);
+    match (&of.items, &of.additional) {
+        (Some(items), _) => limit("maxItems").unwrap_or_else(|| {
+            // The fewest bytes that an entry takes, with a comma.
+            REQUEST_SIZE
+                / match items.type_.as_str() {
+                    "boolean" => 5.0,
+                    "string" | "object" | "array" => 3.0,
+                    _ => 2.0,
+                }
+        }),
+        (None, Some(_)) => limit("maxProperties").unwrap_or(REQUEST_SIZE / 8.0),
+        (None, None) => 1.0,
+    }
+}
+
 fn parse(source: &str) -> Option<IdedExpr> {
     Parser::default().enable_optional_syntax(true).parse(source).ok()
 }
@@ -46,15 +77,21 @@ struct Checker<'a> {
     /// Names and what they stand for, the innermost last.
     known: Vec<(String, Known<'a>)>,
     mistakes: Vec<String>,
+    /// How often what is looked at is evaluated, and the sum of all that was looked at.
+    times: f64,
+    steps: f64,
+    /// How long a list is of which nothing is known.
+    unknown: f64,
 }
 
 impl<'a> Checker<'a> {
     fn of(source: &'a str, variables: &[(&str, &'a Structural)]) -> Self {
         let known = variables.iter().map(|(name, schema)| ((*name).to_owned(), Some(*schema))).collect();
-        Self { source, known, mistakes: Vec::new() }
+        Self { source, known, mistakes: Vec::new(), times: 1.0, steps: 0.0, unknown: 1.0 }
     }
 
     fn look(&mut self, expr: &IdedExpr) -> Known<'a> {
+        self.steps += self.times;
         match &expr.expr {
             Expr::Ident(name) => {
                 self.known.iter().rev().find(|(known, _)| known == name).and_then(|(_, schema)| *schema)
@@ -93,9 +130,12 @@ impl<'a> Checker<'a> {
                     }
                 }
                 self.known.push((fold.accu_var.clone(), None));
-                for part in [&fold.loop_cond, &fold.loop_step, &fold.result] {
-                    self.look(part);
-                }
+                let outside = self.times;
+                self.times *= range.map_or(self.unknown, most_entries);
+                self.look(&fold.loop_cond);
+                self.look(&fold.loop_step);
+                self.times = outside;
+                self.look(&fold.result);
                 self.known.truncate(before);
                 None
             }
@@ -217,6 +257,19 @@ mod tests {
         assert!(
             told("self.s.x == 1").is_some_and(|text| text.contains("type 'string' does not support field selection"))
         );
+    }
+
+    #[test]
+    fn a_loop_costs_as_much_as_its_own_list_is_long() {
+        let items = json!({"type": "object", "properties": {"name": {"type": "string"}}});
+        let schema = Structural::read(&json!({"type": "object", "properties": {
+            "short": {"type": "array", "maxItems": 64, "items": items}, "long": {"type": "array", "items": items}}}));
+        let steps = |source: &str| steps(source, &[("self", &schema)], 1e6);
+        let pairs = |list: &str| format!("self.{list}.all(a, self.{list}.exists_one(b, a.name == b.name))");
+        let short = steps(&pairs("short"));
+        assert!(short > 4096.0 && short < 200_000.0, "{short}");
+        assert!(steps(&pairs("long")) > 1e12);
+        assert!(steps("self.short.map(a, a.name).all(a, a == '')") > 1e6, "what functions give may be long");
     }
 
     #[test]

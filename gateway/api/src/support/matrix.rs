@@ -35,7 +35,30 @@ pub fn matrix_markdown() -> String {
     }
     text.truncate(text.trim_end().len());
     text.push('\n');
+    gateway_api(&mut text);
+    text.truncate(text.trim_end().len());
+    text.push('\n');
     text
+}
+
+/// The Gateway API's kinds, which are no built-in ones: a field and a word on it per line.
+fn gateway_api(text: &mut String) {
+    for line in include_str!("../../data/support/gateway-api.txt").lines().filter(|line| !line.starts_with('#')) {
+        let Some(entry) = line.strip_prefix("  ") else {
+            let _ = writeln!(text, "\n## {line}\n\n| field | carried out |\n|---|---|");
+            continue;
+        };
+        let mut words = entry.splitn(3, ' ');
+        let (word, field) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let more = words.next().map(|more| format!(": {more}")).unwrap_or_default();
+        let answer = match word {
+            "yes" => "yes".to_owned(),
+            "part" => format!("in part{more}"),
+            "set" => "written by Carob".to_owned(),
+            _ => format!("**no**{more}"),
+        };
+        let _ = writeln!(text, "| `{field}` | {answer} |");
+    }
 }
 
 fn rows(schema: &Schema, path: &str, is_pod: bool, text: &mut String) {

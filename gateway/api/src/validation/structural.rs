@@ -371,25 +371,10 @@ fn check_fields(rule: &Value, schema: &Value, at: &Path) -> Option<String> {
     cel::mistake(str_at(rule, "rule"), known)
 }
 
-/// What a rule may cost at most, roughly: each macro in another goes through the longest list that there can be.
+/// What a rule may cost at most, roughly. What isn't known to be shorter is as long as the longest list that there can be.
 fn estimate(text: &str, schema: &Value) -> f64 {
-    const MACROS: [&str; 7] = [".all(", ".exists(", ".exists_one(", ".map(", ".filter(", ".existsOne(", ".sortBy("];
-    let mut depth = Vec::new();
-    let (mut now, mut most) = (0_u32, 0_u32);
-    for (at, c) in text.char_indices() {
-        match c {
-            '(' => {
-                let opens = MACROS.iter().any(|name| text[..=at].ends_with(name));
-                depth.push(opens);
-                now += u32::from(opens);
-                most = most.max(now);
-            }
-            ')' => now = now.saturating_sub(u32::from(depth.pop().unwrap_or(false))),
-            _ => {}
-        }
-    }
-    let longest = longest(schema, 0);
-    longest.powi(i32::try_from(most).unwrap_or(i32::MAX)) + 10.0
+    let structural = Structural::read(schema);
+    cel::steps(text, &[("self", &structural), ("oldSelf", &structural)], longest(schema, 0))
 }
 
 /// The longest list or map that a value of this schema may hold.
