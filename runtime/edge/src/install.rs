@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::gateway_api::GatewayClass;
 use crate::plan::{GATEWAY_CONTROLLER, INGRESS_CONTROLLER};
-use crate::publish::MANAGER;
+use crate::publish::{MANAGER, reason};
 
 /// The name of the classes.
 pub const CLASS: &str = "carob";
@@ -25,7 +25,8 @@ const DEFINITIONS: [&str; 5] = [
 /// The release of the Gateway API that they are of.
 const BUNDLE: (&str, &str) = ("gateway.networking.k8s.io/bundle-version", "v1.4.0");
 const CHANNEL: (&str, &str) = ("gateway.networking.k8s.io/channel", "standard");
-const APPROVED: (&str, &str) = ("api-approved.kubernetes.io", "https://github.com/kubernetes-sigs/gateway-api/pull/3328");
+const APPROVED: (&str, &str) =
+    ("api-approved.kubernetes.io", "https://github.com/kubernetes-sigs/gateway-api/pull/3328");
 /// Tells apart what this Carob, another version, and somebody else has installed.
 const DIGEST: &str = "carob.dev/definition";
 /// How often it is looked whether a definition is served, and for how long.
@@ -46,6 +47,16 @@ pub enum Error {
         /// Why.
         source: kube::Error,
     },
+}
+
+impl Error {
+    /// All of it in a line.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Yaml(source) => format!("{self}: {source}"),
+            Self::Api { source, .. } => format!("{self}: {}", reason(source)),
+        }
+    }
 }
 
 fn refused(what: &str) -> impl FnOnce(kube::Error) -> Error {
@@ -87,9 +98,9 @@ where
 /// A definition as it is applied.
 fn definition(text: &str) -> Result<Value, Error> {
     let mut definition: Value = serde_saphyr::from_str(text).map_err(|error| Error::Yaml(error.into()))?;
-    let digest = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let digest = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     definition["metadata"]["annotations"] = json!({
         BUNDLE.0: BUNDLE.1, CHANNEL.0: CHANNEL.1, APPROVED.0: APPROVED.1, DIGEST: format!("{digest:016x}"),
     });

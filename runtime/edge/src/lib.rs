@@ -115,8 +115,7 @@ impl Edge {
         // Ingresses are served even where the Gateway API's kinds can't be.
         for _ in 0..INSTALLS {
             let Err(error) = install::install(&self.watch_client).await else { break };
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(%error, cause, "the proxy's kinds and classes are not all there");
+            tracing::warn!(error = error.text(), "the proxy's kinds and classes are not all there");
             tokio::time::sleep(RETRY).await;
         }
         let mut watch = Watch::start(self.watch_client.clone()).await;
@@ -184,7 +183,9 @@ impl Edge {
             for address in &self.setting.listen {
                 match self.proxy.open(SocketAddr::new(*address, own), number).await {
                     Ok(at) => all.push(at),
-                    Err(error) => tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses"),
+                    Err(error) => {
+                        tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses")
+                    }
                 }
             }
         }
@@ -205,5 +206,8 @@ impl Edge {
 }
 
 fn failed(outcome: Result<(), kube::Error>) -> bool {
-    outcome.inspect_err(|error| tracing::warn!(%error, "the API was not told all of the proxy")).is_err()
+    let tell = |error: &kube::Error| {
+        tracing::warn!(error = publish::reason(error), "the API was not told all of the proxy");
+    };
+    outcome.inspect_err(tell).is_err()
 }

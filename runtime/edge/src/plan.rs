@@ -65,7 +65,7 @@ pub struct Plan {
 pub struct Status {
     pub kind: Kind,
     pub key: Key,
-    pub status: Value,
+    pub wanted: Value,
     /// As it was seen.
     pub before: Value,
 }

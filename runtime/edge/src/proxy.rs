@@ -174,11 +174,7 @@ impl Proxy {
     fn thread(&self, index: usize) -> Option<Thread> {
         let (orders, queue) = mpsc::unbounded_channel();
         let pools = Arc::new(Pools::default());
-        let shared = Shared {
-            settings: Arc::clone(&self.settings),
-            pools,
-            conversations: self.conversations.clone(),
-        };
+        let shared = Shared { settings: Arc::clone(&self.settings), pools, conversations: self.conversations.clone() };
         let live = self.live.subscribe();
         let body = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(shared.follow(queue, live)),

@@ -20,7 +20,7 @@ use crate::state::{Key, SERVICE_NAME, State};
 /// Whose the fields are that are written here.
 pub const MANAGER: &str = "carob-edge";
 /// Who keeps the slices.
-const SLICE_KEEPER: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", "carob.dev/edge");
+const SLICE_KEEPER: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", MANAGER);
 
 /// Where the ports of frontends are listened for.
 pub type Sockets = HashMap<(Frontend, u16), Vec<SocketAddr>>;
@@ -110,7 +110,7 @@ impl Publisher {
     /// Writes a status, if it is not as it should be.
     pub async fn status(&self, wanted: &Status) -> Result<(), kube::Error> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let status = with_times(&wanted.status, &wanted.before, &now);
+        let status = with_times(&wanted.wanted, &wanted.before, &now);
         if status == wanted.before {
             return Ok(());
         }
@@ -152,5 +152,13 @@ fn covers(known: &Value, wanted: &Value) -> bool {
             known.len() == wanted.len() && known.iter().zip(wanted).all(|(known, wanted)| covers(known, wanted))
         }
         (known, wanted) => known == wanted,
+    }
+}
+
+/// What the API said, without all that it said it with.
+pub fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }

@@ -61,7 +61,9 @@ impl State {
         for slice in slices {
             let name = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
             if let Some(name) = name {
-                all.entry(Key::new(slice.metadata.namespace.as_deref().unwrap_or_default(), name)).or_default().push(slice);
+                all.entry(Key::new(slice.metadata.namespace.as_deref().unwrap_or_default(), name))
+                    .or_default()
+                    .push(slice);
             }
         }
         all

@@ -51,8 +51,7 @@ async fn call(address: &str, method: &str) -> Option<String> {
 fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
     let network = format!("10.213.{}", network_octet());
     let config = format!("network:\n  loadBalancers: [{network}.100-{network}.101]\n");
-    let carob =
-        Carob::start_with(&Setup { images: &["tools", "python"], config: Some(&config), ..Setup::default() });
+    let carob = Carob::start_with(&Setup { images: &["tools", "python"], config: Some(&config), ..Setup::default() });
     carob.wait("gatewayclass/carob", "condition=Accepted");
     let mut grpc = service("grpc");
     grpc["spec"]["ports"][0]["appProtocol"] = json!("kubernetes.io/h2c");
@@ -136,7 +135,9 @@ fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
     let rewritten = client.get("filter.test", "/rewrite/x", "X-Gone: 1\r\nX-Set: old\r\n").expect("an answer");
     assert_eq!(rewritten.header("x-answer"), "yes");
     let seen = rewritten.body.to_lowercase();
-    for present in ["request: get /x\n", "host: inner.test", "x-set: s\n", "x-add: a\n", "x-forwarded-host: filter.test"] {
+    for present in
+        ["request: get /x\n", "host: inner.test", "x-set: s\n", "x-add: a\n", "x-forwarded-host: filter.test"]
+    {
         assert!(seen.contains(present), "{present} in\n{seen}");
     }
     assert!(!seen.contains("x-gone"), "{seen}");
@@ -160,13 +161,23 @@ fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
     wrong["spec"]["parentRefs"] = twice;
     let refused = carob.pipe(&["apply", "-f", "-"], &wrong.to_string());
     assert!(!refused.status.success(), "a rule of the definition refuses it");
-    let far = gateway("far", json!([{"name": "tls", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [
-        {"name": "cert", "namespace": "kube-system"}]}}]));
+    let far = gateway(
+        "far",
+        json!([{"name": "tls", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [
+        {"name": "cert", "namespace": "kube-system"}]}}]),
+    );
     carob.apply(&far.to_string());
-    carob.until(&["get", "gateway", "far", "-o", "jsonpath={.status.listeners[0].conditions[?(@.type==\"ResolvedRefs\")].reason}"], |seen| {
-        seen == "RefNotPermitted"
-    });
+    carob.until(
+        &[
+            "get",
+            "gateway",
+            "far",
+            "-o",
+            "jsonpath={.status.listeners[0].conditions[?(@.type==\"ResolvedRefs\")].reason}",
+        ],
+        |seen| seen == "RefNotPermitted",
+    );
     carob.kubectl(&["delete", "gateway", "gw"]);
     eventually("its Service goes with it", || !carob.run(&["get", "service", "gw-carob"]).status.success());
-    eventually("and its address", || get(&at, 80, "match.test", "/").is_none());
+    eventually("and its address", || from(get(&at, 80, "match.test", "/")).is_none());
 }

@@ -10,15 +10,17 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::route::host::Pattern;
 use crate::route::Certificate;
+use crate::route::host::Pattern;
 use crate::state::Key;
+
+/// What a Secret of a version came to.
+type Read = (String, Result<Certificate, String>);
 
 /// What was read before.
 #[derive(Default)]
 pub struct Certificates {
-    /// By the Secret; with its version.
-    read: Mutex<HashMap<Key, (String, Result<Certificate, String>)>>,
+    read: Mutex<HashMap<Key, Read>>,
     fallback: OnceLock<Option<Certificate>>,
 }
 
@@ -57,7 +59,8 @@ fn parse(secret: &Secret) -> Result<Certificate, String> {
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(field("tls.crt")?).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or("its tls.crt holds no certificate in PEM")?;
-    let key = PrivateKeyDer::from_pem_slice(field("tls.key")?).map_err(|_| "its tls.key holds no private key in PEM")?;
+    let key =
+        PrivateKeyDer::from_pem_slice(field("tls.key")?).map_err(|_| "its tls.key holds no private key in PEM")?;
     certificate(chain, key)
 }
 
@@ -80,7 +83,8 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<Pattern> {
 }
 
 fn self_signed() -> Result<Certificate, String> {
-    let made = rcgen::generate_simple_self_signed(["ingress.carob.local".to_owned()]).map_err(|error| error.to_string())?;
+    let made =
+        rcgen::generate_simple_self_signed(["ingress.carob.local".to_owned()]).map_err(|error| error.to_string())?;
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
     let mut certificate = certificate(vec![made.cert.der().clone()], key)?;
     certificate.names.clear();

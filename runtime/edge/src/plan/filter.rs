@@ -169,9 +169,10 @@ impl Reading<'_> {
         let found = found.map_err(|missing| match missing {
             Missing::Service => Problem::new("BackendNotFound", format!("there is no Service {namespace}/{name}")),
             Missing::Port => Problem::new("BackendNotFound", format!("Service {namespace}/{name} has no port {port}")),
-            Missing::External => {
-                Problem::new("UnsupportedProtocol", format!("Service {namespace}/{name} is a name of something elsewhere"))
-            }
+            Missing::External => Problem::new(
+                "UnsupportedProtocol",
+                format!("Service {namespace}/{name} is a name of something elsewhere"),
+            ),
         })?;
         if self.http2 && found.protocol != Protocol::Http2 {
             return Ok(Arc::new(Backend::new(found.endpoints.clone(), Protocol::Http2)));

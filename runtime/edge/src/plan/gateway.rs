@@ -21,7 +21,7 @@ use crate::state::{Key, State};
 /// Routes that listeners for HTTP take.
 const ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 /// What is carried out beyond the core of the Gateway API, by the names that its conformance tests have.
-const FEATURES: [&str; 24] = [
+const FEATURES: [&str; 28] = [
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
@@ -41,10 +41,14 @@ const FEATURES: [&str; 24] = [
     "HTTPRouteParentRefPort",
     "HTTPRoutePathRedirect",
     "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
     "HTTPRouteQueryParamMatching",
     "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
     "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
+    "HTTPRouteSchemeRedirect",
     "ReferenceGrant",
 ];
 
@@ -78,7 +82,7 @@ fn class_status(class: &GatewayClass, accepted: bool) -> Status {
     let features: Vec<Value> = FEATURES.iter().map(|name| json!({"name": name})).collect();
     let status = json!({"conditions": [condition], "supportedFeatures": features});
     let before = class.status.clone().unwrap_or_default();
-    Status { kind: Kind::GatewayClass, key: Key::of(class), status, before }
+    Status { kind: Kind::GatewayClass, key: Key::of(class), wanted: status, before }
 }
 
 /// A Gateway while its parts come together.
@@ -167,7 +171,7 @@ impl<'a> Drawn<'a> {
         };
         let status = json!({"addresses": shown, "conditions": [accepted, programmed], "listeners": listeners});
         let before = gateway.status.clone().unwrap_or_default();
-        plan.statuses.push(Status { kind: Kind::Gateway, key: key.clone(), status, before });
+        plan.statuses.push(Status { kind: Kind::Gateway, key: key.clone(), wanted: status, before });
         if refused.is_some() || taken {
             return;
         }
@@ -199,9 +203,10 @@ fn service(gateway: &Gateway, key: &Key) -> WantedService {
     let class = &gateway.spec.gateway_class_name;
     let mut name = format!("{}-{class}", key.name.replace('.', "-"));
     if name.len() > LONGEST || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
-        let hash = key.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = key
+            .name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let end = name.len().min(LONGEST - 20);
         name = format!("g-{}-{hash:016x}", name[..end].trim_end_matches('-'));
     }
@@ -232,9 +237,8 @@ impl<'a> DrawnListener<'a> {
     fn of(spec: &'a ListenerSpec, gateway: &Gateway, state: &State, setting: &Setting) -> Self {
         let tls = spec.protocol == "HTTPS";
         let known = tls || spec.protocol == "HTTP";
-        let accepted = (!known).then(|| {
-            Problem::new("UnsupportedProtocol", format!("protocol {} is not served here", spec.protocol))
-        });
+        let accepted = (!known)
+            .then(|| Problem::new("UnsupportedProtocol", format!("protocol {} is not served here", spec.protocol)));
         let mut resolved = None;
         let asked = &spec.allowed_routes.kinds;
         let supports = |kind: &RouteKind| {
@@ -313,9 +317,7 @@ impl<'a> DrawnListener<'a> {
         match from.from.as_deref().unwrap_or("Same") {
             "All" => true,
             "Same" => namespace == own,
-            "Selector" => {
-                from.selector.as_ref().is_some_and(|selector| selects(selector, &state.labels(namespace)))
-            }
+            "Selector" => from.selector.as_ref().is_some_and(|selector| selects(selector, &state.labels(namespace))),
             _ => false,
         }
     }
@@ -349,7 +351,8 @@ fn certificate(
         return Err(Problem::new("RefNotPermitted", message));
     }
     let secret = state.secrets.get(&Key::new(namespace, name));
-    let secret = secret.ok_or_else(|| invalid(format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls")))?;
+    let secret =
+        secret.ok_or_else(|| invalid(format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls")))?;
     setting.certificates.of(secret).map_err(|error| invalid(format!("Secret {namespace}/{name}: {error}")))
 }
 
@@ -385,7 +388,12 @@ fn attach(route: &Route<'_>, gateways: &mut HashMap<Key, Drawn<'_>>, state: &Sta
         return;
     }
     let status = json!({"parents": all});
-    plan.statuses.push(Status { kind: route.kind, key: route.key.clone(), status, before: route.before.clone() });
+    plan.statuses.push(Status {
+        kind: route.kind,
+        key: route.key.clone(),
+        wanted: status,
+        before: route.before.clone(),
+    });
 }
 
 /// A reference as the status repeats it.
@@ -436,9 +444,10 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
     match (meant, allowed, attached) {
         (false, _, _) => Err(Problem::new("NoMatchingParent", "the Gateway has no such listener")),
         (_, false, _) => Err(Problem::new("NotAllowedByListeners", "no listener of the Gateway takes this route")),
-        (_, _, false) => {
-            Err(Problem::new("NoMatchingListenerHostname", "no listener of the Gateway has one of the route's host names"))
-        }
+        (_, _, false) => Err(Problem::new(
+            "NoMatchingListenerHostname",
+            "no listener of the Gateway has one of the route's host names",
+        )),
         _ => Ok(()),
     }
 }

@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 use super::backend::{self, PortName};
 use super::{Frontend, INGRESS_CONTROLLER, Kind, OURS, Plan, Served, Setting, Status, WantedService};
 use crate::route::host::Pattern;
-use crate::route::{
-    Action, Certificate, Entry, Listener, Match, PathMatch, Port, Rank, Rule, Split, Target,
-};
+use crate::route::{Action, Certificate, Entry, Listener, Match, PathMatch, Port, Rank, Rule, Split, Target};
 use crate::state::{Key, State};
 
 /// How a class was named before `spec.ingressClassName`.
@@ -27,14 +25,11 @@ pub fn is_ours(ingress: &Ingress, state: &State) -> bool {
     let annotated = || ingress.metadata.annotations.as_ref()?.get(CLASS_ANNOTATION);
     let Some(name) = named.or_else(annotated) else { return false };
     let mut classes = state.ingress_classes.iter().filter(|class| class.metadata.name.as_ref() == Some(name));
-    classes.any(|class| {
-        class.spec.as_ref().and_then(|spec| spec.controller.as_deref()) == Some(INGRESS_CONTROLLER)
-    })
+    classes.any(|class| class.spec.as_ref().and_then(|spec| spec.controller.as_deref()) == Some(INGRESS_CONTROLLER))
 }
 
 pub fn plan(state: &State, setting: &Setting, plan: &mut Plan) {
-    let mut ingresses: Vec<&Arc<Ingress>> =
-        state.ingresses.iter().filter(|ingress| is_ours(ingress, state)).collect();
+    let mut ingresses: Vec<&Arc<Ingress>> = state.ingresses.iter().filter(|ingress| is_ours(ingress, state)).collect();
     let service = &setting.ingress_service;
     if ingresses.is_empty() && !state.services.contains_key(service) {
         return;
@@ -48,10 +43,8 @@ pub fn plan(state: &State, setting: &Setting, plan: &mut Plan) {
         certificates.extend(tls.filter_map(|tls| certificate(tls, namespace, state, setting)));
     }
     let port = |tls, certificates| Port::new(tls, vec![Listener::new(Pattern::Any, certificates, entries.clone())]);
-    let ports = BTreeMap::from([
-        (HTTP, Arc::new(port(false, Vec::new()))),
-        (HTTPS, Arc::new(port(true, certificates))),
-    ]);
+    let ports =
+        BTreeMap::from([(HTTP, Arc::new(port(false, Vec::new()))), (HTTPS, Arc::new(port(true, certificates)))]);
     let service = WantedService {
         key: service.clone(),
         labels: BTreeMap::from([(OURS.to_owned(), "ingress".to_owned())]),
@@ -64,7 +57,7 @@ pub fn plan(state: &State, setting: &Setting, plan: &mut Plan) {
     for ingress in ingresses {
         let status = json!({"loadBalancer": addresses});
         let before = serde_json::to_value(&ingress.status).unwrap_or(Value::Null);
-        plan.statuses.push(Status { kind: Kind::Ingress, key: Key::of(&**ingress), status, before });
+        plan.statuses.push(Status { kind: Kind::Ingress, key: Key::of(&**ingress), wanted: status, before });
     }
 }
 
@@ -100,7 +93,8 @@ fn certificate(tls: &IngressTLS, namespace: &str, state: &State, setting: &Setti
 
 fn rank(ingress: &Ingress, index: usize) -> Rank {
     let meta = &ingress.metadata;
-    let name = format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let name =
+        format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     (meta.creation_timestamp.as_ref().map(|time| time.0), name, index)
 }
 

@@ -24,9 +24,10 @@ pub fn is_permitted(state: &State, from: &From<'_>, to: &To<'_>) -> bool {
     }
     let there = state.grants.iter().filter(|grant| grant.metadata.namespace.as_deref() == Some(to.namespace));
     there.map(|grant| &grant.spec).any(|grant| {
-        let from_fits = grant.from.iter().any(|known| {
-            known.group == from.group && known.kind == from.kind && known.namespace == from.namespace
-        });
+        let from_fits = grant
+            .from
+            .iter()
+            .any(|known| known.group == from.group && known.kind == from.kind && known.namespace == from.namespace);
         let to_fits = grant.to.iter().any(|known| {
             known.group == to.group
                 && known.kind == to.kind

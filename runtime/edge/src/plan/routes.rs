@@ -243,7 +243,14 @@ mod tests {
 
     #[test]
     fn durations_are_sums_of_units() {
-        for (text, milliseconds) in [("0s", Some(0)), ("1h30m", Some(5_400_000)), ("10s500ms", Some(10_500)), ("1d", None), ("", None), ("5", None)] {
+        for (text, milliseconds) in [
+            ("0s", Some(0)),
+            ("1h30m", Some(5_400_000)),
+            ("10s500ms", Some(10_500)),
+            ("1d", None),
+            ("", None),
+            ("5", None),
+        ] {
             assert_eq!(duration(text), milliseconds.map(Duration::from_millis), "{text}");
         }
     }

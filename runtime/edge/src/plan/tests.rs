@@ -102,7 +102,7 @@ fn an_ingress_leads_by_host_and_path_and_its_default_backend_takes_the_rest() {
     ] {
         assert_eq!(leads(port, uri), expected, "{uri}");
     }
-    assert_eq!(plan.statuses[0].status, json!({"loadBalancer": {"ingress": [{"ip": "10.96.0.9"}]}}));
+    assert_eq!(plan.statuses[0].wanted, json!({"loadBalancer": {"ingress": [{"ip": "10.96.0.9"}]}}));
     assert_eq!(plan.endpoints().len(), 3);
 }
 
@@ -158,7 +158,7 @@ fn to(name: &str) -> Value {
 
 fn status_of(plan: &Plan, kind: Kind, name: &str) -> Value {
     let found = plan.statuses.iter().find(|status| status.kind == kind && status.key.name == name);
-    found.map(|status| status.status.clone()).unwrap_or_default()
+    found.map(|status| status.wanted.clone()).unwrap_or_default()
 }
 
 #[test]
@@ -184,7 +184,11 @@ fn a_route_is_attached_where_listeners_allow_it_and_told_why_not() {
         object(route("default", "nolistener", with(to("two"), json!({"parentRefs": parent("zzz")})))),
         object(route("else", "foreign", with(to("two"), json!({"parentRefs": parent("a")})))),
         object(route("else", "welcome", with(to("two"), json!({"parentRefs": parent("b")})))),
-        object(route("default", "odd", json!({"rules": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]}))),
+        object(route(
+            "default",
+            "odd",
+            json!({"rules": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]}),
+        )),
     ];
     let plan = Plan::of(&state, &setting());
     let accepted = |name: &str| {
@@ -207,7 +211,8 @@ fn a_route_is_attached_where_listeners_allow_it_and_told_why_not() {
     let welcome = status_of(&plan, Kind::HttpRoute, "welcome");
     assert_eq!(condition_of(&welcome["parents"][0]["conditions"], "ResolvedRefs"), ("False", "BackendNotFound"));
     let gateway = status_of(&plan, Kind::Gateway, "gw");
-    let attached: Vec<&Value> = gateway["listeners"].as_array().unwrap().iter().map(|one| &one["attachedRoutes"]).collect();
+    let attached: Vec<&Value> =
+        gateway["listeners"].as_array().unwrap().iter().map(|one| &one["attachedRoutes"]).collect();
     assert_eq!(attached, [2, 2, 0]);
     assert_eq!(condition_of(&gateway["listeners"][2]["conditions"], "Accepted"), ("False", "UnsupportedProtocol"));
     assert_eq!(condition_of(&gateway["conditions"], "Accepted"), ("True", "ListenersNotValid"));
@@ -215,7 +220,10 @@ fn a_route_is_attached_where_listeners_allow_it_and_told_why_not() {
     let served = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))];
     assert_eq!(served.service.key.name, "gw-carob");
     let port = &served.ports[&80];
-    assert_eq!((leads(port, "http://x.a.com/"), leads(port, "http://y.a.com/")), ("10.42.0.2:8080".into(), "10.42.0.1:8080".into()));
+    assert_eq!(
+        (leads(port, "http://x.a.com/"), leads(port, "http://y.a.com/")),
+        ("10.42.0.2:8080".into(), "10.42.0.1:8080".into())
+    );
     assert_eq!(leads(port, "http://other.org/"), "nowhere");
     // The foreign one, which has no Service, is younger than the other by name.
     assert_eq!(leads(port, "http://b.com/"), "10.42.0.1:8080");
@@ -251,7 +259,8 @@ fn a_reference_to_another_namespace_needs_a_grant_there() {
 #[test]
 fn a_listener_for_https_needs_a_certificate() {
     let mut state = state();
-    let listener = json!([{"name": "a", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert"}]}}]);
+    let listener =
+        json!([{"name": "a", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert"}]}}]);
     state.gateways = vec![object(gateway(listener))];
     let reason = |state: &State| {
         let plan = Plan::of(state, &setting());
@@ -303,9 +312,10 @@ fn calls_of_grpc_are_paths_and_their_endpoints_speak_http2() {
     let plan = Plan::of(&state, &setting());
     let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
     let at = |uri: &str| leads(port, &format!("http://h{uri}"));
-    assert_eq!([at("/s.A/M"), at("/s.A/N"), at("/s.B/Other"), at("/s.B/N")], [
-        "10.42.0.1:8080", "10.42.0.2:8080", "10.42.0.3:8080", "nowhere"
-    ]);
+    assert_eq!(
+        [at("/s.A/M"), at("/s.A/N"), at("/s.B/Other"), at("/s.B/N")],
+        ["10.42.0.1:8080", "10.42.0.2:8080", "10.42.0.3:8080", "nowhere"]
+    );
     assert!(port.backends().all(|backend| backend.protocol == crate::route::Protocol::Http2));
 }
 

@@ -160,11 +160,8 @@ impl Reply {
     }
 
     pub fn endpoint(incoming: Incoming, lease: Option<Lease>, deadline: Option<tokio::time::Instant>) -> Self {
-        let mut body = EndpointBody {
-            incoming,
-            lease,
-            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
-        };
+        let mut body =
+            EndpointBody { incoming, lease, deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))) };
         if body.incoming.is_end_stream() {
             body.done();
         }

@@ -61,7 +61,8 @@ pub fn strip(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| value.to_str().is_ok_and(|value| value.contains("trailers")));
     if headers.contains_key(CONNECTION) {
         let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        let named: Vec<String> = options.flat_map(|value| value.split(',')).map(|name| name.trim().to_owned()).collect();
+        let named: Vec<String> =
+            options.flat_map(|value| value.split(',')).map(|name| name.trim().to_owned()).collect();
         for name in named.iter().filter(|name| !name.is_empty()) {
             headers.remove(name.as_str());
         }
@@ -165,8 +166,14 @@ mod tests {
         let said = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "http"), ("forwarded", "for=1.2.3.4")];
         let mut headers = parts(&said).headers;
         tell_origin(&mut headers, &origin(false));
-        assert_eq!((&headers["x-forwarded-for"], &headers["x-forwarded-proto"]), (&"10.0.0.1".parse().unwrap(), &"https".parse().unwrap()));
-        assert_eq!((&headers["x-forwarded-host"], &headers["x-forwarded-port"]), (&"a.com".parse().unwrap(), &"443".parse().unwrap()));
+        assert_eq!(
+            (&headers["x-forwarded-for"], &headers["x-forwarded-proto"]),
+            (&"10.0.0.1".parse().unwrap(), &"https".parse().unwrap())
+        );
+        assert_eq!(
+            (&headers["x-forwarded-host"], &headers["x-forwarded-port"]),
+            (&"a.com".parse().unwrap(), &"443".parse().unwrap())
+        );
         assert!(!headers.contains_key("forwarded"));
         let mut headers = parts(&said).headers;
         tell_origin(&mut headers, &origin(true));

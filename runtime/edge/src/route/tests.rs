@@ -149,7 +149,10 @@ fn a_listener_is_chosen_by_host_and_a_connection_is_for_one_listener() {
         Listener::new(host, Vec::new(), vec![entry("", prefix("/"), status)])
     };
     let port = Port::new(true, vec![listener("", 201), listener("*.a.com", 202), listener("b.a.com", 203)]);
-    assert_eq!((get(&port, "http://b.a.com/"), get(&port, "http://c.d.a.com/"), get(&port, "http://z/")), (203, 202, 201));
+    assert_eq!(
+        (get(&port, "http://b.a.com/"), get(&port, "http://c.d.a.com/"), get(&port, "http://z/")),
+        (203, 202, 201)
+    );
     let (parts, ()) = Request::get("https://b.a.com/").body(()).unwrap().into_parts();
     assert!(matches!(port.find("b.a.com", Some("b.a.com"), &parts), Found::Entry(_)));
     assert!(matches!(port.find("b.a.com", Some("other.a.com"), &parts), Found::Misdirected));

@@ -85,7 +85,7 @@ fn measure(
     pause(SPAN / 6);
     let (begin, before, counted) = (Instant::now(), used()?, count.load(Ordering::Relaxed));
     pause(SPAN);
-    let (time, wall) = (used()? - before, begin.elapsed());
+    let (time, wall) = (used()?.saturating_sub(before), begin.elapsed());
     let requests = to_f64(usize::try_from(count.load(Ordering::Relaxed) - counted)?);
     stop.store(true, Ordering::Relaxed);
     for client in clients {
