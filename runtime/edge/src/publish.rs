@@ -108,20 +108,20 @@ impl Publisher {
     }
 
     /// Writes a status, if it is not as it should be.
-    pub async fn status(&self, wanted: &Status) -> Result<(), kube::Error> {
+    pub async fn status(&self, status: &Status) -> Result<(), kube::Error> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let status = with_times(&wanted.wanted, &wanted.before, &now);
-        if status == wanted.before {
+        let timed = with_times(&status.wanted, &status.before, &now);
+        if timed == status.before {
             return Ok(());
         }
-        let (client, key) = (self.client.clone(), &wanted.key);
+        let (client, key) = (self.client.clone(), &status.key);
         let namespace = key.namespace.as_str();
-        match wanted.kind {
-            Kind::Ingress => write(Api::<Ingress>::namespaced(client, namespace), key, &status).await,
-            Kind::Gateway => write(Api::<Gateway>::namespaced(client, namespace), key, &status).await,
-            Kind::HttpRoute => write(Api::<HTTPRoute>::namespaced(client, namespace), key, &status).await,
-            Kind::GrpcRoute => write(Api::<GRPCRoute>::namespaced(client, namespace), key, &status).await,
-            Kind::GatewayClass => write(Api::<GatewayClass>::all(client), key, &status).await,
+        match status.kind {
+            Kind::Ingress => write(Api::<Ingress>::namespaced(client, namespace), key, &timed).await,
+            Kind::Gateway => write(Api::<Gateway>::namespaced(client, namespace), key, &timed).await,
+            Kind::HttpRoute => write(Api::<HTTPRoute>::namespaced(client, namespace), key, &timed).await,
+            Kind::GrpcRoute => write(Api::<GRPCRoute>::namespaced(client, namespace), key, &timed).await,
+            Kind::GatewayClass => write(Api::<GatewayClass>::all(client), key, &timed).await,
         }
     }
 }
