@@ -184,7 +184,7 @@ impl Edge {
                 match self.proxy.open(SocketAddr::new(*address, own), number).await {
                     Ok(at) => all.push(at),
                     Err(error) => {
-                        tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses")
+                        tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses");
                     }
                 }
             }
