@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn fields_that_are_not_carried_out_are_named() {
-        let object = json!({"metadata": {"name": "p"}, "spec": {"hostUsers": false, "affinity": {}, "priority": 5,
+        let object = json!({"metadata": {"name": "p"}, "spec": {"resourceClaims": [], "affinity": {}, "priority": 5,
             "schedulerName": "default-scheduler",
             "containers": [{"name": "a"}, {"name": "b", "resources": {"limits": {"cpu": "1", "example.com/gpu": "1"}}}],
             "volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}},
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(
             warnings(pod(), &object),
             [
-                "spec.hostUsers: not carried out by Carob yet",
+                "spec.resourceClaims: not carried out by Carob yet",
                 "spec.containers[1].resources.limits[example.com/gpu]: not carried out by Carob yet",
                 "spec.volumes[0].nfs: not carried out by Carob yet",
                 "spec.volumes[1].emptyDir.medium: HugePages is not carried out by Carob yet, only Memory",
@@ -116,8 +116,8 @@ mod tests {
     #[test]
     fn templates_are_looked_into() {
         let deployment = Registry::builtin().by_gvk("apps", "v1", "Deployment").unwrap();
-        let object = json!({"spec": {"template": {"spec": {"hostUsers": false, "containers": []}}}});
-        assert_eq!(warnings(deployment, &object), ["spec.template.spec.hostUsers: not carried out by Carob yet"]);
+        let object = json!({"spec": {"template": {"spec": {"resourceClaims": [], "containers": []}}}});
+        assert_eq!(warnings(deployment, &object), ["spec.template.spec.resourceClaims: not carried out by Carob yet"]);
     }
 
     #[test]

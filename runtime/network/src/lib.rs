@@ -170,13 +170,23 @@ impl Network {
     /// A network for a pod: out of the pool, or made now.
     pub async fn attach(&self, pod_uid: &str) -> Result<PodNetwork, Error> {
         let made = self.shared.pool.take().await?;
+        Ok(self.owned(pod_uid, made))
+    }
+
+    /// The same in a namespace that is there, and empty.
+    pub async fn attach_in(&self, pod_uid: &str, netns: OwnedFd) -> Result<PodNetwork, Error> {
+        let made = self.shared.pool.link(netns).await?;
+        Ok(self.owned(pod_uid, made))
+    }
+
+    fn owned(&self, pod_uid: &str, made: namespace::Made) -> PodNetwork {
         lock(&self.shared.owners).insert(pod_uid.to_owned(), made.address);
-        Ok(PodNetwork {
+        PodNetwork {
             netns: made.netns,
             address: made.address,
             gateway: self.shared.gateway,
             interface: namespace::INTERFACE,
-        })
+        }
     }
 
     /// Keeps the address of a pod that an earlier run attached.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::address::Addresses;
 use crate::netlink::{self, Mode, Netlink};
@@ -36,22 +36,40 @@ pub(crate) struct Maker {
 }
 
 impl Maker {
-    /// Makes one namespace. `host` is a socket in the machine's namespace.
-    pub(crate) fn make(&self, host: &mut Netlink, host_links: &HostLinks) -> Result<Made, Error> {
+    /// Makes one namespace, or links the one that is given. `host` is a socket in the machine's namespace.
+    pub(crate) fn make(
+        &self,
+        host: &mut Netlink,
+        host_links: &HostLinks,
+        given: Option<OwnedFd>,
+    ) -> Result<Made, Error> {
         let address = lock(&self.addresses)
             .take(|address| host_links.index(&bridge::port_name(&self.instance, address)).is_some())?;
-        let made = self.make_with(host, host_links, address);
+        let made = self.make_with(host, host_links, given, address);
         if made.is_err() {
             lock(&self.addresses).free(address);
         }
         made
     }
 
-    fn make_with(&self, host: &mut Netlink, host_links: &HostLinks, address: Ipv4Addr) -> Result<Made, Error> {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(io::Error::from)
-            .map_err(Error::kernel("make a network namespace"))?;
-        let netns = current().map_err(Error::kernel("open a network namespace"))?;
+    /// The address of a namespace that nobody wants any more.
+    pub(crate) fn take_back(&self, made: &Made) {
+        lock(&self.addresses).free(made.address);
+    }
+
+    fn make_with(
+        &self,
+        host: &mut Netlink,
+        host_links: &HostLinks,
+        given: Option<OwnedFd>,
+        address: Ipv4Addr,
+    ) -> Result<Made, Error> {
+        let enter = || match &given {
+            Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET),
+            None => unshare(CloneFlags::CLONE_NEWNET),
+        };
+        enter().map_err(io::Error::from).map_err(Error::kernel("make a network namespace"))?;
+        let netns = given.map_or_else(current, Ok).map_err(Error::kernel("open a network namespace"))?;
         let mut inside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
         // The pod has no IPv6 yet; an interface that tries to get an address costs packets and time.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();

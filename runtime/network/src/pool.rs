@@ -1,16 +1,25 @@
 //! Namespaces made ahead of need, by one thread.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use tokio::sync::{Mutex, mpsc as tokio_mpsc};
+use tokio::sync::{Mutex, mpsc as tokio_mpsc, oneshot};
 
 use crate::Error;
 use crate::namespace::{HostLinks, Made, Maker};
 use crate::netlink::Netlink;
 
+/// What the thread is asked for.
+enum Order {
+    /// A namespace for the pool.
+    Ready,
+    /// A link into this one.
+    Into(OwnedFd, oneshot::Sender<Result<Made, Error>>),
+}
+
 /// Hands out namespaces; the thread behind it makes one for each that is taken.
 pub(crate) struct Pool {
-    orders: mpsc::Sender<()>,
+    orders: mpsc::Sender<Order>,
     ready: Mutex<tokio_mpsc::UnboundedReceiver<Result<Made, Error>>>,
     target: usize,
 }
@@ -26,9 +35,19 @@ impl Pool {
             .name("netns".into())
             .stack_size(256 << 10)
             .spawn(move || {
-                while inbox.recv().is_ok() {
-                    if outbox.send(maker.make(&mut host, &host_links)).is_err() {
-                        return;
+                while let Ok(order) = inbox.recv() {
+                    match order {
+                        Order::Ready => {
+                            if outbox.send(maker.make(&mut host, &host_links, None)).is_err() {
+                                return;
+                            }
+                        }
+                        Order::Into(netns, asked) => {
+                            let made = maker.make(&mut host, &host_links, Some(netns));
+                            if let Err(Ok(unwanted)) = asked.send(made) {
+                                maker.take_back(&unwanted);
+                            }
+                        }
                     }
                 }
             })
@@ -40,14 +59,21 @@ impl Pool {
     pub(crate) fn fill(&self) {
         for _ in 0..self.target {
             // A closed channel shows at the next `take`.
-            let _ = self.orders.send(());
+            let _ = self.orders.send(Order::Ready);
         }
     }
 
     /// Takes one that is ready, or waits for one to be made.
     pub(crate) async fn take(&self) -> Result<Made, Error> {
         // Every taker orders a namespace and takes one, so the number that is ready stays at what `fill` ordered.
-        self.orders.send(()).map_err(|_| Error::Closed)?;
+        self.orders.send(Order::Ready).map_err(|_| Error::Closed)?;
         self.ready.lock().await.recv().await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Links a namespace that somebody else has made.
+    pub(crate) async fn link(&self, netns: OwnedFd) -> Result<Made, Error> {
+        let (asked, answer) = oneshot::channel();
+        self.orders.send(Order::Into(netns, asked)).map_err(|_| Error::Closed)?;
+        answer.await.unwrap_or(Err(Error::Closed))
     }
 }

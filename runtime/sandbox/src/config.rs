@@ -91,6 +91,11 @@ pub struct PodConfig {
     /// The pod's network namespace; `None` is the host's network.
     #[serde(skip)]
     pub netns: Option<OwnedFd>,
+    /// `spec.hostUsers: false`: the host's users that the pod's own are.
+    pub users: Option<UserRange>,
+    /// Given with `users`, and instead of `netns`: see [`Runtime::make_users`](crate::Runtime::make_users).
+    #[serde(skip)]
+    pub user_namespaces: Option<UserNamespaces>,
     /// `spec.hostIPC`.
     pub host_ipc: bool,
     /// `spec.hostPID`.
@@ -103,6 +108,36 @@ pub struct PodConfig {
     pub sysctls: BTreeMap<String, String>,
     /// Opaque to the sandbox, given back in [`RecoveredPod`](crate::RecoveredPod).
     pub annotations: BTreeMap<String, String>,
+}
+
+/// A pod's own users and groups: its 0 is the host's `first`, and so on for [`UserRange::LENGTH`] of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UserRange {
+    /// The host's number of the pod's root.
+    pub first: u32,
+}
+
+impl UserRange {
+    /// How many users and groups a pod has: what the kubelet gives, and all that 16 bits can name.
+    pub const LENGTH: u32 = 65_536;
+
+    /// The host's number of one of the pod's users or groups; `None` for those that it doesn't have.
+    pub fn host(self, id: u32) -> Option<u32> {
+        (id < Self::LENGTH).then(|| self.first.checked_add(id)).flatten()
+    }
+}
+
+/// Namespaces of a pod to be that has users of its own. They go when nobody holds them.
+#[derive(Debug)]
+pub struct UserNamespaces {
+    /// Its users.
+    pub user: OwnedFd,
+    /// Its network, with nothing in it yet; the pod's users have rights over it.
+    pub net: OwnedFd,
+    /// Its shared memory and message queues.
+    pub ipc: OwnedFd,
+    /// Its host name.
+    pub uts: OwnedFd,
 }
 
 /// cgroup limits; `None` leaves the kernel's default.

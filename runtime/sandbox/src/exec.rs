@@ -5,6 +5,7 @@
 use crate::capabilities::{self, CapabilitySet};
 use crate::cgroup::{Cgroup, Membership};
 use crate::config::{ContainerConfig, ExecConfig, User};
+use crate::create::Users;
 use crate::create::spec::rlimit_number;
 use crate::kernel::process::{self, Fork};
 use crate::program::{self, ExecFailure, Program};
@@ -31,6 +32,8 @@ pub struct Plan<'a> {
     pub exec: &'a ExecConfig,
     /// Its init.
     pub init: &'a OwnedFd,
+    /// The pod's own users.
+    pub users: Option<Users<'a>>,
     /// Its cgroup.
     pub cgroup: Cgroup<'a>,
     /// The container's filter.
@@ -64,6 +67,10 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     process::prctl(libc::PR_SET_DUMPABLE, 0).map_err(|error| Failure::sandbox("exec", error))?;
     let program = program(plan)?;
     let user = plan.exec.user.as_ref().unwrap_or(&plan.container.user);
+    let user = &match plan.users {
+        Some(users) => users.host(user)?,
+        None => user.clone(),
+    };
     let cwd = plan.exec.cwd.as_deref().unwrap_or(&plan.container.cwd);
     let cwd = if cwd.is_empty() { "/" } else { cwd };
     let mut membership = Membership::open(&plan.cgroup).map_err(|error| Failure::sandbox("exec", error))?;
@@ -147,9 +154,6 @@ fn become_process(plan: &Plan<'_>, terminal: Option<&Terminal>, user: &User, cwd
             if unsafe { libc::ioctl(terminal.slave.as_raw_fd(), libc::TIOCSCTTY, 0) } < 0 {
                 return Err(ExecFailure::setup("controlling terminal", io::Error::last_os_error()));
             }
-            // The program's user owns its terminal.
-            let owner = Some(nix::unistd::Uid::from_raw(user.uid));
-            let _ = nix::unistd::fchown(&terminal.slave, owner, None);
             [terminal.slave.as_raw_fd(); 3]
         }
         (None, Some(stdio)) => [stdio[0].as_raw_fd(), stdio[1].as_raw_fd(), stdio[2].as_raw_fd()],
@@ -161,6 +165,7 @@ fn become_process(plan: &Plan<'_>, terminal: Option<&Terminal>, user: &User, cwd
             return Err(ExecFailure::setup("standard streams", io::Error::last_os_error()));
         }
     }
+    crate::spawner::give_streams(user.uid);
     process::cloexec_from(3).map_err(setup("descriptors"))?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     for limit in &plan.container.rlimits {
@@ -175,6 +180,9 @@ fn become_process(plan: &Plan<'_>, terminal: Option<&Terminal>, user: &User, cwd
             nix::unistd::chdir(cwd).map_err(|errno| ExecFailure::setup("working directory", errno))?;
         }
         Err(errno) => return Err(ExecFailure::setup("working directory", format!("{cwd}: {errno}"))),
+    }
+    if let Some(users) = plan.users {
+        crate::spawner::enter_users(users.namespace.as_raw_fd()).map_err(setup("user namespace"))?;
     }
     // A directory outside of the container has no name in it (CVE-2024-21626).
     let inside = std::env::current_dir().is_ok_and(|directory| directory.starts_with("/"));

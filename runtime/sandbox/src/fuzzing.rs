@@ -18,6 +18,6 @@ pub fn spec(pod: &PodConfig, container: &ContainerConfig) -> Result<serde_json::
         directory: true,
     };
     let staged: Vec<Staged> = container.mounts.iter().map(stage).collect();
-    let spec = spec::build(pod, container, &joined, &staged).map_err(|error| error.to_string())?;
+    let spec = spec::build(pod, container, &joined, None, &staged).map_err(|failure| format!("{failure:?}"))?;
     serde_json::to_value(&spec).map_err(|error| error.to_string())
 }

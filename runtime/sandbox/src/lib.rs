@@ -28,7 +28,8 @@ mod wire;
 pub use check::{CheckItem, CheckState, check};
 pub use config::{
     ALL_CAPABILITIES, ContainerConfig, ContainerId, DEFAULT_CAPABILITIES, DeviceNode, ExecConfig, Limits, Mount,
-    MountKind, PathMasks, PodConfig, Propagation, Rlimit, Rootfs, RuntimeConfig, Seccomp, User,
+    MountKind, PathMasks, PodConfig, Propagation, Rlimit, Rootfs, RuntimeConfig, Seccomp, User, UserNamespaces,
+    UserRange,
 };
 pub use error::Error;
 pub use memory::give_back;

@@ -2,7 +2,7 @@
 //!
 //! The first packet of each side is a [`greeting`], whose form never changes. All others are postcard.
 
-use crate::config::{ContainerConfig, ContainerId, ExecConfig, Limits, PodConfig};
+use crate::config::{ContainerConfig, ContainerId, ExecConfig, Limits, PodConfig, UserRange};
 use crate::state::{CgroupPaths, Exit, Usage};
 use crate::{Error, wire};
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// The version this program speaks. It grows when a message changes; the spawner that runs may be older or newer than
 /// the gateway that finds it.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 const MAGIC: &[u8; 6] = b"carob\0";
 
@@ -48,7 +48,12 @@ pub struct Request {
 pub enum Ask {
     /// Make the next start faster; not answered.
     Warm,
-    /// Descriptors: the network namespace if `netns`.
+    /// The answer carries the user, network, IPC and UTS namespaces.
+    MakeUsers {
+        /// The host's users that theirs are.
+        range: UserRange,
+    },
+    /// Descriptors: the network namespace if `netns`; those of `MakeUsers` if the pod has users of its own.
     CreatePod {
         /// The pod.
         pod: PodConfig,

@@ -8,7 +8,7 @@ use crate::kernel;
 use crate::protocol::{Answer, Ask, KnownPod};
 use crate::{
     ContainerConfig, ContainerId, ContainerState, Error, ExecConfig, Exit, Limits, PodConfig, Propagation,
-    RecoveredContainer, RecoveredPod, RuntimeConfig, Started, Usage,
+    RecoveredContainer, RecoveredPod, RuntimeConfig, Started, Usage, UserNamespaces, UserRange,
 };
 use connection::Connection;
 use std::fs::File;
@@ -71,9 +71,19 @@ impl Runtime {
         fds.into_iter().next().ok_or(Error::Disconnected)
     }
 
+    /// Makes a user namespace in which these users of the host are all there are, and namespaces that it owns.
+    pub async fn make_users(&self, range: UserRange) -> Result<UserNamespaces, Error> {
+        let (_, fds) = self.connection.ask(Ask::MakeUsers { range }, Vec::new()).await?;
+        let [user, net, ipc, uts] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| Error::Disconnected)?;
+        Ok(UserNamespaces { user, net, ipc, uts })
+    }
+
     /// Makes the pod's cgroups with their limits and its namespaces.
     pub async fn create_pod(&self, mut pod: PodConfig) -> Result<(), Error> {
-        let fds: Vec<OwnedFd> = pod.netns.take().into_iter().collect();
+        let fds: Vec<OwnedFd> = match pod.user_namespaces.take() {
+            Some(UserNamespaces { user, net, ipc, uts }) => vec![user, net, ipc, uts],
+            None => pod.netns.take().into_iter().collect(),
+        };
         let netns = !fds.is_empty();
         self.done(Ask::CreatePod { pod, netns }, fds).await
     }
@@ -256,6 +266,7 @@ fn recovered(pod: KnownPod) -> RecoveredPod {
         uid: pod.config.uid,
         hostname: pod.config.hostname,
         host_network: !pod.own_network,
+        users: pod.config.users,
         annotations: pod.config.annotations,
         alive: pod.alive,
         containers,

@@ -8,6 +8,7 @@ use crate::network::policies::{Policies, Requests};
 use crate::node::Machine;
 use crate::objects::Interests;
 use crate::pod::PodTable;
+use crate::users::Users;
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
 use carob_network::{Dns, DnsSockets, Network};
@@ -134,6 +135,7 @@ pub(crate) struct Context {
     pub interests: Interests,
     pub pods: PodTable,
     pub dns: Dns,
+    pub users: Users,
 }
 
 impl Context {
@@ -145,6 +147,12 @@ impl Context {
             tokio::fs::create_dir_all(path)
                 .await
                 .map_err(|source| Error::Directory { path: path.to_owned(), source })?;
+        }
+        let users = Users::new(&config.data_dir);
+        for pod in &config.recovered {
+            if let Some(range) = pod.users {
+                users.adopt(&pod.uid, range);
+            }
         }
         let machine = Machine::read()?;
         let host_ip = host_address().unwrap_or(IpAddr::V4(config.network.gateway_address()));
@@ -189,14 +197,16 @@ impl Context {
             interests: Interests::default(),
             pods: PodTable::default(),
             dns,
+            users,
         });
         Ok((context, config.recovered, config.exits, requests))
     }
 
-    /// Gives a pod's address back, once nothing is said of it any more.
-    pub async fn release_network(&self, uid: &str) {
+    /// Gives a pod's address back, once nothing is said of it any more, and its users.
+    pub async fn give_back(&self, uid: &str) {
         self.policies.release(uid).await;
         self.network.release(uid).await;
+        self.users.release(uid);
     }
 
     /// Puts a pod's policies in force, and then leads its ports of this machine to it.

@@ -23,6 +23,7 @@ mod observer;
 mod pod;
 mod pods;
 mod stream;
+mod users;
 mod volumes;
 
 pub use context::{ClusterInfo, WorkerConfig};

@@ -39,7 +39,7 @@ const DISK_RESERVED_PART: u64 = 10;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
 /// Whether pods can have users of their own (`hostUsers: false`).
-const USER_NAMESPACES: bool = false;
+const USER_NAMESPACES: bool = true;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Facts of the machine, read once.

@@ -4,3 +4,4 @@ mod debug;
 mod fields;
 mod life;
 mod resize;
+mod users;

@@ -18,14 +18,31 @@ pub struct CarobExecutor {
     program: Program,
     report: RawFd,
     view: RawFd,
+    users: Option<RawFd>,
     home: RefCell<Option<String>>,
 }
 
 impl CarobExecutor {
     /// `report` is a close-on-exec pipe's write end that stays open in the calling process and its children.
     /// `view` is the detached tree that goes on `/sys/fs/cgroup`.
-    pub fn new(program: Program, report: RawFd, view: RawFd) -> Self {
-        Self { program, report, view, home: RefCell::new(None) }
+    /// `users` is the user namespace that it ends up in.
+    pub fn new(program: Program, report: RawFd, view: RawFd, users: Option<RawFd>) -> Self {
+        Self { program, report, view, users, home: RefCell::new(None) }
+    }
+}
+
+impl CarobExecutor {
+    /// A cgroup namespace's root is the cgroup in which it is made. Users of the pod's own come last of all: everything
+    /// that makes a container is the host's to do, and locked for them. A mount namespace that they own lets a container
+    /// with the capability mount what users may.
+    fn enter_last_namespaces(&self) -> io::Result<()> {
+        match self.users {
+            None => process::unshare(libc::CLONE_NEWCGROUP),
+            Some(users) => {
+                crate::spawner::enter_users(users)?;
+                process::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWNS)
+            }
+        }
     }
 }
 
@@ -37,10 +54,10 @@ impl Executor for CarobExecutor {
         {
             program.env.push(format!("HOME={home}"));
         }
-        // Its root is the cgroup in which it is made.
-        let failure = match process::unshare(libc::CLONE_NEWCGROUP) {
+        crate::spawner::give_streams(nix::unistd::getuid().as_raw());
+        let failure = match self.enter_last_namespaces() {
             Ok(()) => program.execute(),
-            Err(error) => ExecFailure::setup("cgroup namespace", error),
+            Err(error) => ExecFailure::setup("namespaces", error),
         };
         report(self.report, &failure);
         Err(ExecutorError::Other(failure.message))

@@ -9,7 +9,7 @@ mod trace;
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{self, Cgroup, Membership, Nursery};
-use crate::config::{ContainerConfig, Mount, PodConfig};
+use crate::config::{ContainerConfig, Mount, PodConfig, User, UserRange};
 use crate::kernel::{mount, process};
 use crate::program::{self, ExecFailure, Program};
 use crate::protocol::{Failure, StartedContainer};
@@ -35,6 +35,8 @@ pub struct Blueprint<'a> {
     pub container: &'a ContainerConfig,
     /// The pod's namespaces.
     pub joined: Joined<'a>,
+    /// The pod's own users.
+    pub users: Option<Users<'a>>,
     /// The pod's mount namespace: the host's mounts, the pod's `/dev/shm` and tmpfs volumes.
     pub mounts: &'a OwnedFd,
     /// Where the pod's `/dev/shm` is in there.
@@ -51,6 +53,29 @@ pub struct Blueprint<'a> {
     pub workshop: &'a Path,
     /// Standard input, output and error; unused with a terminal.
     pub stdio: Option<[OwnedFd; 3]>,
+}
+
+/// Users of a pod's own.
+#[derive(Debug, Clone, Copy)]
+pub struct Users<'a> {
+    /// The host's that they are.
+    pub range: UserRange,
+    /// Where they are.
+    pub namespace: &'a OwnedFd,
+}
+
+impl Users<'_> {
+    /// The host's numbers of one of them.
+    pub fn host(&self, user: &User) -> Result<User, Failure> {
+        let number = |id: u32| {
+            self.range.host(id).ok_or_else(|| {
+                let most = UserRange::LENGTH - 1;
+                Failure::config("user", format!("{id} is not among the pod's own users and groups, 0 to {most}"))
+            })
+        };
+        let groups = user.groups.iter().map(|gid| number(*gid)).collect::<Result<_, _>>()?;
+        Ok(User { uid: number(user.uid)?, gid: number(user.gid)?, groups })
+    }
 }
 
 /// What the builder tells the spawner. With a terminal its master comes along.
@@ -81,7 +106,8 @@ impl Stopwatch {
 pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContainer, Option<OwnedFd>), Failure> {
     let mut watch = Stopwatch { last: forked, stages: Vec::with_capacity(8) };
     watch.lap("fork");
-    let Blueprint { pod, container, joined, mounts, shm, cgroup, nursery, home, filters, workshop, stdio } = blueprint;
+    let Blueprint { pod, container, joined, users, mounts, shm, cgroup, nursery, home, filters, workshop, stdio } =
+        blueprint;
 
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
@@ -92,17 +118,16 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
 
     let opened = enter_workshop(mounts, workshop, &container.mounts)?;
     let rootfs = workshop.join(ROOTFS);
-    rootfs::overlay(&container.rootfs, &rootfs)?;
+    rootfs::overlay(&container.rootfs, &rootfs, users)?;
     let cwd = if container.cwd.is_empty() { "/" } else { &container.cwd };
-    rootfs::make_directory(&rootfs, Path::new(cwd))?;
+    rootfs::make_directory(&rootfs, Path::new(cwd), users)?;
     watch.lap("overlay");
 
-    let mut staged = rootfs::stage(&container.mounts, opened, workshop)?;
+    let mut staged = rootfs::stage(&container.mounts, opened, workshop, users)?;
     rootfs::make_linked_places(&rootfs, &staged)?;
     staged.push(rootfs::stage_shm(shm, workshop)?);
     let view = rootfs::cgroup_view(&cgroup.views(), &workshop.join("view"), container.privileged)?;
-    let spec = spec::build(pod, container, &joined, &staged)
-        .map_err(|error| Failure::config("container", error.to_string()))?;
+    let spec = spec::build(pod, container, &joined, users, &staged)?;
     spec.save(workshop.join("config.json")).map_err(|error| Failure::sandbox("spec", error))?;
     watch.lap("mounts");
 
@@ -138,7 +163,12 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     } else {
         None
     };
-    let executor = CarobExecutor::new(program, report_writer.as_raw_fd(), view.as_raw_fd());
+    let executor = CarobExecutor::new(
+        program,
+        report_writer.as_raw_fd(),
+        view.as_raw_fd(),
+        users.map(|users| users.namespace.as_raw_fd()),
+    );
     let mut builder = ContainerBuilder::new("c".to_owned(), SyscallType::Linux)
         .with_executor(executor)
         .with_root_path("/state")

@@ -1,5 +1,6 @@
 //! The mounts of one container, prepared in its builder's private mount namespace.
 
+use super::Users;
 use super::spec::Staged;
 use crate::config::{Mount, MountKind, Propagation, Rootfs};
 use crate::kernel::mount;
@@ -8,9 +9,11 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::mount::MntFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::path::{Component, Path, PathBuf};
 
 fn failed<'a>(stage: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Failure + use<'a> {
@@ -19,16 +22,25 @@ fn failed<'a>(stage: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Fail
 
 /// Mounts the overlay on `target`. `volatile`: the writes of a container need not survive the machine, so nothing is
 /// synchronised when it ends.
-pub fn overlay(rootfs: &Rootfs, target: &Path) -> Result<(), Failure> {
+pub fn overlay(rootfs: &Rootfs, target: &Path, users: Option<Users<'_>>) -> Result<(), Failure> {
     let (upper, work) = (rootfs.upper.join("upper"), rootfs.upper.join("work"));
     for directory in [&upper, &work] {
         fs::create_dir_all(directory).map_err(failed("overlay", directory))?;
     }
+    let lower = match users {
+        Some(users) => {
+            // What containers write is theirs on the disk, too: an overlay knows no other way.
+            let root = Some(users.range.first);
+            chown(&upper, root, root).map_err(failed("overlay", &upper))?;
+            mapped(&rootfs.lower, target, users)?
+        }
+        None => rootfs.lower.clone(),
+    };
     let context = mount::FsContext::open("overlay").map_err(failed("overlay", target))?;
     let configure = || -> io::Result<()> {
         context.set("source", "overlay")?;
         // Since Linux 6.7: no limit of one page on all paths together.
-        for lower in &rootfs.lower {
+        for lower in &lower {
             context.set_path("lowerdir+", lower)?;
         }
         context.set_path("upperdir", &upper)?;
@@ -44,18 +56,50 @@ pub fn overlay(rootfs: &Rootfs, target: &Path) -> Result<(), Failure> {
             return Err(complain(first));
         }
         let own = format!(",upperdir={},workdir={},volatile", escaped(&upper), escaped(&work));
-        return overlay_by_mount(&rootfs.lower, &own, target);
+        return overlay_by_mount(&lower, &own, target);
     }
     let mounted = context.mount(0).map_err(|error| Failure::sandbox("overlay", error))?;
     mount::attach(mounted.as_fd(), target).map_err(failed("overlay", target))
 }
 
 /// Mounts an image's layers on `target` to be read. The kernel wants two of them at least: an empty one is the last.
-fn image_tree(lower: &[PathBuf], target: &Path) -> Result<(), Failure> {
+fn image_tree(lower: &[PathBuf], target: &Path, users: Option<Users<'_>>) -> Result<(), Failure> {
     let empty = target.with_extension("empty");
     fs::create_dir(&empty).map_err(failed("image", &empty))?;
-    let lower: Vec<PathBuf> = lower.iter().cloned().chain([empty]).collect();
+    let mut lower = match users {
+        Some(users) => mapped(lower, target, users)?,
+        None => lower.to_vec(),
+    };
+    lower.push(empty);
     overlay_by_mount(&lower, "", target)
+}
+
+/// Layers as the pod's users are to see them, mounted beside `target`: an overlay's users can't be mapped, but those of
+/// what it is made of can.
+fn mapped(layers: &[PathBuf], target: &Path, users: Users<'_>) -> Result<Vec<PathBuf>, Failure> {
+    let places = target.with_extension("layers");
+    fs::create_dir(&places).map_err(failed("overlay", &places))?;
+    let mount_one = |(index, layer): (usize, &PathBuf)| {
+        let place = places.join(index.to_string());
+        fs::create_dir(&place).map_err(failed("overlay", &place))?;
+        let tree = mount::clone_tree(None, layer, false).map_err(failed("overlay", layer))?;
+        map_users(tree.as_fd(), users, false, layer)?;
+        mount::attach(tree.as_fd(), &place).map_err(failed("overlay", &place))?;
+        Ok(place)
+    };
+    layers.iter().enumerate().map(mount_one).collect()
+}
+
+fn map_users(tree: BorrowedFd<'_>, users: Users<'_>, recursive: bool, shown: &Path) -> Result<(), Failure> {
+    mount::map_users(tree, users.namespace.as_fd(), recursive).map_err(|error| {
+        let why = match error.raw_os_error() {
+            Some(libc::EINVAL) => {
+                "its file system cannot show files as a pod's own users' (id-mapped mounts)".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Failure::sandbox("users", format!("{}: {why}", shown.display()))
+    })
 }
 
 /// Older kernels take all layers in one option string of a page: short links to them keep it short.
@@ -83,7 +127,7 @@ fn escaped(path: &Path) -> String {
 }
 
 /// Makes a directory inside the root, never following a link out of it (the working directory, which images may lack).
-pub fn make_directory(rootfs: &Path, inside: &Path) -> Result<(), Failure> {
+pub fn make_directory(rootfs: &Path, inside: &Path, users: Option<Users<'_>>) -> Result<(), Failure> {
     let wrap = failed("rootfs", inside);
     let root = open_path(rootfs).map_err(failed("rootfs", rootfs))?;
     let mut walked = PathBuf::new();
@@ -95,7 +139,15 @@ pub fn make_directory(rootfs: &Path, inside: &Path) -> Result<(), Failure> {
             continue;
         }
         match mkdirat(&parent, Path::new(name), Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+            Ok(()) => {
+                if let Some(users) = users {
+                    let (uid, gid) = (Uid::from_raw(users.range.first), Gid::from_raw(users.range.first));
+                    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+                    fchownat(&parent, Path::new(name), Some(uid), Some(gid), flags)
+                        .map_err(|errno| wrap(errno.into()))?;
+                }
+            }
+            Err(Errno::EEXIST) => {}
             Err(errno) => return Err(wrap(errno.into())),
         }
     }
@@ -114,7 +166,12 @@ fn open_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens every mount's source now and puts it where nobody else can exchange it. `opened` are those that are open already.
-pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -> Result<Vec<Staged>, Failure> {
+pub fn stage(
+    mounts: &[Mount],
+    opened: Vec<Option<OwnedFd>>,
+    directory: &Path,
+    users: Option<Users<'_>>,
+) -> Result<Vec<Staged>, Failure> {
     let mut staged = Vec::with_capacity(mounts.len());
     for (index, (request, opened)) in mounts.iter().zip(opened).enumerate() {
         let name = format!("m{index}");
@@ -122,14 +179,15 @@ pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -
         let field = || format!("mounts[{index}]");
         let (source, is_directory) = match &request.kind {
             MountKind::Tmpfs { size } => {
-                let tree = mount::tmpfs(*size, "1777", mount::ATTR_NOSUID | mount::ATTR_NODEV)
+                let owner = users.map_or(0, |users| users.range.first);
+                let tree = mount::tmpfs_of(owner, *size, "1777", mount::ATTR_NOSUID | mount::ATTR_NODEV)
                     .map_err(|error| Failure::sandbox("mounts", error))?;
                 (tree, true)
             }
             MountKind::Image { lower, sub_path } => {
                 let tree = directory.join(format!("i{index}"));
                 fs::create_dir(&tree).map_err(failed("image", &tree))?;
-                image_tree(lower, &tree)?;
+                image_tree(lower, &tree, users)?;
                 let root = open_path(&tree).map_err(failed("image", &tree))?;
                 let inside = sub_path.as_deref().unwrap_or(Path::new("."));
                 let part = open_in(root.as_fd(), inside)
@@ -152,6 +210,9 @@ pub fn stage(mounts: &[Mount], opened: Vec<Option<OwnedFd>>, directory: &Path) -
                 }
                 .map_err(|error| Failure::config(field(), format!("source {shown}: {error}")))?;
                 let kind = fstat(&source).map_err(|errno| Failure::sandbox("mounts", errno))?.st_mode;
+                if let Some(users) = users {
+                    map_users(source.as_fd(), users, true, &request.source)?;
+                }
                 (source, SFlag::from_bits_truncate(kind & libc::S_IFMT) == SFlag::S_IFDIR)
             }
         };

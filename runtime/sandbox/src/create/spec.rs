@@ -1,7 +1,9 @@
 //! The OCI runtime specification of a container, from its config.
 
-use crate::config::{ContainerConfig, PathMasks, PodConfig, Propagation};
+use super::Users;
+use crate::config::{ContainerConfig, PathMasks, PodConfig, Propagation, User};
 use crate::program;
+use crate::protocol::Failure;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceBuilder, LinuxNamespaceType,
@@ -72,6 +74,25 @@ pub fn build(
     pod: &PodConfig,
     container: &ContainerConfig,
     joined: &Joined<'_>,
+    users: Option<Users<'_>>,
+    staged: &[Staged],
+) -> Result<Spec, Failure> {
+    let user = match users {
+        Some(users) => users.host(&container.user)?,
+        None => container.user.clone(),
+    };
+    let owner = users.map_or(0, |users| users.range.first);
+    specification(pod, container, joined, &user, owner, staged)
+        .map_err(|error| Failure::config("container", error.to_string()))
+}
+
+/// `user` and `owner` (the container's root) are the host's numbers.
+fn specification(
+    pod: &PodConfig,
+    container: &ContainerConfig,
+    joined: &Joined<'_>,
+    user: &User,
+    owner: u32,
     staged: &[Staged],
 ) -> Result<Spec, OciSpecError> {
     SpecBuilder::default()
@@ -82,8 +103,8 @@ pub fn build(
                 .readonly(container.rootfs.read_only)
                 .build()?,
         )
-        .process(process(container)?)
-        .mounts(mounts(container, staged)?)
+        .process(process(container, user)?)
+        .mounts(mounts(container, owner, staged)?)
         .linux(linux(pod, container, joined)?)
         .build()
         .map(|mut spec| {
@@ -92,11 +113,11 @@ pub fn build(
         })
 }
 
-fn process(container: &ContainerConfig) -> Result<Process, OciSpecError> {
+fn process(container: &ContainerConfig, user: &User) -> Result<Process, OciSpecError> {
     let user = UserBuilder::default()
-        .uid(container.user.uid)
-        .gid(container.user.gid)
-        .additional_gids(container.user.groups.clone())
+        .uid(user.uid)
+        .gid(user.gid)
+        .additional_gids(user.groups.clone())
         .umask(0o022u32)
         .build()?;
     let mut process = ProcessBuilder::default()
@@ -148,7 +169,7 @@ fn rlimits(container: &ContainerConfig) -> Result<Vec<PosixRlimit>, OciSpecError
     Ok(list)
 }
 
-fn mounts(container: &ContainerConfig, staged: &[Staged]) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(container: &ContainerConfig, owner: u32, staged: &[Staged]) -> Result<Vec<Mount>, OciSpecError> {
     let replaced = |destination: &str| {
         container.mounts.iter().any(|mount| Path::new(&mount.destination) == Path::new(destination))
     };
@@ -158,6 +179,9 @@ fn mounts(container: &ContainerConfig, staged: &[Staged]) -> Result<Vec<Mount>, 
             continue;
         }
         let mut options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        if owner != 0 {
+            give(&mut options, kind, owner);
+        }
         if destination == "/sys" && container.privileged {
             options.retain(|option| option != "ro");
         }
@@ -177,6 +201,21 @@ fn mounts(container: &ContainerConfig, staged: &[Staged]) -> Result<Vec<Mount>, 
         list.push(mount(&bind.destination, "bind", &bind.source, own(&bind.options))?);
     }
     Ok(list)
+}
+
+/// Has a mount of every container belong to a root that isn't the host's.
+fn give(options: &mut Vec<String>, kind: &str, owner: u32) {
+    match kind {
+        "tmpfs" => options.extend([format!("uid={owner}"), format!("gid={owner}")]),
+        "devpts" => {
+            for option in options {
+                if let Some(gid) = option.strip_prefix("gid=").and_then(|gid| gid.parse::<u32>().ok()) {
+                    *option = format!("gid={}", owner + gid);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn mount(destination: &str, kind: &str, source: &Path, options: Vec<String>) -> Result<Mount, OciSpecError> {

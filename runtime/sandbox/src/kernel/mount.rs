@@ -125,7 +125,10 @@ pub fn clone_tree(directory: Option<BorrowedFd<'_>>, path: &Path, recursive: boo
 
 /// Changes attributes, and the propagation when it isn't 0, of a detached mount.
 pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
-    let attributes = MountAttr { set, propagation, ..MountAttr::default() };
+    change(mount, &MountAttr { set, propagation, ..MountAttr::default() }, recursive)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the structure is the kernel's, of the size that is passed, and outlives the call.
     done(unsafe {
@@ -134,10 +137,18 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, propagation: u64, recursi
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     })
+}
+
+/// Shows the files of a detached mount as those of the users of a user namespace: what belongs to 0 on the disk belongs to
+/// its root, and what its root makes belongs to 0 on the disk. Once per mount.
+pub fn map_users(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    const ATTR_IDMAP: u64 = 0x10_0000;
+    let userns_fd = u64::try_from(users.as_raw_fd()).map_err(|_| io::Error::from(Errno::EBADF))?;
+    change(mount, &MountAttr { set: ATTR_IDMAP, userns_fd, ..MountAttr::default() }, recursive)
 }
 
 /// Puts a detached mount on `target`.
@@ -171,13 +182,22 @@ pub fn attach_at(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()
     })
 }
 
-/// A detached tmpfs.
+/// A detached tmpfs that belongs to root.
 pub fn tmpfs(size: Option<u64>, mode: &str, attributes: u64) -> io::Result<OwnedFd> {
+    tmpfs_of(0, size, mode, attributes)
+}
+
+/// A detached tmpfs that belongs to this user and the group of the same number.
+pub fn tmpfs_of(owner: u32, size: Option<u64>, mode: &str, attributes: u64) -> io::Result<OwnedFd> {
     let context = FsContext::open("tmpfs")?;
     context.set("source", "tmpfs")?;
     context.set("mode", mode)?;
     if let Some(size) = size {
         context.set("size", &size.to_string())?;
+    }
+    if owner != 0 {
+        context.set("uid", &owner.to_string())?;
+        context.set("gid", &owner.to_string())?;
     }
     context.mount(attributes)
 }

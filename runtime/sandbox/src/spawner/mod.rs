@@ -12,6 +12,7 @@ mod requests;
 mod seal;
 mod service;
 mod starts;
+mod users;
 
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::kernel::{mount, process};
@@ -23,6 +24,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+pub use users::{enter as enter_users, give_streams};
 
 /// Name of the socket in the spawner's directory.
 pub const SOCKET: &str = "spawner.sock";

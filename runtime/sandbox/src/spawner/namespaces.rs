@@ -1,9 +1,9 @@
 //! The namespaces that a pod's containers share, made by stepping into new ones and back. The spawner has one thread, so
 //! nobody sees it away from home.
 
-use super::pause;
+use super::{pause, users};
 use crate::cgroup::Cgroup;
-use crate::config::PodConfig;
+use crate::config::{PodConfig, UserNamespaces};
 use crate::kernel::mount;
 use crate::kernel::process;
 use crate::protocol::Failure;
@@ -37,6 +37,19 @@ pub struct PodNamespaces {
     pub uts: Option<OwnedFd>,
     /// Shared processes, and the init that keeps them.
     pub pid: Option<(OwnedFd, i32)>,
+    /// The pod's own users; the four above are theirs.
+    pub user: Option<OwnedFd>,
+}
+
+/// What comes with a pod's request.
+#[derive(Debug)]
+pub enum Given {
+    /// The host's network.
+    Nothing,
+    /// A network namespace.
+    Network(OwnedFd),
+    /// All that users of its own own.
+    Users(UserNamespaces),
 }
 
 fn open(name: &str) -> io::Result<OwnedFd> {
@@ -84,13 +97,19 @@ impl Home {
 pub fn make(
     home: &Home,
     pod: &PodConfig,
-    net: Option<OwnedFd>,
+    given: Given,
     shm: &Path,
     cgroup: &Cgroup<'_>,
 ) -> Result<PodNamespaces, Failure> {
     let wrap = |error: io::Error| Failure::sandbox("namespaces", error);
+    let (net, theirs) = match given {
+        Given::Nothing => (None, None),
+        Given::Network(net) => (Some(net), None),
+        Given::Users(UserNamespaces { user, net, ipc, uts }) => (Some(net), Some((user, ipc, uts))),
+    };
+    let (new_ipc, new_uts) = (!pod.host_ipc && theirs.is_none(), net.is_some() && theirs.is_none());
     let mut flags = libc::CLONE_NEWNS;
-    if !pod.host_ipc {
+    if new_ipc {
         flags |= libc::CLONE_NEWIPC;
     }
     // Pods on the host's network have the host's name.
@@ -99,21 +118,32 @@ pub fn make(
     }
     let (mnt, ipc, uts) = home.away(flags, || {
         process::unshare(flags).map_err(wrap)?;
+        if let Some((_, _, uts)) = &theirs {
+            process::setns(uts.as_fd(), libc::CLONE_NEWUTS).map_err(wrap)?;
+        }
         if net.is_some() {
             nix::unistd::sethostname(&pod.hostname).map_err(|errno| wrap(errno.into()))?;
         }
         if !pod.host_ipc {
             let attributes = mount::ATTR_NOSUID | mount::ATTR_NODEV | mount::ATTR_NOEXEC;
-            let tree = mount::tmpfs(Some(SHM_SIZE), "1777", attributes).map_err(wrap)?;
+            let owner = pod.users.map_or(0, |users| users.first);
+            let tree = mount::tmpfs_of(owner, Some(SHM_SIZE), "1777", attributes).map_err(wrap)?;
             mount::attach(tree.as_fd(), shm).map_err(wrap)?;
         }
-        for (name, value) in pod.sysctls.iter().filter(|(name, _)| !is_net(name)) {
+        for (name, value) in pod.sysctls.iter().filter(|(name, _)| !is_net(name) && theirs.is_none()) {
             write_sysctl(name, value)?;
         }
-        let ipc = if pod.host_ipc { None } else { Some(open("ipc").map_err(wrap)?) };
-        let uts = if net.is_some() { Some(open("uts").map_err(wrap)?) } else { None };
+        let ipc = if new_ipc { Some(open("ipc").map_err(wrap)?) } else { None };
+        let uts = if new_uts { Some(open("uts").map_err(wrap)?) } else { None };
         Ok((open("mnt").map_err(wrap)?, ipc, uts))
     })?;
+    let (user, ipc, uts) = match theirs {
+        Some((user, ipc, uts)) => {
+            set_as_root(pod, user.as_fd(), ipc.as_fd())?;
+            (Some(user), Some(ipc), Some(uts))
+        }
+        None => (None, ipc, uts),
+    };
     if let Some(net) = &net
         && pod.sysctls.keys().any(|name| is_net(name))
     {
@@ -127,11 +157,20 @@ pub fn make(
     }
     let pid = if pod.share_pid && !pod.host_pid {
         let others: Vec<BorrowedFd<'_>> = [&net, &ipc, &uts].into_iter().flatten().map(AsFd::as_fd).collect();
-        Some(pause::start(cgroup, &others, shm)?)
+        Some(pause::start(cgroup, &others, pod.users, shm)?)
     } else {
         None
     };
-    Ok(PodNamespaces { mnt, net, ipc, uts, pid })
+    Ok(PodNamespaces { mnt, net, ipc, uts, pid, user })
+}
+
+/// The sysctls of an IPC namespace that has users of its own: they are its root's to write, not the host's.
+fn set_as_root(pod: &PodConfig, user: BorrowedFd<'_>, ipc: BorrowedFd<'_>) -> Result<(), Failure> {
+    let mut wanted = pod.sysctls.iter().filter(|(name, _)| !is_net(name)).peekable();
+    if wanted.peek().is_none() {
+        return Ok(());
+    }
+    users::as_root(user, ipc, || wanted.try_for_each(|(name, value)| write_sysctl(name, value)))
 }
 
 fn is_net(name: &str) -> bool {

@@ -2,6 +2,7 @@
 //! What the pod's containers find at `/proc/1` is `/pause`, and nothing of the spawner or the host.
 
 use crate::cgroup::Cgroup;
+use crate::config::UserRange;
 use crate::kernel::mount;
 use crate::kernel::process::{self, Fork};
 use crate::protocol::Failure;
@@ -63,7 +64,12 @@ fn program() -> Vec<u8> {
 /// Starts it in a new PID namespace, in the pod's other `namespaces`. `place` is a directory that its root may cover in its
 /// own mount namespace. Gives the PID namespace and its process id; it dies with the spawner.
 #[expect(unsafe_code, reason = "forks")]
-pub fn start(cgroup: &Cgroup<'_>, namespaces: &[BorrowedFd<'_>], place: &Path) -> Result<(OwnedFd, i32), Failure> {
+pub fn start(
+    cgroup: &Cgroup<'_>,
+    namespaces: &[BorrowedFd<'_>],
+    users: Option<UserRange>,
+    place: &Path,
+) -> Result<(OwnedFd, i32), Failure> {
     let wrap = |error: io::Error| Failure::sandbox("pid namespace", error);
     let own = cgroup.child("init");
     own.create(false).map_err(|error| Failure::sandbox("cgroup", error))?;
@@ -73,7 +79,7 @@ pub fn start(cgroup: &Cgroup<'_>, namespaces: &[BorrowedFd<'_>], place: &Path) -
     match unsafe { process::clone3(flags, None) }.map_err(wrap)? {
         Fork::Child => {
             let entered = own.enter().map_err(io::Error::other);
-            let error = entered.and_then(|()| become_pause(namespaces, place, report_writer.as_fd())).err();
+            let error = entered.and_then(|()| become_pause(namespaces, users, place, report_writer.as_fd())).err();
             let text = error.map(|error| error.to_string()).unwrap_or_default();
             let _ = nix::unistd::write(&report_writer, text.as_bytes());
             process::exit_now(1);
@@ -94,7 +100,12 @@ pub fn start(cgroup: &Cgroup<'_>, namespaces: &[BorrowedFd<'_>], place: &Path) -
 
 /// Everything between the fork and the program; returns only an error.
 #[expect(unsafe_code, reason = "gives up inherited descriptors")]
-fn become_pause(namespaces: &[BorrowedFd<'_>], place: &Path, report: BorrowedFd<'_>) -> io::Result<()> {
+fn become_pause(
+    namespaces: &[BorrowedFd<'_>],
+    users: Option<UserRange>,
+    place: &Path,
+    report: BorrowedFd<'_>,
+) -> io::Result<()> {
     for namespace in namespaces {
         process::setns(*namespace, 0)?;
     }
@@ -105,7 +116,8 @@ fn become_pause(namespaces: &[BorrowedFd<'_>], place: &Path, report: BorrowedFd<
     process::reset_signals();
     process::ignore_children()?;
     nix::unistd::setgroups(&[])?;
-    let (gid, uid) = (Gid::from_raw(USER), Uid::from_raw(USER));
+    let user = users.and_then(|users| users.host(USER)).unwrap_or(USER);
+    let (gid, uid) = (Gid::from_raw(user), Uid::from_raw(user));
     nix::unistd::setresgid(gid, gid, gid)?;
     nix::unistd::setresuid(uid, uid, uid)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;

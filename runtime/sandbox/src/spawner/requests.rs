@@ -1,10 +1,11 @@
 //! What the gateway can ask for.
 
 use super::jobs;
-use super::namespaces;
+use super::namespaces::{self, Given};
 use super::records::PodRecord;
 use super::service::{Container, Pod, Purpose, Service, State};
-use crate::config::{ContainerConfig, ContainerId, Limits, PodConfig};
+use super::users;
+use crate::config::{ContainerConfig, ContainerId, Limits, PodConfig, UserNamespaces};
 use crate::kernel::{mount, process};
 use crate::protocol::{Answer, Ask, Failure, KnownContainer, KnownPod, Request};
 use std::fs::{self, File};
@@ -32,6 +33,10 @@ impl Service {
                 self.warm();
                 return;
             }
+            Ask::MakeUsers { range } => users::make(range).map(|made| {
+                let UserNamespaces { user, net, ipc, uts } = made;
+                Some((Answer::Done, vec![user, net, ipc, uts]))
+            }),
             Ask::CreatePod { pod, netns } => self.create_pod(pod, netns, fds),
             Ask::StartContainer { container, mount_fds } => self.start_container(id, *container, &mount_fds, fds),
             Ask::Exec { container, exec } => self.exec(id, &container, &exec),
@@ -90,19 +95,27 @@ impl Service {
         if self.pods.contains_key(&config.uid) {
             return Err(Failure::PodExists(config.uid));
         }
-        let net = if netns { fds.into_iter().next() } else { None };
-        if netns && net.is_none() {
-            return Err(Failure::config("netns", "did not arrive"));
-        }
-        namespaces::check_sysctls(&config, net.is_some())?;
+        let missing = || Failure::config("netns", "did not arrive");
+        let given = match (config.users, netns) {
+            (None, false) => Given::Nothing,
+            (None, true) => Given::Network(fds.into_iter().next().ok_or_else(missing)?),
+            (Some(_), _) if config.host_ipc || config.host_pid => {
+                return Err(Failure::config("users", "of its own have no rights over the host's namespaces"));
+            }
+            (Some(_), _) => {
+                let [user, net, ipc, uts] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| missing())?;
+                Given::Users(UserNamespaces { user, net, ipc, uts })
+            }
+        };
+        let own_network = !matches!(given, Given::Nothing);
+        namespaces::check_sysctls(&config, own_network)?;
         let cgroup = self.pod_cgroup(&config.uid);
-        let own_network = net.is_some();
         let shm = self.dir.join("shm");
         let made = cgroup
             .create(true)
             .and_then(|()| cgroup.limit(&config.limits))
             .map_err(|error| Failure::sandbox("cgroup", error))
-            .and_then(|()| namespaces::make(&self.home, &config, net, &shm, &cgroup));
+            .and_then(|()| namespaces::make(&self.home, &config, given, &shm, &cgroup));
         let namespaces = match made {
             Ok(namespaces) => namespaces,
             Err(failure) => {

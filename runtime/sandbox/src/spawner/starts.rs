@@ -7,7 +7,7 @@ use crate::capabilities::CapabilitySet;
 use crate::cgroup::Cgroup;
 use crate::config::{ContainerConfig, ContainerId, ExecConfig, Seccomp};
 use crate::create::spec::Joined;
-use crate::create::{self, Blueprint};
+use crate::create::{self, Blueprint, Users};
 use crate::exec;
 use crate::kernel::process;
 use crate::logs;
@@ -70,6 +70,7 @@ impl Service {
                 uts: namespaces.uts.as_ref().map(AsFd::as_fd),
                 pid: namespaces.pid.as_ref().map(|(fd, _)| fd.as_fd()).or(target.as_ref().map(AsFd::as_fd)),
             },
+            users: namespaces.user.as_ref().zip(pod.config.users).map(|(namespace, range)| Users { range, namespace }),
             mounts: &namespaces.mnt,
             shm: &shm,
             cgroup: self.container_cgroup(&uid, &id),
@@ -147,6 +148,8 @@ impl Service {
         let mut config = self.records.read_container(&uid, id).map_err(|error| Failure::sandbox("record", error))?;
         config.env.clone_from(&container.env);
         let filters = self.filters_of(&config)?;
+        let pod = self.pods.get(&uid).ok_or_else(|| Failure::NoPod(uid.clone()))?;
+        let namespace = pod.namespaces.as_ref().and_then(|namespaces| namespaces.user.as_ref());
         let State::Running { pidfd, .. } = &self.container(id)?.state else {
             return Err(Failure::NoContainer(id.to_string()));
         };
@@ -162,6 +165,7 @@ impl Service {
             container: &config,
             exec,
             init: pidfd,
+            users: namespace.zip(pod.config.users).map(|(namespace, range)| Users { range, namespace }),
             cgroup: self.container_cgroup(&uid, id),
             filters,
             stdio,

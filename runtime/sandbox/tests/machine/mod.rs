@@ -66,6 +66,8 @@ impl Machine {
     #[expect(clippy::unused_self, reason = "reads like container()")]
     pub fn pod(&self, uid: &str) -> PodConfig {
         PodConfig {
+            users: None,
+            user_namespaces: None,
             uid: uid.to_owned(),
             hostname: format!("host-{uid}"),
             netns: Some(own_network()),

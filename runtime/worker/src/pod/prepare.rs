@@ -6,13 +6,15 @@ use crate::context::Context;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
 use crate::network::host_ports;
+use crate::users;
 use crate::volumes::{self, VolumeError, Volumes};
-use carob_sandbox::PodConfig;
+use carob_sandbox::{PodConfig, UserNamespaces, UserRange};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
@@ -69,21 +71,14 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         return failed(message);
     }
     let begin = Instant::now();
-    let (netns, address) = if spec.host_network == Some(true) {
-        (None, Some(ctx.host_ip))
-    } else {
-        match ctx.network.attach(uid).await {
-            Ok(network) => {
-                // Its policies are in force before it has a process that could send or hear anything.
-                if let Err(error) = ctx.admit_network(pod, network.address).await {
-                    ctx.release_network(uid).await;
-                    return failed(format!("failed to set up the pod's network: {}", chain(&error)));
-                }
-                (Some(network.netns), Some(IpAddr::V4(network.address)))
-            }
-            Err(error) => return failed(format!("failed to set up the pod's network: {}", chain(&error))),
+    let namespaces = match namespaces(ctx, pod, spec, uid).await {
+        Ok(namespaces) => namespaces,
+        Err(message) => {
+            ctx.give_back(uid).await;
+            return failed(message);
         }
     };
+    let address = namespaces.address;
     latency.stage(&ctx.metrics, "network", begin);
 
     let begin = Instant::now();
@@ -95,7 +90,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let files = match made {
         Ok(files) => files,
         Err(error) => {
-            ctx.release_network(uid).await;
+            ctx.give_back(uid).await;
             return failed(format!("cannot write {}: {error}", directory.display()));
         }
     };
@@ -110,7 +105,9 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let config = PodConfig {
         uid: uid.to_owned(),
         hostname: hostname.clone(),
-        netns,
+        netns: namespaces.net,
+        users: namespaces.users.as_ref().map(|(range, _)| *range),
+        user_namespaces: namespaces.users.map(|(_, made)| made),
         host_ipc: spec.host_ipc == Some(true),
         host_pid: spec.host_pid == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
@@ -138,13 +135,42 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
             Prepared { sandbox: Ok(Sandbox { address, hostname, files }), volumes }
         }
         Err(error) => {
-            ctx.release_network(uid).await;
+            ctx.give_back(uid).await;
             if let Err(error) = ctx.runtime.remove_pod(uid).await {
                 tracing::warn!(uid, error = chain(&error), "what is left of a failed sandbox could not be removed");
             }
             failed(chain(&error))
         }
     }
+}
+
+/// What the pod's sandbox is made of.
+struct Namespaces {
+    /// None on the host's network, and where it comes with the users.
+    net: Option<OwnedFd>,
+    users: Option<(UserRange, UserNamespaces)>,
+    address: Option<IpAddr>,
+}
+
+async fn namespaces(ctx: &Context, pod: &Pod, spec: &PodSpec, uid: &str) -> Result<Namespaces, String> {
+    if spec.host_network == Some(true) {
+        return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ip) });
+    }
+    let in_network = |error: &dyn std::error::Error| format!("failed to set up the pod's network: {}", chain(error));
+    let (network, users) = if users::wanted(spec) {
+        let range = ctx.users.take(uid).ok_or("no free range of users is left for the pod's user namespace")?;
+        let made = ctx.runtime.make_users(range).await;
+        let made = made.map_err(|error| format!("failed to make the pod's user namespace: {}", chain(&error)))?;
+        let net = made.net.try_clone().map_err(|error| in_network(&error))?;
+        let network = ctx.network.attach_in(uid, net).await.map_err(|error| in_network(&error))?;
+        (network, Some((range, made)))
+    } else {
+        (ctx.network.attach(uid).await.map_err(|error| in_network(&error))?, None)
+    };
+    // Its policies are in force before it has a process that could send or hear anything.
+    ctx.admit_network(pod, network.address).await.map_err(|error| in_network(&error))?;
+    let address = Some(IpAddr::V4(network.address));
+    Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address })
 }
 
 /// The handler of the pod's RuntimeClass must be the only one that is here; the error is containerd's.

@@ -107,7 +107,7 @@ impl Actor {
             if let Err(error) = ctx.runtime.remove_pod(&uid).await {
                 tracing::warn!(uid, %error, "a dead sandbox could not be removed");
             }
-            ctx.release_network(&uid).await;
+            ctx.give_back(&uid).await;
             super::actor::Done::SandboxRemoved
         });
     }

@@ -207,7 +207,7 @@ async fn clean_up(ctx: &Arc<Context>, uid: &str) {
     if let Err(error) = ctx.runtime.remove_pod(uid).await {
         tracing::warn!(uid, %error, "a pod's sandbox could not be removed");
     }
-    ctx.release_network(uid).await;
+    ctx.give_back(uid).await;
     remove_tree(&ctx.dirs.pod(uid)).await;
 }
 

@@ -1,0 +1,131 @@
+//! `hostUsers: false`: a pod's root is nobody on the machine, and finds everything as its own nonetheless.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use carob_tests::pods::{idle, list, pod, shell, shell_pod};
+use carob_tests::{Carob, text};
+use serde_json::{Value, json};
+
+/// Where the machine's users that pods get begin.
+const FIRST: u32 = 0x3000_0000;
+
+fn own(mut manifest: Value) -> Value {
+    manifest["spec"]["hostUsers"] = json!(false);
+    manifest
+}
+
+/// The machine's number of a container's root, as it says itself.
+fn root_of(carob: &Carob, pod: &str) -> u32 {
+    let map = carob.kubectl(&["exec", pod, "--", "cat", "/proc/self/uid_map"]);
+    let numbers: Vec<u32> = map.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+    assert_eq!((numbers[0], numbers[2]), (0, 65536), "{map}");
+    numbers[1]
+}
+
+/// What is tried as the pod's root, and what it says.
+const PROBES: [(&str, &str); 14] = [
+    ("id -u; id -g", "0 0"),
+    ("stat -c %u:%g / /bin/busybox /dev /dev/pts /tmp-of-root | sort -u", "0:0"),
+    ("stat -c %u:%g /data /config/key /secret/key /host /claim/. /etc/hosts /image/bin/busybox | sort -u", "0:0"),
+    ("cat /config/key /secret/key", "valuevalue"),
+    (
+        "touch /data/file /memory/file /host/file /claim/file /written && stat -c %u /data/file /host/file /written | sort -u",
+        "0",
+    ),
+    ("chown 1000:1000 /written && su -s /bin/sh -c 'stat -c %u /written' worker", "1000"),
+    ("chown 65535 /written && stat -c %u /written", "65535"),
+    ("chown 65536 /written 2>/dev/null || echo refused", "refused"),
+    ("echo out > /dev/stdout", "out"),
+    ("su -s /bin/sh -c 'id -u' worker", "1000"),
+    // What the machine lets its root do, and a pod's not.
+    ("mount -t tmpfs none /mnt 2>/dev/null || echo refused", "refused"),
+    ("umount /proc/kcore 2>/dev/null; cat /proc/kcore | wc -c", "0"),
+    ("hostname other 2>/dev/null || echo refused", "refused"),
+    ("mknod /data/null c 1 3 2>/dev/null || echo refused", "refused"),
+];
+
+#[test]
+fn a_pod_with_users_of_its_own_is_root_in_itself_and_nobody_outside() {
+    let mut carob = Carob::start(&["busybox", "tools"]);
+    let host = carob.data_dir().with_file_name("of-the-host");
+    fs::create_dir(&host).expect("a directory");
+    let script = "mkdir /tmp-of-root; echo worker:x:1000:1000::/:/bin/sh >> /etc/passwd; exec sleep 3600";
+    let mut full = own(shell_pod("full", script));
+    full["spec"]["volumes"] = json!([
+        {"name": "data", "emptyDir": {}},
+        {"name": "memory", "emptyDir": {"medium": "Memory"}},
+        {"name": "config", "configMap": {"name": "given"}},
+        {"name": "secret", "secret": {"secretName": "given"}},
+        {"name": "host", "hostPath": {"path": host}},
+        {"name": "claim", "persistentVolumeClaim": {"claimName": "kept"}},
+        {"name": "image", "image": {"reference": "busybox", "pullPolicy": "IfNotPresent"}},
+    ]);
+    let names = ["data", "memory", "config", "secret", "host", "claim", "image"];
+    full["spec"]["containers"][0]["volumeMounts"] =
+        names.iter().map(|name| json!({"name": name, "mountPath": format!("/{name}")})).collect();
+    let mut shared = own(pod("shared", &[idle("main"), shell("other", "ps -o pid,user; sleep 3600")]));
+    shared["spec"]["shareProcessNamespace"] = json!(true);
+    shared["spec"]["securityContext"] = json!({"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}],
+        "runAsUser": 1000, "fsGroup": 2000});
+    shared["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    shared["spec"]["containers"][1]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    let mut able =
+        own(shell_pod("able", "mount -t tmpfs none /mnt && echo mounted; hostname other && hostname; sleep 3600"));
+    able["spec"]["containers"][0]["securityContext"] = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
+    let mut beyond = own(shell_pod("beyond", "true"));
+    beyond["spec"]["securityContext"] = json!({"runAsUser": 70_000});
+    let settings = |kind: &str, data: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "given"}, data: {"key": "value"}});
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
+    let settings = [settings("ConfigMap", "data"), settings("Secret", "stringData"), claim];
+    carob.apply(&list(&[&settings[..], &[full, shared, able, beyond]].concat()));
+    for pod in ["full", "shared", "able"] {
+        carob.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+    }
+
+    for (probe, answer) in PROBES {
+        let output = carob.run(&["exec", "full", "--", "sh", "-c", probe]);
+        let said = text(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(said, answer, "{probe}");
+    }
+    let mut roots = ["full", "shared", "able"].map(|pod| root_of(&carob, pod));
+    assert!(roots.iter().all(|root| *root >= FIRST), "{roots:?}");
+    let full_root = roots[0];
+    roots.sort_unstable();
+    assert!(roots.windows(2).all(|pair| pair[1] - pair[0] >= 65536), "each has users of its own: {roots:?}");
+
+    // On the machine's disk: what is kept belongs to root, so that another pod can have it; what goes with the pod, doesn't.
+    let owner = |path: &std::path::Path| fs::metadata(path).expect("it is there").uid();
+    assert_eq!(owner(&host.join("file")), 0);
+    let uid = carob.jsonpath("pod/full", ".metadata.uid");
+    let upper = carob.data_dir().join("pods").join(&uid).join("containers/main/0/rootfs/upper");
+    assert_eq!(owner(&upper.join("tmp-of-root")), full_root);
+
+    let seen = carob.until(&["logs", "shared", "-c", "other"], |seen| seen.contains("ps -o"));
+    assert!(seen.contains("65535") && seen.contains("1000"), "{seen}");
+    let script = "id; cat /proc/sys/kernel/shm_rmid_forced; touch /data/x && stat -c %g /data/x";
+    let said = carob.kubectl(&["exec", "shared", "-c", "other", "--", "sh", "-c", script]);
+    assert!(said.starts_with("uid=1000") && said.ends_with("1\n2000\n"), "{said}");
+    carob.until(&["logs", "able"], |seen| seen == "mounted\nother\n");
+    let said = carob.until(&["get", "pod", "beyond", "-o", "jsonpath={..message}"], |said| said.contains("70000"));
+    assert!(said.contains("not among the pod's own users"), "{said}");
+
+    let mut wrong = own(pod("wrong", &[idle("main")]));
+    wrong["spec"]["hostNetwork"] = json!(true);
+    let refused = carob.pipe(&["apply", "-f", "-"], &wrong.to_string());
+    assert!(text(&refused).contains("spec.hostNetwork: Forbidden: when `hostUsers` is false"), "{}", text(&refused));
+
+    // Whoever comes after a crash gets none of theirs.
+    carob.kill();
+    carob.up(&[]);
+    let later: Vec<String> = (0..3).map(|number| format!("later-{number}")).collect();
+    carob.apply(&list(&later.iter().map(|name| own(pod(name, &[idle("main")]))).collect::<Vec<_>>()));
+    for name in &later {
+        carob.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+        let root = root_of(&carob, name);
+        assert!(!roots.contains(&root), "{root} was another's: {roots:?}");
+        roots.push(root);
+    }
+    assert_eq!(root_of(&carob, "full"), full_root);
+}
