@@ -1,12 +1,14 @@
 //! The file of `--config`: what is too large for a flag.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use carob_edge::IpNet;
 use carob_image::RegistryConfig;
 use carob_network::Ipv4Net;
+use carob_worker::{CredentialProviders, NodeSettings};
 use serde::Deserialize;
 
 /// Settings of one Carob. Unknown ones are refused.
@@ -21,6 +23,10 @@ pub struct ConfigFile {
     pub cluster: carob_gateway::Settings,
     /// Addresses of load balancers, resolvers, what pods may reach.
     pub network: NetworkSettings,
+    /// OCI runtimes that RuntimeClasses can name as handlers: `{runc: /usr/sbin/runc}`.
+    pub runtimes: BTreeMap<String, PathBuf>,
+    /// When pods are evicted and unused images removed, and what pods may ask of the node.
+    pub node: NodeSettings,
     /// The price book; list prices of 0 where it isn't given.
     pub price_book: Option<PathBuf>,
 }
@@ -107,7 +113,41 @@ impl ConfigFile {
     pub fn read(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_saphyr::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+        let wrong = || format!("{} is no configuration", path.display());
+        let config: Self = serde_saphyr::from_str(&text).with_context(wrong)?;
+        config.check_runtimes().with_context(wrong)?;
+        config.node.check().map_err(anyhow::Error::msg).with_context(wrong)?;
+        Ok(config)
+    }
+
+    /// The programs that know registries' credentials.
+    pub fn credential_providers(&self) -> Result<CredentialProviders> {
+        let NodeSettings {
+            image_credential_provider_config: file, image_credential_provider_bin_dir: programs, ..
+        } = &self.node;
+        let (file, programs) = match (file, programs) {
+            (Some(file), Some(programs)) => (file, programs),
+            (None, None) => return Ok(CredentialProviders::default()),
+            _ => bail!("imageCredentialProviderConfig and imageCredentialProviderBinDir go together"),
+        };
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let wrong = || format!("{} is no CredentialProviderConfig", file.display());
+        let config = serde_saphyr::from_str(&text).with_context(wrong)?;
+        CredentialProviders::new(config, programs).map_err(anyhow::Error::msg).with_context(wrong)
+    }
+
+    /// Handlers' names are labels of DNS, as RuntimeClasses write them; their programs are there.
+    fn check_runtimes(&self) -> Result<()> {
+        for (handler, binary) in &self.runtimes {
+            let plain = handler.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+            let ends = handler.starts_with('-') || handler.ends_with('-');
+            let label = plain && !ends && (1..=63).contains(&handler.len());
+            ensure!(label, "runtimes: {handler:?} is not the name of a handler");
+            ensure!(handler != "carob", "runtimes: \"carob\" is Carob's own runtime");
+            let there = binary.is_absolute() && binary.is_file();
+            ensure!(there, "runtimes: {handler}: {} is not the absolute path of a program", binary.display());
+        }
+        Ok(())
     }
 }
 
@@ -134,5 +174,14 @@ mod tests {
         std::fs::write(&path, "nodeName: a\nnodename: b\n").unwrap();
         let refused = format!("{:#}", ConfigFile::read(Some(&path)).unwrap_err());
         assert!(refused.contains("nodename"), "{refused}");
+        for (text, said) in [
+            ("runtimes: {carob: /bin/sh}", "Carob's own"),
+            ("runtimes: {Runc: /bin/sh}", "name of a handler"),
+            ("runtimes: {runc: runc}", "absolute path"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let refused = format!("{:#}", ConfigFile::read(Some(&path)).unwrap_err());
+            assert!(refused.contains(said), "{refused}");
+        }
     }
 }

@@ -296,6 +296,7 @@ async fn worker(
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: site.instance.id.clone(), exe };
     let (runtime, recovered, exits) = Runtime::start(runtime_config).await.context("cannot start the spawner")?;
+    let credential_providers = config.credential_providers()?;
     let agent = Worker::new(WorkerConfig {
         node_name: name.clone(),
         data_dir: dir.root().to_owned(),
@@ -318,6 +319,9 @@ async fn worker(
             upstream_dns: config.network.resolvers.clone(),
         },
         dns: Some(dns),
+        runtimes: config.runtimes,
+        credential_providers,
+        settings: config.node,
     })
     .await
     .context("cannot start the worker")?;

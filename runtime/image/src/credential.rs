@@ -87,6 +87,11 @@ pub(crate) fn matching(credentials: &[Credential], reference: &Reference) -> Vec
     found.into_iter().map(|(_, credential)| credential.clone()).collect()
 }
 
+/// Whether a registry's key, as credentials have it, is for this image; none is for what isn't the name of an image.
+pub fn covers(key: &str, image: &str) -> bool {
+    Reference::parse(image).is_ok_and(|reference| specificity(key, &reference).is_some())
+}
+
 /// How much of the reference a key covers, as kubelet's keyring matches: scheme ignored, host by label globs, path as a
 /// prefix.
 fn specificity(key: &str, reference: &Reference) -> Option<usize> {

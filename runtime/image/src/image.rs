@@ -67,6 +67,8 @@ pub struct ImageSummary {
     pub size: u64,
     /// When it was pulled or imported, seconds since 1970.
     pub created_at: u64,
+    /// It was imported: no registry need have it.
+    pub imported: bool,
 }
 
 /// Who a container runs as.

@@ -145,6 +145,7 @@ impl Images {
             image_id: record.config.into(),
             size: record.size,
             created_at: record.created_at,
+            imported: record.imported,
         };
         Ok(records.into_iter().map(summary).collect())
     }
@@ -213,12 +214,22 @@ impl Drop for Stop {
     }
 }
 
+/// Where an image came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A registry.
+    Registry,
+    /// An archive or a folder.
+    Import,
+}
+
 /// Records an image whose layers are all in place.
 pub(crate) fn commit(
     inner: &Inner,
     reference: &Reference,
     documents: &Documents,
     layers: &[Arc<LayerLease>],
+    origin: Origin,
 ) -> Result<Image, Error> {
     let mounted = variant::fit(&inner.store, layers)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -232,6 +243,7 @@ pub(crate) fn commit(
         sources: names(layers),
         size: documents.manifest.config.size + documents.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
         created_at: now,
+        imported: origin == Origin::Import,
     };
     let same = |old: &Record| Record { created_at: now, ..old.clone() } == record;
     if !inner.store.record(reference)?.as_ref().is_some_and(same) {

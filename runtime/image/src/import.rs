@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::document::{
     Configuration, Document, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Part, choose, no_platform,
 };
-use crate::images::{Inner, commit};
+use crate::images::{Inner, Origin, commit};
 use crate::layer::Expected;
 use crate::progress::{LayerPart, LayerStep};
 use crate::pull::{Documents, Steps, unpack_layer};
@@ -136,7 +136,7 @@ impl Import<'_> {
             Kind::Layout(part) => self.unpack_layout(part)?,
             Kind::Docker(image) => self.unpack_docker(image)?,
         };
-        names.iter().map(|name| commit(self.inner, name, &documents, &layers)).collect()
+        names.iter().map(|name| commit(self.inner, name, &documents, &layers, Origin::Import)).collect()
     }
 
     fn unpack_layout(&self, part: &Part) -> Result<(Documents, Leases), Error> {

@@ -25,7 +25,7 @@ mod store;
 mod user;
 
 pub use config::{Limits, Registry, RegistryConfig};
-pub use credential::{Credential, docker_config_json};
+pub use credential::{Credential, covers, docker_config_json};
 pub use error::Error;
 pub use image::{Image, ImageConfig, ImageSummary, ImageUser, Lease};
 pub use images::{Collected, Images};

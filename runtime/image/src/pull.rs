@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::digest::Digest;
 use crate::document::{Configuration, Document, Manifest, Part, choose};
-use crate::images::Inner;
+use crate::images::{Inner, Origin};
 use crate::layer::{Expected, unpack_stream};
 use crate::progress::{LayerPart, LayerStep};
 use crate::registry::{Fetched, Session};
@@ -140,7 +140,7 @@ async fn fetch(
         }
     })?;
     let reference = reference.clone();
-    inner.blocking(move |inner| crate::images::commit(inner, &reference, &documents, &layers)).await
+    inner.blocking(move |inner| crate::images::commit(inner, &reference, &documents, &layers, Origin::Registry)).await
 }
 
 /// Has one layer in place, unpacking it while it downloads.

@@ -91,6 +91,8 @@ pub struct PodConfig {
     /// The pod's network namespace; `None` is the host's network.
     #[serde(skip)]
     pub netns: Option<OwnedFd>,
+    /// The OCI runtime that makes its containers; Carob's own way where there is none.
+    pub runtime: Option<PathBuf>,
     /// `spec.hostUsers: false`: the host's users that the pod's own are.
     pub users: Option<UserRange>,
     /// Given with `users`, and instead of `netns`: see [`Runtime::make_users`](crate::Runtime::make_users).

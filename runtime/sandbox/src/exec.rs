@@ -8,6 +8,7 @@ use crate::config::{ContainerConfig, ExecConfig, User};
 use crate::create::Users;
 use crate::create::spec::rlimit_number;
 use crate::kernel::process::{self, Fork};
+use crate::oci::{Oci, Work};
 use crate::program::{self, ExecFailure, Program};
 use crate::protocol::Failure;
 use crate::seccomp::Filters;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 const CLONE_PARENT: u64 = 0x8000;
@@ -120,6 +122,29 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
             Ok((pid, terminal.map(|terminal| terminal.master)))
         }
     }
+}
+
+/// The same by the container's own runtime. `place` is made for the time of it.
+pub fn by_runtime(plan: Plan<'_>, runtime: &Oci, place: &Path) -> Result<(i32, Option<OwnedFd>), Failure> {
+    let wrap = |error: io::Error| Failure::sandbox("exec", error);
+    let process = crate::create::foreign::process(plan.container, plan.exec).to_string();
+    std::fs::create_dir(place).map_err(wrap)?;
+    let work = || {
+        let console = place.join("console");
+        let listener = plan.exec.tty.then(|| UnixListener::bind(&console)).transpose().map_err(wrap)?;
+        let work = Work { id: plan.container.id.as_str(), place };
+        let (streams, console) = match &listener {
+            Some(_) => (None, Some(console.as_path())),
+            None => (plan.stdio, None),
+        };
+        let pid = runtime.exec(&work, process.as_bytes(), streams, console)?;
+        // A process that has ended already is in no cgroup.
+        let _ = Membership::open(&plan.cgroup).and_then(|mut membership| membership.add(pid));
+        Ok((pid, listener.map(|listener| crate::create::receive_terminal(&listener)).transpose()?))
+    };
+    let done = work();
+    let _ = std::fs::remove_dir_all(place);
+    done
 }
 
 fn program(plan: &Plan<'_>) -> Result<Program, Failure> {

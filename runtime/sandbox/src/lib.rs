@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod kernel;
 mod logs;
 mod memory;
+mod oci;
 mod outbox;
 mod program;
 mod protocol;

@@ -1,6 +1,7 @@
 //! What every part of the worker shares: the API client, the runtime crates, directories and the table of pods.
 
 use crate::admission::Admission;
+use crate::credential_providers::CredentialProviders;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::network::host_ports;
@@ -8,12 +9,14 @@ use crate::network::policies::{Policies, Requests};
 use crate::node::Machine;
 use crate::objects::Interests;
 use crate::pod::PodTable;
+use crate::pressure::{NodeSettings, Pressure};
 use crate::users::Users;
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
 use carob_network::{Dns, DnsSockets, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
 use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +50,12 @@ pub struct WorkerConfig {
     pub cluster: ClusterInfo,
     /// Where pods ask for names; without it, nobody answers.
     pub dns: Option<DnsSockets>,
+    /// OCI runtimes that RuntimeClasses can name, by their handlers' names.
+    pub runtimes: BTreeMap<String, PathBuf>,
+    /// Programs that know registries' credentials.
+    pub credential_providers: CredentialProviders,
+    /// What the node's owner has set.
+    pub settings: NodeSettings,
 }
 
 /// Facts of the cluster that pods are told.
@@ -77,6 +86,7 @@ pub(crate) struct Dirs {
     pods: PathBuf,
     logs: PathBuf,
     seccomp: PathBuf,
+    images: PathBuf,
 }
 
 impl Dirs {
@@ -85,6 +95,7 @@ impl Dirs {
             pods: data_dir.join("pods"),
             logs: data_dir.join("logs").join("pods"),
             seccomp: data_dir.join("seccomp"),
+            images: data_dir.join("images"),
         }
     }
 
@@ -106,6 +117,11 @@ impl Dirs {
     /// `D/logs/pods/{namespace}_{name}_{uid}`: a directory per container.
     pub fn pod_logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
         self.logs.join(format!("{namespace}_{name}_{uid}"))
+    }
+
+    /// `D/images`, of which only the disk is looked at.
+    pub fn images(&self) -> &Path {
+        &self.images
     }
 
     /// `D/seccomp`: profiles of type Localhost.
@@ -136,6 +152,10 @@ pub(crate) struct Context {
     pub pods: PodTable,
     pub dns: Dns,
     pub users: Users,
+    pub settings: NodeSettings,
+    pub pressure: Pressure,
+    pub credential_providers: CredentialProviders,
+    pub runtimes: BTreeMap<String, PathBuf>,
 }
 
 impl Context {
@@ -198,6 +218,10 @@ impl Context {
             pods: PodTable::default(),
             dns,
             users,
+            runtimes: config.runtimes,
+            settings: config.settings,
+            pressure: Pressure::default(),
+            credential_providers: config.credential_providers,
         });
         Ok((context, config.recovered, config.exits, requests))
     }

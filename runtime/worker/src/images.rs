@@ -61,7 +61,8 @@ async fn pull(ctx: &Context, pod: &Pod, container: &Container, name: &str) -> Re
     let about = || About::container(pod, &container.name);
     ctx.events.record(about(), Severity::Normal, "Pulling", format!("Pulling image \"{name}\""));
     let started = Instant::now();
-    let credentials = credentials(ctx, pod).await;
+    let mut credentials = credentials(ctx, pod).await;
+    credentials.extend(ctx.credential_providers.credentials(name).await);
     match ctx.images.pull(name, &credentials, &()).await {
         Ok(image) => {
             let took = started.elapsed();

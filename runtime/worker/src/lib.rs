@@ -8,6 +8,7 @@
 mod admission;
 mod container;
 mod context;
+mod credential_providers;
 mod drain;
 mod events;
 mod files;
@@ -22,13 +23,16 @@ mod objects;
 mod observer;
 mod pod;
 mod pods;
+mod pressure;
 mod stream;
 mod users;
 mod volumes;
 
 pub use context::{ClusterInfo, WorkerConfig};
+pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
+pub use pressure::{NodeSettings, Signal, Threshold};
 
 use carob_sandbox::{Exit, RecoveredPod};
 use context::Context;
@@ -89,7 +93,8 @@ impl Worker {
         let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
         let network = network::run(self.context.clone(), network, shutdown.clone());
-        tokio::join!(node, pods, events, network);
+        let pressure = pressure::run(self.context.clone(), shutdown.clone());
+        tokio::join!(node, pods, events, network, pressure);
         self.context.interests.clear();
     }
 

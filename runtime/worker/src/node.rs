@@ -5,6 +5,7 @@ use crate::Error;
 use crate::admission::Allocatable;
 use crate::context::Context;
 use crate::events::{About, Severity};
+use crate::pressure::Shortage;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
@@ -18,7 +19,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -38,8 +39,6 @@ const RESERVED_MOST: i64 = 512 << 20;
 const DISK_RESERVED_PART: u64 = 10;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
-/// Whether pods can have users of their own (`hostUsers: false`).
-const USER_NAMESPACES: bool = true;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Facts of the machine, read once.
@@ -134,8 +133,20 @@ async fn keep_alive(ctx: &Context) {
     let mut ticks = tokio::time::interval(LEASE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut count: u32 = 0;
+    let mut short = ctx.pressure.subscribe();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // What the node is short of keeps pods away from it: that is told at once.
+            Ok(()) = short.changed() => {
+                if let Err(error) = register(ctx).await {
+                    tracing::warn!(%error, "the node's conditions could not be written");
+                    short.mark_changed();
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                continue;
+            }
+        }
         if let Err(error) = renew_lease(ctx).await {
             tracing::debug!(%error, "the node's lease could not be renewed");
         }
@@ -219,10 +230,10 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
         capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk)),
         allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk - disk / DISK_RESERVED_PART)),
-        conditions: Some(conditions(before, now)),
+        conditions: Some(conditions(before, &|short| ctx.pressure.has(short), now)),
         node_info: Some(machine.info.clone()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(runtime_handlers()),
+        runtime_handlers: Some(runtime_handlers(&ctx.runtimes)),
         images: Some(
             images
                 .into_iter()
@@ -237,30 +248,56 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
     }
 }
 
-/// What the only runtime can do, under the empty name of the default handler and under its own.
-fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
-    let features =
-        NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(USER_NAMESPACES) };
-    let handler = |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
-    vec![handler(""), handler("carob")]
+/// What the runtimes can do: Carob's own under the empty name of the default handler and under its own, and those of the
+/// configuration, whose containers have the host's users.
+fn runtime_handlers(others: &BTreeMap<String, PathBuf>) -> Vec<NodeRuntimeHandler> {
+    let handler = |name: &str, users: bool| NodeRuntimeHandler {
+        name: Some(name.to_owned()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(users),
+        }),
+    };
+    let own = ["", "carob"].map(|name| handler(name, true));
+    own.into_iter().chain(others.keys().map(|name| handler(name, false))).collect()
 }
 
-/// Conditions with the kubelet's reasons and messages; a transition time is kept as long as the status is.
-fn conditions(before: Option<&NodeStatus>, now: Timestamp) -> Vec<NodeCondition> {
-    const CONDITIONS: [(&str, &str, &str, &str); 4] = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-    ];
+/// Conditions with the kubelet's reasons and messages: type, whether it holds where nothing is short, and both texts of
+/// where it doesn't and does.
+const CONDITIONS: [(&str, Option<Shortage>, [&str; 2], [&str; 2]); 4] = [
+    (
+        "MemoryPressure",
+        Some(Shortage::Memory),
+        ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"],
+        ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+    ),
+    (
+        "DiskPressure",
+        Some(Shortage::Disk),
+        ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
+        ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+    ),
+    (
+        "PIDPressure",
+        Some(Shortage::Processes),
+        ["KubeletHasSufficientPID", "kubelet has sufficient PID available"],
+        ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+    ),
+    ("Ready", None, ["", ""], ["KubeletReady", "kubelet is posting ready status"]),
+];
+
+/// A transition time is kept as long as the status is.
+fn conditions(before: Option<&NodeStatus>, short: &impl Fn(Shortage) -> bool, now: Timestamp) -> Vec<NodeCondition> {
     let old = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     CONDITIONS
         .iter()
-        .map(|(type_, status, reason, message)| {
-            let same = old.iter().find(|condition| condition.type_ == *type_ && condition.status == *status);
+        .map(|(type_, shortage, no, yes)| {
+            let holds = shortage.is_none_or(short);
+            let ([reason, message], status) = if holds { (yes, "True") } else { (no, "False") };
+            let same = old.iter().find(|condition| condition.type_ == *type_ && condition.status == status);
             NodeCondition {
                 type_: (*type_).to_owned(),
-                status: (*status).to_owned(),
+                status: status.to_owned(),
                 reason: Some((*reason).to_owned()),
                 message: Some((*message).to_owned()),
                 last_heartbeat_time: Some(Time(now)),
@@ -323,11 +360,15 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_transition_time_while_its_status_lasts() {
         let (early, late) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(1000).unwrap());
-        let mut before = NodeStatus { conditions: Some(conditions(None, early)), ..NodeStatus::default() };
+        let nothing = |_| false;
+        let first = Some(conditions(None, &nothing, early));
+        let mut before = NodeStatus { conditions: first, ..NodeStatus::default() };
         before.conditions.as_mut().unwrap()[3].status = "Unknown".to_owned();
-        let after = conditions(Some(&before), late);
+        let after = conditions(Some(&before), &|short| short == Shortage::Disk, late);
         assert_eq!(after[0].last_transition_time, Some(Time(early)));
         assert_eq!(after[3].last_transition_time, Some(Time(late)));
+        assert_eq!((after[1].status.as_str(), after[1].reason.as_deref()), ("True", Some("KubeletHasDiskPressure")));
+        assert_eq!(after[1].last_transition_time, Some(Time(late)));
         assert_eq!(after[0].last_heartbeat_time, Some(Time(late)));
     }
 }

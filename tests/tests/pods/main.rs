@@ -3,5 +3,7 @@
 mod debug;
 mod fields;
 mod life;
+mod pressure;
 mod resize;
+mod runtimes;
 mod users;

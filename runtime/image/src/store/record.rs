@@ -26,6 +26,9 @@ pub(crate) struct Record {
     pub sources: Vec<String>,
     pub size: u64,
     pub created_at: u64,
+    /// Imported by hand: no registry would give it back.
+    #[serde(default)]
+    pub imported: bool,
 }
 
 #[derive(Deserialize, Serialize)]

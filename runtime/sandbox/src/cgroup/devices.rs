@@ -45,11 +45,30 @@ const DEFAULT: [Rule; 11] = [
     rule(false, Some(5), Some(2), "rwm"), // ptmx
 ];
 
-pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), CgroupError> {
+/// The same rules as the OCI specification writes them.
+pub fn oci_rules(rules: &DeviceRules<'_>) -> serde_json::Value {
+    use serde_json::json;
     if rules.privileged {
-        return Ok(());
+        return json!([{"allow": true, "access": "rwm"}]);
     }
-    let mut list: Vec<(bool, Option<u32>, Option<u32>, String)> =
+    let mut all = vec![json!({"allow": false, "access": "rwm"})];
+    for (block, major, minor, access) in list(rules) {
+        let mut rule = json!({"allow": true, "type": if block { "b" } else { "c" }, "access": access});
+        for (name, number) in [("major", major), ("minor", minor)] {
+            if let Some(number) = number {
+                rule[name] = json!(number);
+            }
+        }
+        all.push(rule);
+    }
+    all.into()
+}
+
+/// Block device or not, major and minor number (`None` is any), and what is allowed.
+type Allowed = (bool, Option<u32>, Option<u32>, String);
+
+fn list(rules: &DeviceRules<'_>) -> Vec<Allowed> {
+    let mut list: Vec<Allowed> =
         DEFAULT.iter().map(|rule| (rule.block, rule.major, rule.minor, rule.access.to_owned())).collect();
     for device in rules.extra {
         list.push((
@@ -59,6 +78,14 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), 
             device.access.clone(),
         ));
     }
+    list
+}
+
+pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), CgroupError> {
+    if rules.privileged {
+        return Ok(());
+    }
+    let list = list(rules);
     if let Some(directory) = cgroup.of("devices") {
         return v1(&directory, &list);
     }
@@ -71,7 +98,7 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), 
     }
 }
 
-fn v1(directory: &Path, list: &[(bool, Option<u32>, Option<u32>, String)]) -> Result<(), CgroupError> {
+fn v1(directory: &Path, list: &[Allowed]) -> Result<(), CgroupError> {
     write(&directory.join("devices.deny"), "a")?;
     let allow = directory.join("devices.allow");
     let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
@@ -106,7 +133,7 @@ const JNE_X: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
 /// The kernel's numbers of struct bpf_cgroup_dev_ctx: type 1 is block, 2 character; access 1 mknod, 2 read, 4 write.
-fn program(list: &[(bool, Option<u32>, Option<u32>, String)]) -> Vec<Instruction> {
+fn program(list: &[Allowed]) -> Vec<Instruction> {
     let mut code = vec![
         instruction(LDX_W, 2, 1, 0, 0), // r2 = access << 16 | type
         instruction(MOV32_X, 3, 2, 0, 0),
@@ -150,7 +177,7 @@ fn program(list: &[(bool, Option<u32>, Option<u32>, String)]) -> Vec<Instruction
     code
 }
 
-fn v2(directory: &Path, list: &[(bool, Option<u32>, Option<u32>, String)]) -> io::Result<()> {
+fn v2(directory: &Path, list: &[Allowed]) -> io::Result<()> {
     const BPF_PROG_LOAD: i32 = 5;
     const BPF_PROG_ATTACH: i32 = 8;
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;

@@ -7,7 +7,7 @@ mod limits;
 mod membership;
 mod readings;
 
-pub use devices::DeviceRules;
+pub use devices::{DeviceRules, oci_rules};
 pub use layout::{Hierarchy, Layout};
 pub use membership::{Membership, Nursery};
 
@@ -69,6 +69,11 @@ impl<'a> Cgroup<'a> {
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         Self { layout: self.layout, path: self.path.join(name) }
+    }
+
+    /// Its place below every hierarchy's root, without a leading slash.
+    pub fn below_roots(&self) -> &Path {
+        &self.path
     }
 
     fn directory(&self, hierarchy: &Hierarchy) -> PathBuf {

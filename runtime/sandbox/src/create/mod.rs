@@ -2,6 +2,7 @@
 //! is done: what it mounted, opened and allocated goes with it.
 
 mod executor;
+pub mod foreign;
 pub use executor::report;
 mod rootfs;
 pub mod spec;
@@ -258,7 +259,8 @@ fn read_report(report: OwnedFd) -> Result<Option<ExecFailure>, Failure> {
     postcard::from_bytes(&bytes).map(Some).map_err(|error| Failure::sandbox("start", error))
 }
 
-fn receive_terminal(listener: &std::os::unix::net::UnixListener) -> Result<OwnedFd, Failure> {
+/// The terminal that a runtime sends.
+pub fn receive_terminal(listener: &std::os::unix::net::UnixListener) -> Result<OwnedFd, Failure> {
     let wrap = |error: io::Error| Failure::sandbox("terminal", error);
     let (stream, _) = listener.accept().map_err(wrap)?;
     let master = receive_one(stream.as_fd()).map_err(wrap)?;

@@ -6,7 +6,7 @@ mod profile;
 mod table;
 
 pub use localhost::from_file;
-pub use profile::runtime_default;
+pub use profile::{oci_default, runtime_default};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,

@@ -97,6 +97,28 @@ pub fn runtime_default(capabilities: CapabilitySet) -> Result<Filters, SeccompEr
     Ok(Filters(vec![program]))
 }
 
+/// The same profile as the OCI specification writes it, for other runtimes.
+pub fn oci_default(capabilities: CapabilitySet) -> serde_json::Value {
+    use serde_json::json;
+    let mut names: Vec<&str> = ALLOWED.split_whitespace().collect();
+    for (capability, more) in WITH_CAPABILITY {
+        if capabilities.has(capability) {
+            names.extend(more.split_whitespace());
+        }
+    }
+    let only = |name: &str, args: serde_json::Value| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": args});
+    let argument = |value: u64, op: &str| json!([{"index": 0, "value": value, "op": op}]);
+    let mut calls = vec![json!({"names": names, "action": "SCMP_ACT_ALLOW"})];
+    calls.push(only("socket", argument(AF_VSOCK, "SCMP_CMP_NE")));
+    calls.extend(PERSONALITIES.map(|value| only("personality", argument(value, "SCMP_CMP_EQ"))));
+    if !capabilities.has("CAP_SYS_ADMIN") {
+        let masked = json!([{"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]);
+        calls.push(only("clone", masked));
+        calls.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS}));
+    }
+    json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": libc::EPERM, "syscalls": calls})
+}
+
 /// Goes before the list: calls that this table doesn't know yet answer ENOSYS and not EPERM, so that programs fall back
 /// to older ones; and so does clone3 (its flags are in memory, where no filter can look), so that libraries use clone.
 fn unknown_calls(refuse_clone3: bool) -> Vec<sock_filter> {

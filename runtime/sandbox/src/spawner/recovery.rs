@@ -137,7 +137,8 @@ impl Service {
         for name in [super::SOCKET, super::LOG] {
             let _ = fs::remove_file(self.dir.join(name));
         }
-        for name in ["pods", "build", "shm"] {
+        let _ = nix::mount::umount2(&self.dir.join(crate::oci::STATE), nix::mount::MntFlags::MNT_DETACH);
+        for name in ["pods", "build", "shm", crate::oci::STATE] {
             let _ = fs::remove_dir(self.dir.join(name));
         }
         self.ending = true;

@@ -7,6 +7,7 @@ use super::service::{Container, Pod, Purpose, Service, State};
 use super::users;
 use crate::config::{ContainerConfig, ContainerId, Limits, PodConfig, UserNamespaces};
 use crate::kernel::{mount, process};
+use crate::oci::{self, Oci};
 use crate::protocol::{Answer, Ask, Failure, KnownContainer, KnownPod, Request};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 /// How long removal waits for the kernel to let go of a cgroup.
 pub const REMOVAL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What other runtimes may keep of all their containers, in bytes.
+const FOREIGN_STATE: u64 = 64 * 1024 * 1024;
 
 /// A good answer and the descriptors that go with it; `None` when a job will answer.
 pub type Handled = Result<Option<(Answer, Vec<OwnedFd>)>, Failure>;
@@ -85,6 +89,26 @@ impl Service {
         self.containers.get(id).ok_or_else(|| Failure::NoContainer(id.to_string()))
     }
 
+    /// The OCI runtime of this pod's containers, where they have another than ours.
+    pub fn foreign(&self, uid: &str) -> Option<Oci> {
+        let binary = self.pods.get(uid)?.config.runtime.as_ref()?;
+        Some(Oci::new(binary, &self.dir))
+    }
+
+    /// Makes room for what other runtimes keep, before the first pod of theirs: seen by the spawner and by pods made later.
+    fn prepare_foreign(&mut self) -> Result<(), Failure> {
+        let place = self.dir.join(oci::STATE);
+        if self.foreign_ready {
+            return Ok(());
+        }
+        let wrap = |error: std::io::Error| Failure::sandbox("OCI runtime", error);
+        fs::create_dir_all(&place).map_err(wrap)?;
+        let tree = mount::tmpfs(Some(FOREIGN_STATE), "700", mount::ATTR_NOSUID | mount::ATTR_NODEV).map_err(wrap)?;
+        mount::attach(tree.as_fd(), &place).map_err(wrap)?;
+        self.foreign_ready = true;
+        Ok(())
+    }
+
     fn create_pod(&mut self, config: PodConfig, netns: bool, fds: Vec<OwnedFd>) -> Handled {
         let valid = !config.uid.is_empty()
             && config.uid.len() <= 128
@@ -107,6 +131,12 @@ impl Service {
                 Given::Users(UserNamespaces { user, net, ipc, uts })
             }
         };
+        if config.runtime.is_some() {
+            if config.users.is_some() {
+                return Err(Failure::config("users", "of a pod's own are made by Carob's own runtime only"));
+            }
+            self.prepare_foreign()?;
+        }
         let own_network = !matches!(given, Given::Nothing);
         namespaces::check_sysctls(&config, own_network)?;
         let cgroup = self.pod_cgroup(&config.uid);
@@ -202,10 +232,14 @@ impl Service {
         let cgroup = self.container_cgroup(&uid, id);
         let nursery = self.pod_cgroup(&uid).nursery(id.as_str());
         let records = &self.records;
+        let foreign = self.foreign(&uid);
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
                 let work = || -> Result<(), Failure> {
+                    if let Some(runtime) = &foreign {
+                        runtime.delete(id.as_str());
+                    }
                     for cgroup in [&nursery, &cgroup] {
                         cgroup.kill(REMOVAL_PATIENCE);
                         cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
@@ -239,10 +273,14 @@ impl Service {
         }
         let cgroup = self.pod_cgroup(uid);
         let records = &self.records;
+        let foreign = self.foreign(uid);
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
                 let work = || -> Result<(), Failure> {
+                    for id in foreign.iter().flat_map(|_| records.containers(uid)) {
+                        foreign.iter().for_each(|runtime| runtime.delete(id.as_str()));
+                    }
                     cgroup.kill(REMOVAL_PATIENCE);
                     cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
                     for id in records.containers(uid) {

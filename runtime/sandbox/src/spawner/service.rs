@@ -157,6 +157,8 @@ pub struct Service {
     pub(super) next_log: u64,
     pub(super) filters: HashMap<u64, Filters>,
     pub(super) ending: bool,
+    /// Other runtimes have a place to keep what they know.
+    pub(super) foreign_ready: bool,
     /// Requests for a list that wait until no container is starting.
     pub(super) lists: Vec<u64>,
     children: HashMap<i32, Child>,
@@ -218,6 +220,7 @@ impl Service {
             next_log: 0,
             filters: HashMap::new(),
             ending: false,
+            foreign_ready: false,
             lists: Vec::new(),
             children: HashMap::new(),
             unclaimed: BTreeMap::new(),

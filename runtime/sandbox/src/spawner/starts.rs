@@ -11,6 +11,7 @@ use crate::create::{self, Blueprint, Users};
 use crate::exec;
 use crate::kernel::process;
 use crate::logs;
+use crate::oci::{self, Oci};
 use crate::protocol::{self, Answer, Failure};
 use crate::seccomp::{self, Filters};
 use nix::fcntl::OFlag;
@@ -80,9 +81,14 @@ impl Service {
             workshop: &workshop,
             stdio: streams,
         };
+        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir));
+        let build = || match &foreign {
+            Some(runtime) => create::foreign::run(blueprint, runtime, begun),
+            None => create::run(blueprint, begun),
+        };
         // SAFETY: the spawner has one thread.
         let job = unsafe {
-            jobs::start(|| match create::run(blueprint, begun) {
+            jobs::start(|| match build() {
                 Ok((started, terminal)) => (create::Outcome::Started(started), terminal),
                 Err(failure) => (create::Outcome::Failed(failure), None),
             })
@@ -170,9 +176,15 @@ impl Service {
             filters,
             stdio,
         };
+        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir));
+        let place = self.dir.join(oci::STATE).join(format!("exec-{request}"));
+        let execute = || match &foreign {
+            Some(runtime) => exec::by_runtime(plan, runtime, &place),
+            None => exec::run(&plan),
+        };
         // SAFETY: the spawner has one thread.
         let job = unsafe {
-            jobs::start(|| match exec::run(&plan) {
+            jobs::start(|| match execute() {
                 Ok((pid, terminal)) => (exec::Outcome::Started { pid }, terminal),
                 Err(failure) => (exec::Outcome::Failed(failure), None),
             })
@@ -264,10 +276,14 @@ impl Service {
         let nursery = self.pod_cgroup(&container.pod).nursery(id.as_str());
         let records = &self.records;
         let reported = failure.clone();
+        let foreign = self.foreign(&container.pod);
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
                 let work = || -> Result<(), Failure> {
+                    if let Some(runtime) = &foreign {
+                        runtime.delete(id.as_str());
+                    }
                     for cgroup in [&nursery, &cgroup] {
                         cgroup.kill(REMOVAL_PATIENCE);
                         cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;

@@ -66,6 +66,7 @@ impl Machine {
     #[expect(clippy::unused_self, reason = "reads like container()")]
     pub fn pod(&self, uid: &str) -> PodConfig {
         PodConfig {
+            runtime: None,
             users: None,
             user_namespaces: None,
             uid: uid.to_owned(),

@@ -19,7 +19,14 @@ const SAFE: [&str; 12] = [
 ];
 
 /// Why the node doesn't take the pod, in the kubelet's words; `None` when nothing is forbidden.
-pub(crate) fn forbidden(spec: &PodSpec) -> Option<String> {
+/// `allowed` are names beyond the safe ones, or beginnings of names followed by `*`.
+pub(crate) fn forbidden(spec: &PodSpec, allowed: &[String]) -> Option<String> {
+    let allowed = |name: &str| {
+        allowed.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(&beginning.replace('/', ".")),
+            None => name == pattern.replace('/', "."),
+        })
+    };
     let asked = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
     for name in asked.map(|sysctl| sysctl.name.as_str()) {
         let dotted = name.replace('/', ".");
@@ -29,7 +36,7 @@ pub(crate) fn forbidden(spec: &PodSpec) -> Option<String> {
         if dotted.starts_with("kernel.") && spec.host_ipc == Some(true) {
             return Some(format!("forbidden sysctl: {name:?} not allowed with host ipc enabled"));
         }
-        if !SAFE.contains(&dotted.as_str()) {
+        if !SAFE.contains(&dotted.as_str()) && !allowed(&dotted) {
             return Some(format!("forbidden sysctl: {name:?} not allowlisted"));
         }
     }
@@ -46,11 +53,13 @@ mod tests {
         let of = |name: &str, host_network: bool| {
             let spec = json!({"containers": [], "hostNetwork": host_network,
                 "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
-            forbidden(&serde_json::from_value(spec).unwrap())
+            let allowed = ["kernel.msg*".to_owned(), "net/core/somaxconn".to_owned()];
+            forbidden(&serde_json::from_value(spec).unwrap(), &allowed)
         };
         assert_eq!(of("kernel.shm_rmid_forced", false), None);
         assert_eq!(of("net/ipv4/tcp_syncookies", false), None);
-        assert_eq!(of("kernel.msgmax", false).unwrap(), "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+        assert_eq!(of("kernel.shmmax", false).unwrap(), "forbidden sysctl: \"kernel.shmmax\" not allowlisted");
+        assert_eq!((of("kernel.msgmax", false), of("net.core.somaxconn", false)), (None, None));
         assert!(of("net.ipv4.tcp_syncookies", true).unwrap().ends_with("not allowed with host net enabled"));
     }
 }

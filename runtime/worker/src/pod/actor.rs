@@ -260,9 +260,12 @@ impl Actor {
 
     /// Whether this node takes the pod.
     fn admit(&self) -> Result<(), Refusal> {
-        match sysctls::forbidden(self.spec()) {
+        match sysctls::forbidden(self.spec(), &self.ctx.settings.allowed_unsafe_sysctls) {
             Some(message) => Err(Refusal { reason: "SysctlForbidden", message }),
-            None => self.ctx.admission.admit(&self.uid, self.spec()),
+            None => match self.ctx.pressure.refuse(self.spec()) {
+                Some(refusal) => Err(refusal),
+                None => self.ctx.admission.admit(&self.uid, self.spec()),
+            },
         }
     }
 
@@ -353,6 +356,11 @@ impl Actor {
             Message::Exit(exit) => self.exited(exit),
             Message::Probed(verdict) => self.probed(&verdict),
             Message::VolumesChanged => self.volumes_changed = true,
+            Message::Weigh(asked) => {
+                // Whoever asked may have stopped waiting.
+                let _ = asked.send(self.weight());
+            }
+            Message::Evict { message, grace } => self.evict(message, grace),
         }
     }
 

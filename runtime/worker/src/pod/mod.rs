@@ -21,11 +21,14 @@ mod status;
 mod stop;
 mod storage;
 mod view;
+mod weight;
 mod writer;
 
 pub(crate) use prepare::{ADDRESS, HOST_PORTS};
 pub(crate) use recover::orphan;
 pub(crate) use start::{IDENTITY, STOP_SIGNAL};
+pub(crate) use storage::used;
+pub(crate) use weight::{Weight, is_critical};
 
 use crate::metrics::StartLatency;
 use carob_sandbox::{ContainerId, Exit};
@@ -33,7 +36,8 @@ use k8s_openapi::api::core::v1::Pod;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, watch};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// What an actor is told from outside.
 #[derive(Debug)]
@@ -48,6 +52,10 @@ pub(crate) enum Message {
     Probed(probes::Verdict),
     /// A ConfigMap or Secret that a volume comes from may have changed.
     VolumesChanged,
+    /// Somebody wants to know what it takes of the node.
+    Weigh(oneshot::Sender<Weight>),
+    /// The node needs what it takes.
+    Evict { message: String, grace: Duration },
 }
 
 /// What the HTTP side may know of a pod.
@@ -109,6 +117,12 @@ impl PodTable {
 
     pub fn contains(&self, uid: &str) -> bool {
         self.lock().contains_key(uid)
+    }
+
+    /// Whether a container of the pod runs.
+    pub fn has_running(&self, uid: &str) -> bool {
+        let handle = self.lock().get(uid).cloned();
+        handle.is_some_and(|handle| handle.view.borrow().containers.iter().any(|c| c.running.is_some()))
     }
 
     pub fn uids(&self) -> Vec<String> {

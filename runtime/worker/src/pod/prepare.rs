@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// A pod's sandbox: it exists, and this is its address.
@@ -67,9 +68,10 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         Ok(names) => names,
         Err(message) => return failed(message),
     };
-    if let Err(message) = check_handler(ctx, spec).await {
-        return failed(message);
-    }
+    let runtime = match handler(ctx, spec).await {
+        Ok(runtime) => runtime,
+        Err(message) => return failed(message),
+    };
     let begin = Instant::now();
     let namespaces = match namespaces(ctx, pod, spec, uid).await {
         Ok(namespaces) => namespaces,
@@ -105,6 +107,7 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
     let config = PodConfig {
         uid: uid.to_owned(),
         hostname: hostname.clone(),
+        runtime,
         netns: namespaces.net,
         users: namespaces.users.as_ref().map(|(range, _)| *range),
         user_namespaces: namespaces.users.map(|(_, made)| made),
@@ -173,19 +176,29 @@ async fn namespaces(ctx: &Context, pod: &Pod, spec: &PodSpec, uid: &str) -> Resu
     Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address })
 }
 
-/// The handler of the pod's RuntimeClass must be the only one that is here; the error is containerd's.
-async fn check_handler(ctx: &Context, spec: &PodSpec) -> Result<(), String> {
-    let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) else { return Ok(()) };
+/// The runtime that the handler of the pod's RuntimeClass names; `None` is Carob's own. The errors are containerd's.
+async fn handler(ctx: &Context, spec: &PodSpec) -> Result<Option<PathBuf>, String> {
+    let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) else { return Ok(None) };
     let api: Api<RuntimeClass> = Api::all(ctx.client.clone());
     let found = api.get_opt(class).await.map_err(|error| crate::objects::message(&error))?;
-    match found.map(|found| found.handler) {
-        Some(handler) if handler == RUNTIME => Ok(()),
-        Some(handler) => Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured")),
-        None => Err(format!("failed to get sandbox runtime: RuntimeClass {class:?} not found")),
+    let Some(RuntimeClass { handler, .. }) = found else {
+        return Err(format!("failed to get sandbox runtime: RuntimeClass {class:?} not found"));
+    };
+    if handler == RUNTIME {
+        return Ok(None);
     }
+    let Some(binary) = ctx.runtimes.get(&handler) else {
+        return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
+    };
+    if users::wanted(spec) {
+        return Err(format!(
+            "can't set `spec.hostUsers: false`, runtime handler {handler:?} does not support user namespaces"
+        ));
+    }
+    Ok(Some(binary.clone()))
 }
 
-/// The handler that RuntimeClasses can name.
+/// The handler that is always there.
 const RUNTIME: &str = "carob";
 
 /// The pod's sysctls. In a network of its own a pod may bind low ports without privileges, as CRI runtimes allow.

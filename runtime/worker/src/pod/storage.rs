@@ -105,7 +105,7 @@ fn exceeded(limits: &Limits, places: &Places, local_volumes: &[String]) -> Optio
 }
 
 /// Bytes on the disk below a directory, on its own file system; what has several names counts once.
-fn used(directory: &Path) -> u64 {
+pub(crate) fn used(directory: &Path) -> u64 {
     let Ok(root) = fs::symlink_metadata(directory) else { return 0 };
     let (mut sum, mut seen) = (0, HashSet::new());
     let mut pending = vec![directory.to_owned()];
