@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/target/tools:$(PATH)
 
 IMAGES := busybox nginx redis python tools
 
-.PHONY: all demo test bench images build lint fmt clippy deny matrix setup
+.PHONY: all demo test test-vm bench images build lint fmt clippy deny matrix setup
 
 all: build
 
@@ -16,6 +16,10 @@ demo: setup build images
 ## test: the whole suite, against the real binary, kernel, registry and client
 test: setup
 	scripts/test
+
+## test-vm: the runtime's tests in an emulated guest that has version 2 cgroups alone
+test-vm: setup
+	scripts/test-vm
 
 ## bench: one table, Carob beside its peers, in one run
 bench: setup build images

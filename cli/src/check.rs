@@ -5,8 +5,21 @@ use std::process::ExitCode;
 use carob_sandbox::CheckState;
 use comfy_table::{ContentArrangement, Table, presets};
 
+/// What is told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Tell instead what holds a container that asks for nothing: namespaces, capabilities, system calls, mounts, paths,
+    /// devices, cgroup
+    #[arg(long)]
+    pod: bool,
+}
+
 /// Prints one line per need; fails when pods could not run here.
-pub fn run() -> ExitCode {
+pub fn run(options: &Options) -> ExitCode {
+    if options.pod {
+        print!("{}", carob_sandbox::profile());
+        return ExitCode::SUCCESS;
+    }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["ITEM", "STATE", "FOUND", "COST"]);

@@ -34,7 +34,7 @@ enum Command {
     /// Stop the pods of a data directory and remove all that Carob made on this machine for them.
     Down(down::Options),
     /// Say what this machine lacks, item by item, and what that costs.
-    Check,
+    Check(check::Options),
     /// Show what pods used and what it costs, as a running gateway has it in its ledger.
     Bill(bill::Options),
     /// Manage the images of a data directory, beside a running gateway or without one.
@@ -80,7 +80,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 log_to_stderr("warn");
                 bill::run(options).await.map(|()| ExitCode::SUCCESS)
             }
-            Command::Check => Ok(check::run()),
+            Command::Check(options) => Ok(check::run(&options)),
             Command::Image(options) => {
                 log_to_stderr("warn");
                 image::run(options).await.map(|()| ExitCode::SUCCESS)

@@ -437,3 +437,26 @@ fn an_ephemeral_volume_is_a_claim_that_grows_and_goes_with_its_pod() {
     carob.kubectl(&["delete", "pod", "own", "--now"]);
     carob.until(&["get", "pvc,pv", "-o", "name"], str::is_empty);
 }
+
+#[test]
+fn a_claims_files_are_given_to_the_pods_group_as_its_policy_says() {
+    let carob = Carob::start(&["busybox"]);
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
+    carob.apply(&claim.to_string());
+    let run = |name: &str, script: &str, context: Value| {
+        let mut manifest = shell_pod(name, script);
+        manifest["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "kept"}}]);
+        mount(&mut manifest["spec"]["containers"][0], "data", "/data");
+        manifest["spec"]["securityContext"] = context;
+        carob.run_to_end(&manifest)
+    };
+    let looking = "stat -c '%n %a %g' /data /data/inner";
+    // By root, as it comes.
+    run("first", "mkdir -p /data/inner && chmod 700 /data/inner", json!({}));
+    let grouped = |policy: &str| json!({"runAsUser": 1000, "fsGroup": 2000, "fsGroupChangePolicy": policy});
+    assert_eq!(run("always", looking, grouped("Always")), "/data 2777 2000\n/data/inner 2770 2000\n");
+    run("second", "chgrp 7 /data/inner", json!({}));
+    assert_eq!(run("matching", looking, grouped("OnRootMismatch")), "/data 2777 2000\n/data/inner 2770 7\n");
+    assert_eq!(run("again", looking, grouped("Always")), "/data 2777 2000\n/data/inner 2770 2000\n");
+}

@@ -17,6 +17,7 @@ mod logs;
 mod memory;
 mod oci;
 mod outbox;
+mod profile;
 mod program;
 mod protocol;
 mod runtime;
@@ -34,6 +35,7 @@ pub use config::{
 };
 pub use error::Error;
 pub use memory::give_back;
+pub use profile::profile;
 pub use runtime::{ExecProcess, Runtime, teardown};
 pub use state::{
     CgroupPaths, CgroupVersion, ContainerState, Exit, FinalUsage, RecoveredContainer, RecoveredPod, Started, Usage,

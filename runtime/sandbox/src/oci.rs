@@ -1,11 +1,18 @@
 //! Other OCI runtimes (runc, crun, …) as the handlers of RuntimeClasses: they make the container and run further processes
 //! in it; cgroups, logs, signals and exits stay the spawner's, of which everything that they start becomes a child.
 
+#![allow(unsafe_code)]
+
+use crate::cgroup::Layout;
+use crate::kernel::process;
 use crate::protocol::Failure;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,6 +24,8 @@ pub const STATE: &str = "oci";
 pub struct Oci {
     binary: PathBuf,
     state: PathBuf,
+    /// Where version 2 cgroups are mounted beside those of version 1.
+    second_version: Option<CString>,
 }
 
 /// A runtime's work on one container.
@@ -30,14 +39,26 @@ pub struct Work<'a> {
 
 impl Oci {
     /// `directory` is the spawner's.
-    pub fn new(binary: &Path, directory: &Path) -> Self {
-        Self { binary: binary.to_owned(), state: directory.join(STATE) }
+    pub fn new(binary: &Path, directory: &Path, layout: &Layout) -> Self {
+        let second = layout.unified().filter(|_| !layout.is_v2());
+        let second_version = second.and_then(|unified| CString::new(unified.root.as_os_str().as_bytes()).ok());
+        Self { binary: binary.to_owned(), state: directory.join(STATE), second_version }
     }
 
     fn command(&self, log: Option<&Path>) -> Command {
         let mut command = Command::new(&self.binary);
         command.env_clear().env("PATH", crate::program::DEFAULT_PATH).current_dir("/");
         command.arg("--root").arg(&self.state);
+        if let Some(unified) = self.second_version.clone() {
+            // crun refuses to work where it sees both: it is shown one.
+            let hide = move || {
+                process::unshare(libc::CLONE_NEWNS)?;
+                nix::mount::umount2(unified.as_c_str(), nix::mount::MntFlags::MNT_DETACH)?;
+                Ok(())
+            };
+            // SAFETY: two system calls in a child of a process with one thread; nothing is allocated.
+            unsafe { command.pre_exec(hide) };
+        }
         if let Some(log) = log {
             command.arg("--log").arg(log).args(["--log-format", "json"]);
         }

@@ -120,7 +120,7 @@ fn unused_images_go_by_age_and_before_pods_where_the_disk_is_short() {
     carob.apply(&of("used", shell("main", "true"), "busybox").to_string());
     carob.wait_phase("used", "Succeeded");
     let listed =
-        |carob: &Carob| text(&carob.carob(&["image", "list", "--data-dir", &carob.data_dir().to_string_lossy()]));
+        |carob: &Carob| text(&carob.carob(&["image", "ls", "--data-dir", &carob.data_dir().to_string_lossy()]));
     assert!(listed(&carob).contains(&image("busybox")));
     carob.kubectl(&["delete", "pod", "used", "--timeout=60s"]);
     eventually("what nobody uses goes", || !listed(&carob).contains(&image("busybox")));

@@ -201,7 +201,7 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
 }
 
 /// Where the root file system is below the workshop, and after [`rootfs::move_into`] below `/`.
-const ROOTFS: &str = "rootfs";
+pub const ROOTFS: &str = "rootfs";
 
 /// A mount namespace of the builder's own, a copy of the pod's, and in it an empty tmpfs to build in. Gives the trees of
 /// those mounts whose source lies in the pod's: they can be taken only from within it.

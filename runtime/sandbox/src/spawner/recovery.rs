@@ -138,7 +138,7 @@ impl Service {
             let _ = fs::remove_file(self.dir.join(name));
         }
         let _ = nix::mount::umount2(&self.dir.join(crate::oci::STATE), nix::mount::MntFlags::MNT_DETACH);
-        for name in ["pods", "build", "shm", crate::oci::STATE] {
+        for name in ["pods", "build/rootfs", "build", "shm", crate::oci::STATE] {
             let _ = fs::remove_dir(self.dir.join(name));
         }
         self.ending = true;

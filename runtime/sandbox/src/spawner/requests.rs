@@ -6,6 +6,7 @@ use super::records::PodRecord;
 use super::service::{Container, Pod, Purpose, Service, State};
 use super::users;
 use crate::config::{ContainerConfig, ContainerId, Limits, PodConfig, UserNamespaces};
+use crate::create;
 use crate::kernel::{mount, process};
 use crate::oci::{self, Oci};
 use crate::protocol::{Answer, Ask, Failure, KnownContainer, KnownPod, Request};
@@ -92,7 +93,7 @@ impl Service {
     /// The OCI runtime of this pod's containers, where they have another than ours.
     pub fn foreign(&self, uid: &str) -> Option<Oci> {
         let binary = self.pods.get(uid)?.config.runtime.as_ref()?;
-        Some(Oci::new(binary, &self.dir))
+        Some(Oci::new(binary, &self.dir, &self.layout))
     }
 
     /// Makes room for what other runtimes keep, before the first pod of theirs: seen by the spawner and by pods made later.
@@ -102,7 +103,10 @@ impl Service {
             return Ok(());
         }
         let wrap = |error: std::io::Error| Failure::sandbox("OCI runtime", error);
-        fs::create_dir_all(&place).map_err(wrap)?;
+        // runc starts further processes from where the container's root was: anything will do.
+        for directory in [&place, &self.dir.join("build").join(create::ROOTFS)] {
+            fs::create_dir_all(directory).map_err(wrap)?;
+        }
         let tree = mount::tmpfs(Some(FOREIGN_STATE), "700", mount::ATTR_NOSUID | mount::ATTR_NODEV).map_err(wrap)?;
         mount::attach(tree.as_fd(), &place).map_err(wrap)?;
         self.foreign_ready = true;

@@ -81,7 +81,7 @@ impl Service {
             workshop: &workshop,
             stdio: streams,
         };
-        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir));
+        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir, &self.layout));
         let build = || match &foreign {
             Some(runtime) => create::foreign::run(blueprint, runtime, begun),
             None => create::run(blueprint, begun),
@@ -176,7 +176,7 @@ impl Service {
             filters,
             stdio,
         };
-        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir));
+        let foreign = pod.config.runtime.as_ref().map(|binary| Oci::new(binary, &self.dir, &self.layout));
         let place = self.dir.join(oci::STATE).join(format!("exec-{request}"));
         let execute = || match &foreign {
             Some(runtime) => exec::by_runtime(plan, runtime, &place),

@@ -5,6 +5,7 @@ mod channels;
 pub(crate) mod cri;
 mod exec;
 mod logs;
+mod pods;
 mod port_channels;
 mod port_forward;
 mod remote;
@@ -28,6 +29,7 @@ pub(crate) fn router(ctx: Arc<Context>) -> Router {
         .route("/exec/{namespace}/{pod}/{container}", get(exec::exec).post(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(attach::attach).post(attach::attach))
         .route("/portForward/{namespace}/{pod}", get(port_forward::port_forward).post(port_forward::port_forward))
+        .route("/pods", get(pods::pods))
         .route("/startLatency/{namespace}/{pod}", get(start_latency))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok" }))

@@ -356,6 +356,10 @@ impl Actor {
             Message::Exit(exit) => self.exited(exit),
             Message::Probed(verdict) => self.probed(&verdict),
             Message::VolumesChanged => self.volumes_changed = true,
+            Message::Show(asked) => {
+                // Whoever asked may have stopped waiting.
+                let _ = asked.send(self.pod.clone());
+            }
             Message::Weigh(asked) => {
                 // Whoever asked may have stopped waiting.
                 let _ = asked.send(self.weight());

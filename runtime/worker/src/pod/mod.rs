@@ -52,6 +52,8 @@ pub(crate) enum Message {
     Probed(probes::Verdict),
     /// A ConfigMap or Secret that a volume comes from may have changed.
     VolumesChanged,
+    /// Somebody wants to see its object, as the actor knows it.
+    Show(oneshot::Sender<Arc<Pod>>),
     /// Somebody wants to know what it takes of the node.
     Weigh(oneshot::Sender<Weight>),
     /// The node needs what it takes.

@@ -8,6 +8,16 @@ use kube::api::Api;
 
 use super::{MountedVolume, SourceError, host_path};
 
+/// Marks volumes that were made for a claim.
+const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+
+/// A claim's volume.
+pub(super) struct Claimed {
+    pub mounted: MountedVolume,
+    /// Its files are given to the pod's group.
+    pub takes_group: bool,
+}
+
 /// The claim that a volume of a pod stands for, and whether the pod only reads it.
 pub(super) fn of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
     if let Some(source) = &volume.persistent_volume_claim {
@@ -23,7 +33,7 @@ pub(super) async fn mount(
     client: &Client,
     pod: &Pod,
     (claim, read_only): (String, bool),
-) -> Result<MountedVolume, SourceError> {
+) -> Result<Claimed, SourceError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let failed = |error: kube::Error| SourceError::Missing(error.to_string());
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -34,12 +44,16 @@ pub(super) async fn mount(
         return Err(SourceError::Missing(format!("PVC {namespace}/{claim} is not bound")));
     };
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    let spec = volumes.get(&name).await.map_err(failed)?.spec.unwrap_or_default();
+    let volume = volumes.get(&name).await.map_err(failed)?;
+    let made_here = volume.metadata.annotations.as_ref().and_then(|all| all.get(PROVISIONED_BY)).is_some();
+    let spec = volume.spec.unwrap_or_default();
+    // What somebody else's path of the host holds is theirs.
+    let takes_group = made_here || spec.local.is_some();
     let (path, kind) = match (spec.host_path, spec.local) {
         (Some(source), _) => (source.path, source.type_.unwrap_or_default()),
         (None, Some(source)) => (source.path, "Directory".to_owned()),
         _ => return Err(SourceError::Missing(format!("the kind of volume {name} is not supported"))),
     };
     host_path::check(Path::new(&path), &kind).map_err(SourceError::Missing)?;
-    Ok(MountedVolume { path: PathBuf::from(path), read_only, memory: None })
+    Ok(Claimed { mounted: MountedVolume { path: PathBuf::from(path), read_only, memory: None }, takes_group })
 }

@@ -81,6 +81,8 @@ impl SourceError {
     }
 }
 
+/// Where it is noted which volumes have been given to the pod's group.
+const GIVEN: &str = "given";
 /// Where a pod's Secrets and tokens are.
 const SECRETS: &str = "secrets";
 
@@ -205,9 +207,34 @@ impl PodVolumes<'_> {
             return Ok(MountedVolume { path: PathBuf::new(), read_only: true, memory: None });
         }
         if let Some(claim) = claim::of(self.pod, volume) {
-            return claim::mount(&self.ctx.client, self.pod, claim).await;
+            let claimed = claim::mount(&self.ctx.client, self.pod, claim).await?;
+            if let Some(group) = self.fs_group.filter(|_| claimed.takes_group) {
+                self.give_once(&volume.name, &claimed.mounted, group).await?;
+            }
+            return Ok(claimed.mounted);
         }
         Err(SourceError::Missing("this kind of volume is not supported".to_owned()))
+    }
+
+    /// Gives a claim's files to the pod's group before the pod's first container, and not again while it lives.
+    async fn give_once(&self, volume: &str, mounted: &MountedVolume, group: i64) -> Result<(), SourceError> {
+        let done = self.ctx.dirs.pod(self.uid).join(GIVEN).join(volume);
+        if done.exists() {
+            return Ok(());
+        }
+        let policy = self.spec.security_context.as_ref().and_then(|context| context.fs_group_change_policy.as_deref());
+        let only_on_mismatch = policy == Some("OnRootMismatch");
+        let (path, read_only) = (mounted.path.clone(), mounted.read_only);
+        let work = move || {
+            if only_on_mismatch && ownership::root_matches(&path, group, read_only)? {
+                return Ok(());
+            }
+            ownership::apply(&path, group, read_only)
+        };
+        let given = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.into()));
+        given.map_err(SourceError::io("chown", &mounted.path))?;
+        let noted = std::fs::create_dir_all(self.ctx.dirs.pod(self.uid).join(GIVEN)).and_then(|()| std::fs::write(&done, b""));
+        noted.map_err(SourceError::io("create", &done))
     }
 
     async fn empty_dir(&self, volume: &str, source: &EmptyDirVolumeSource) -> Result<MountedVolume, SourceError> {

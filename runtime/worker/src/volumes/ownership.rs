@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Deeper trees are refused: each level holds a descriptor.
@@ -21,6 +21,15 @@ pub(crate) fn apply(path: &Path, group: i64, read_only: bool) -> io::Result<()> 
     let group = u32::try_from(group).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let root = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     apply_to(root, Gid::from_raw(group), if read_only { 0o440 } else { 0o660 }, 0)
+}
+
+/// Whether the root of a volume looks as [`apply`] leaves it (`fsGroupChangePolicy: OnRootMismatch`).
+pub(crate) fn root_matches(path: &Path, group: i64, read_only: bool) -> io::Result<bool> {
+    let found = fs::symlink_metadata(path)?;
+    let wanted = if read_only { 0o2550 } else { 0o2770 };
+    // Set-group-id, and all that the group needs.
+    let needed = wanted & 0o2070;
+    Ok(i64::from(found.gid()) == group && found.mode() & needed == needed)
 }
 
 fn apply_to(found: OwnedFd, group: Gid, file_mask: u32, depth: usize) -> io::Result<()> {
