@@ -127,6 +127,8 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
 /// The same by the container's own runtime. `place` is made for the time of it.
 pub fn by_runtime(plan: Plan<'_>, runtime: &Oci, place: &Path) -> Result<(i32, Option<OwnedFd>), Failure> {
     let wrap = |error: io::Error| Failure::sandbox("exec", error);
+    // As at the container's start.
+    let _ = std::fs::write("/proc/self/oom_score_adj", plan.container.oom_score_adj.to_string());
     let process = crate::create::foreign::process(plan.container, plan.exec).to_string();
     std::fs::create_dir(place).map_err(wrap)?;
     let work = || {

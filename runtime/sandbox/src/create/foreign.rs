@@ -49,6 +49,11 @@ pub fn run(
         .map_err(|error| Failure::sandbox("spec", error))?;
     watch.lap("mounts");
 
+    let mut warnings = Vec::new();
+    // Inherited by what the runtime starts: itself it would give up where it may not lower it.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", container.oom_score_adj.to_string()) {
+        warnings.push(format!("oom_score_adj {} could not be set: {error}", container.oom_score_adj));
+    }
     let cgroup_paths = cgroup.paths();
     let mut membership = Membership::open(&cgroup).map_err(in_cgroup)?;
     let console = workshop.join("console");
@@ -67,7 +72,7 @@ pub fn run(
     runtime.start(&work)?;
     watch.lap("start");
     let started =
-        StartedContainer { pid, started_at, cgroup: cgroup_paths, stages: watch.stages, warnings: Vec::new() };
+        StartedContainer { pid, started_at, cgroup: cgroup_paths, stages: watch.stages, warnings };
     Ok((started, terminal))
 }
 
@@ -86,7 +91,6 @@ fn specification(
     value["root"]["path"] = json!(root);
     let process = &mut value["process"];
     process["capabilities"] = capabilities(container);
-    process["oomScoreAdj"] = json!(container.oom_score_adj);
     let linux = &mut value["linux"];
     linux["cgroupsPath"] = json!(Path::new("/").join(cgroup));
     linux["resources"] =
@@ -157,7 +161,6 @@ pub fn process(container: &ContainerConfig, exec: &ExecConfig) -> Value {
         "cwd": if cwd.is_empty() { "/" } else { cwd },
         "capabilities": capabilities(container),
         "noNewPrivileges": container.no_new_privs,
-        "oomScoreAdj": container.oom_score_adj,
     });
     if let Some((width, height)) = exec.terminal_size {
         process["consoleSize"] = json!({"height": height, "width": width});
