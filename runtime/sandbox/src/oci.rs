@@ -153,9 +153,10 @@ fn run(mut command: Command, log: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let said = last_message(&fs::read_to_string(log).unwrap_or_default()).unwrap_or_else(|| status.to_string());
-    let exit_code = if said.contains("executable file not found") || said.contains("no such file or directory") {
+    let lower = said.to_lowercase();
+    let exit_code = if lower.contains("executable file not found") || lower.contains("no such file or directory") {
         127
-    } else if said.contains("permission denied") {
+    } else if lower.contains("permission denied") {
         126
     } else {
         128

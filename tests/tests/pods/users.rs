@@ -39,7 +39,7 @@ const PROBES: [(&str, &str); 13] = [
     ("echo out > /dev/stdout", "out"),
     ("su -s /bin/sh -c 'id -u' worker", "1000"),
     // What the machine lets its root do, and a pod's not.
-    ("mount -t tmpfs none /mnt 2>/dev/null || echo refused", "refused"),
+    ("mount -t tmpfs none /data 2>/dev/null || echo refused", "refused"),
     ("hostname other 2>/dev/null || echo refused", "refused"),
     ("mknod /data/null c 1 3 2>/dev/null || echo refused", "refused"),
 ];
@@ -69,7 +69,7 @@ fn a_pod_with_users_of_its_own_is_root_in_itself_and_nobody_outside() {
         "runAsUser": 1000, "fsGroup": 2000});
     shared["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
     shared["spec"]["containers"][1]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
-    let script = "mount -t tmpfs none /mnt && echo mounted; umount /proc/keys 2>/dev/null || echo locked; \
+    let script = "mkdir /m; mount -t tmpfs none /m && echo mounted; umount /proc/keys 2>/dev/null || echo locked; \
                   hostname other && hostname; sleep 3600";
     let mut able = own(shell_pod("able", script));
     able["spec"]["containers"][0]["securityContext"] = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
