@@ -171,8 +171,8 @@ fn last_message(log: &str) -> Option<String> {
         level: String,
         msg: String,
     }
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines.filter(|line| line.level == "error").last().map(|line| line.msg)
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    lines.rfind(|line| line.level == "error").map(|line| line.msg)
 }
 
 fn read_pid(path: &Path) -> Result<i32, Failure> {

@@ -92,8 +92,13 @@ fn duration(text: &str) -> Option<Duration> {
 pub struct CredentialProviders {
     programs: PathBuf,
     providers: Vec<Provider>,
-    answers: Mutex<HashMap<(String, String), (Instant, Vec<Credential>)>>,
+    answers: Mutex<HashMap<Asked, Kept>>,
 }
+
+/// A program's name, and what its answer is for.
+type Asked = (String, String);
+/// Until when an answer holds.
+type Kept = (Instant, Vec<Credential>);
 
 impl CredentialProviders {
     /// Checks the file; `programs` is the directory that they are in.

@@ -262,9 +262,11 @@ fn runtime_handlers(others: &BTreeMap<String, PathBuf>) -> Vec<NodeRuntimeHandle
     own.into_iter().chain(others.keys().map(|name| handler(name, false))).collect()
 }
 
-/// Conditions with the kubelet's reasons and messages: type, whether it holds where nothing is short, and both texts of
-/// where it doesn't and does.
-const CONDITIONS: [(&str, Option<Shortage>, [&str; 2], [&str; 2]); 4] = [
+type Condition = (&'static str, Option<Shortage>, [&'static str; 2], [&'static str; 2]);
+
+/// Conditions with the kubelet's reasons and messages: type, what has to be short for it, both texts of where it doesn't
+/// hold and of where it does.
+const CONDITIONS: [Condition; 4] = [
     (
         "MemoryPressure",
         Some(Shortage::Memory),
