@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn fields_that_are_not_carried_out_are_named() {
-        let object = json!({"metadata": {"name": "p"}, "spec": {"resourceClaims": [], "affinity": {}, "priority": 5,
+        let object = json!({"metadata": {"name": "p"}, "spec": {"resourceClaims": [{"name": "c"}], "affinity": {}, "priority": 5,
             "schedulerName": "default-scheduler",
             "containers": [{"name": "a"}, {"name": "b", "resources": {"limits": {"cpu": "1", "example.com/gpu": "1"}}}],
             "volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}},
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn templates_are_looked_into() {
         let deployment = Registry::builtin().by_gvk("apps", "v1", "Deployment").unwrap();
-        let object = json!({"spec": {"template": {"spec": {"resourceClaims": [], "containers": []}}}});
+        let object = json!({"spec": {"template": {"spec": {"resourceClaims": [{"name": "c"}], "containers": []}}}});
         assert_eq!(warnings(deployment, &object), ["spec.template.spec.resourceClaims: not carried out by Carob yet"]);
     }
 
