@@ -71,8 +71,7 @@ pub fn run(
     let started_at = Timestamp::now();
     runtime.start(&work)?;
     watch.lap("start");
-    let started =
-        StartedContainer { pid, started_at, cgroup: cgroup_paths, stages: watch.stages, warnings };
+    let started = StartedContainer { pid, started_at, cgroup: cgroup_paths, stages: watch.stages, warnings };
     Ok((started, terminal))
 }
 

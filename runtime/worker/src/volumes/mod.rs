@@ -233,7 +233,8 @@ impl PodVolumes<'_> {
         };
         let given = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.into()));
         given.map_err(SourceError::io("chown", &mounted.path))?;
-        let noted = std::fs::create_dir_all(self.ctx.dirs.pod(self.uid).join(GIVEN)).and_then(|()| std::fs::write(&done, b""));
+        let noted =
+            std::fs::create_dir_all(self.ctx.dirs.pod(self.uid).join(GIVEN)).and_then(|()| std::fs::write(&done, b""));
         noted.map_err(SourceError::io("create", &done))
     }
 
