@@ -31,7 +31,8 @@ use validate::Place;
 const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 const PART_VERBS: &[&str] = &["get", "patch", "update"];
 /// What errors of this sort are found keeps rules from being checked: they would stumble over the same.
-const BLOCKING: [ErrorKind; 4] = [ErrorKind::Required, ErrorKind::TooLong, ErrorKind::TooMany, ErrorKind::TypeInvalid];
+const BLOCKING: [ErrorKind; 5] =
+    [ErrorKind::NotSupported, ErrorKind::Required, ErrorKind::TooLong, ErrorKind::TooMany, ErrorKind::TypeInvalid];
 
 /// What sets the kind of a version of a custom resource apart from one that is built in.
 #[derive(Debug)]
@@ -249,6 +250,19 @@ impl Custom {
         self.check(new, Some(old), part)
     }
 
+    /// That rules are not looked at while there are such errors; none where there are no rules, or no such errors.
+    pub fn unchecked(&self, errors: &[FieldError]) -> Option<FieldError> {
+        let blocked = !self.rules.is_empty() && errors.iter().any(|error| BLOCKING.contains(&error.kind));
+        blocked.then(|| FieldError {
+            kind: ErrorKind::Invalid,
+            path: "<nil>".to_owned(),
+            value: Value::Null,
+            detail: "some validation rules were not checked because the object was invalid; correct the existing \
+                     errors to complete validation"
+                .to_owned(),
+        })
+    }
+
     fn check(&self, object: &Value, old: Option<&Value>, part: Part) -> ErrorList {
         let mut errors = ErrorList::new();
         match (part, self.structural.properties.get("status"), object.get("status")) {
@@ -267,15 +281,8 @@ impl Custom {
         if self.rules.is_empty() {
             return errors;
         }
-        if errors.iter().any(|error| BLOCKING.contains(&error.kind)) {
-            errors.push(FieldError {
-                kind: ErrorKind::Invalid,
-                path: "<nil>".to_owned(),
-                value: Value::Null,
-                detail: "some validation rules were not checked because the object was invalid; correct the existing \
-                         errors to complete validation"
-                    .to_owned(),
-            });
+        if let Some(note) = self.unchecked(&errors) {
+            errors.push(note);
             return errors;
         }
         let mut budget = Budget::new(cel::PER_OBJECT);

@@ -125,6 +125,11 @@ fn decode(
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let found = gvk::find(&raw, kind).map_err(|text| unrecognized(kind, body, &text))?;
+    let says = raw.get("kind").is_some_and(|kind| matches!(kind, Raw::String(text) if !text.is_empty()));
+    if kind.custom.is_some() && !says {
+        let text = format!("Object 'Kind' is missing in '{}'", String::from_utf8_lossy(body));
+        return Err(unrecognized(kind, body, &text));
+    }
     finish(kind, raw, duplicates, validation).map_err(|refusal| match refusal {
         Refusal::Decoding(text) => Status::bad_request(format!(
             "{} in version {} cannot be handled as a {}: {text}",

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
     ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::flowcontrol::v1::{FlowSchema, PriorityLevelConfiguration};
 use k8s_openapi::api::networking::v1::IPAddress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -111,6 +112,8 @@ informers! {
     node_leases: Lease = Part::In("kube-node-lease");
     signing_requests: CertificateSigningRequest = Part::All;
     cluster_roles: ClusterRole = Part::All;
+    flow_schemas: FlowSchema = Part::All;
+    priority_levels: PriorityLevelConfiguration = Part::All;
     policies: ValidatingAdmissionPolicy = Part::All;
     definitions: CustomResourceDefinition = Part::All;
     apis: APIService = Part::All;

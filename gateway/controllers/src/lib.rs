@@ -16,6 +16,7 @@ mod disruption;
 mod endpoints;
 mod event_expiry;
 mod events;
+mod flow_schemas;
 mod garbage;
 mod informer;
 mod inventory;
@@ -93,6 +94,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<volumes::protection::Attributes>,
     start::<role_aggregation::Aggregation>,
     start::<policy_status::PolicyStatus>,
+    start::<flow_schemas::FlowSchemas>,
     start::<certificates::approver::Approver>,
     start::<certificates::signer::Signer>,
     start::<certificates::cleaner::Cleaner>,

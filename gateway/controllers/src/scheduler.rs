@@ -266,8 +266,15 @@ impl Scheduler {
         let mut fitting: Vec<&Arc<Node>> = Vec::new();
         let scene = fit::Scene::new(pod, &board, &nodes, &self.cluster.namespaces, HashSet::new());
         let missing = storage.missing();
+        let taken = storage.is_taken(key, &board);
         for node in &nodes {
             if missing.is_some() {
+                continue;
+            }
+            if taken {
+                *reasons.entry(volumes::TAKEN.to_owned()).or_default() += 1;
+                let refusal = fit::Refusal { reasons: vec![volumes::TAKEN.to_owned()], resolvable: false };
+                refusals.insert(node.metadata.name.clone().unwrap_or_default(), refusal);
                 continue;
             }
             match scene.check(node).and_then(|()| storage.check(node)) {

@@ -23,7 +23,7 @@ use crate::{ApiService, Server, authz, services};
 /// Who the server itself is.
 const SERVER: &str = "system:apiserver";
 /// Whose the fields are that it sets.
-const MANAGER: &str = "carob";
+const MANAGER: &str = "kube-apiserver";
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
-use http::Request;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Request};
 
 use crate::authn::{Identity, InProcess};
 use crate::{Server, routes};
@@ -12,12 +13,26 @@ use crate::{Server, routes};
 /// A client that acts as `user` in `groups`.
 pub(crate) fn client(server: &Arc<Server>, user: &str, groups: &[&str]) -> kube::Client {
     let server = Arc::clone(server);
+    let program = HeaderValue::from_static(program(user));
     let identity = InProcess(Identity::authenticated(user, groups.iter().map(ToString::to_string)));
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(identity.clone());
+        request.headers_mut().entry(USER_AGENT).or_insert_with(|| program.clone());
         let answer = routes::handle(Arc::clone(&server), request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     kube::Client::new(service, "default")
+}
+
+/// What a part of the process is called where it is a program of its own: whose the fields are that it sets.
+fn program(user: &str) -> &'static str {
+    match user {
+        "system:apiserver" => "kube-apiserver/v1.35",
+        "system:kube-scheduler" => "kube-scheduler/v1.35",
+        "system:kube-proxy" => "kube-proxy/v1.35",
+        node if node.starts_with("system:node:") => "kubelet/v1.35",
+        part if part.starts_with("system:") => "kube-controller-manager/v1.35",
+        _ => "carob",
+    }
 }

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use carob_api::kind::{Kind, Part, Scope};
 use carob_api::status::{GroupResource, Status};
 use carob_api::validation::names::path_segment;
-use http::header::HOST;
+use http::header::{ACCEPT, HOST};
 use http::request::Parts;
 use http::{Method, Request, StatusCode, Uri};
+use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tower::ServiceExt as _;
 use tracing::Instrument as _;
@@ -30,6 +31,9 @@ use crate::reviews::Review;
 use crate::stream::{self, Stream};
 use crate::{Server, activity, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
 
+/// A form of metrics that clients may prefer.
+const OPEN_METRICS: &str = "application/openmetrics-text";
+const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The longest that an ordinary request may take.
 const LONGEST: Duration = Duration::from_secs(60);
 /// The largest body of a review, in bytes.
@@ -41,35 +45,28 @@ pub(crate) async fn handle(server: Arc<Server>, request: Request<Body>) -> Respo
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
-    let mut labels = labels(&server, &info);
+    let kind = match &info.target {
+        Target::Resource(path) => server.kind(&path.group, &path.version, &path.resource),
+        Target::Path(_) => None,
+    };
+    let labels = RequestLabels::of(&info, kind.as_deref(), &parts, &query);
+    let running = server.metrics.begins(&labels);
     let span = tracing::debug_span!("request", verb = info.verb, path = parts.uri.path());
     let (format, gzip) = (Accept::of_statuses(&parts.headers), compress::accepts_gzip(&parts.headers));
     let answer = answer(Arc::clone(&server), parts, body, query, info).instrument(span).await;
     let mut response = answer.unwrap_or_else(|status| response::failure(&status));
+    let size = response.body().size_hint().exact();
     if format != Format::Json {
         response = response::in_format(response, format);
     }
     if gzip {
         response = compress::gzip(response);
     }
-    labels.code = response.status().as_u16();
-    server.metrics.observe(&labels, started.elapsed());
-    response
-}
-
-/// Only what is known gets into labels: whoever asks for nonsense cannot make the metrics grow.
-fn labels(server: &Server, info: &RequestInfo) -> RequestLabels {
-    let mut labels = RequestLabels { verb: info.verb.to_owned(), ..RequestLabels::default() };
-    if let Target::Resource(path) = &info.target
-        && let Some(kind) = server.kind(&path.group, &path.version, &path.resource)
-    {
-        kind.group.clone_into(&mut labels.group);
-        kind.version.clone_into(&mut labels.version);
-        kind.plural.clone_into(&mut labels.resource);
-        let known = path.subresource.as_deref().filter(|name| kind.subresources.iter().any(|s| s.name == *name));
-        known.unwrap_or_default().clone_into(&mut labels.subresource);
+    server.metrics.observe(&labels, response.status().as_u16(), started.elapsed(), size);
+    if kind.is_some_and(|kind| deprecated::warning(&kind).is_some()) {
+        server.metrics.deprecated(&labels, "");
     }
-    labels
+    if labels.is_long_running() { activity::until_sent(response, running) } else { response }
 }
 
 async fn answer(
@@ -171,11 +168,11 @@ async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query
         let version = response::to_json(&health::version());
         response::finished(StatusCode::OK, Format::Json.content_type(), version)
     } else if path == "/metrics" {
-        response::finished(
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.text().into(),
-        )
+        server.metrics.count_objects(&*server.store, server.registry().iter()).await;
+        let open =
+            parts.headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|v| v.contains(OPEN_METRICS)));
+        let content_type = if open { OPEN_METRICS_TYPE } else { "text/plain; version=0.0.4; charset=utf-8" };
+        response::finished(StatusCode::OK, content_type, server.metrics.text(open).into())
     } else if let Some(answer) = authn::publication::answer(server, path, address) {
         answer
     } else if let Some(answer) = discovery::answer(server, path, query, &parts.headers, address) {

@@ -12,8 +12,9 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::activity::Activity;
 use crate::aside::Aside;
+use crate::authn::front_proxy::FrontProxy;
 use crate::authn::{Certified, Identity};
 use crate::gathered::Sending;
 use crate::patience::{Limits, Patient};
@@ -61,6 +63,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(pki)?));
+    let proxies = verifier(&[&pki.front_proxy_ca])?;
     let conversations = TaskTracker::new();
     let places = Places::new(server.metrics.connections.clone());
     let mut accepting = tokio::task::JoinSet::new();
@@ -70,6 +73,7 @@ pub(crate) async fn serve(
         let door = Door {
             server: Arc::clone(server),
             acceptor: acceptor.clone(),
+            proxies: Arc::clone(&proxies),
             conversations: conversations.clone(),
             places: places.clone(),
         };
@@ -91,13 +95,8 @@ fn tls(pki: &Pki) -> Result<rustls::ServerConfig, Error> {
     let (certificate, key) = pki.server.for_rustls().ok_or_else(|| general("the server's certificate is damaged"))?;
     let ca = CertificateDer::from_pem_slice(pki.ca_certificate.as_bytes())
         .map_err(|_| general("the authority's certificate is damaged"))?;
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.clone()).map_err(Error::Tls)?;
+    let verifier = verifier(&[&pki.ca_certificate, &pki.front_proxy_ca])?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| general(&error.to_string()))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?
@@ -108,10 +107,28 @@ fn tls(pki: &Pki) -> Result<rustls::ServerConfig, Error> {
     Ok(config)
 }
 
+/// Verifies clients' certificates by these authorities.
+fn verifier(authorities: &[&str]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let general = |text: &str| Error::Tls(rustls::Error::General(text.to_owned()));
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        let authority = CertificateDer::from_pem_slice(authority.as_bytes())
+            .map_err(|_| general("an authority's certificate is damaged"))?;
+        roots.add(authority).map_err(Error::Tls)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| general(&error.to_string()))
+}
+
 /// Where connections come in.
 struct Door {
     server: Arc<Server>,
     acceptor: TlsAcceptor,
+    /// Knows the certificates of front proxies.
+    proxies: Arc<dyn ClientCertVerifier>,
     conversations: TaskTracker,
     places: Places,
 }
@@ -140,13 +157,21 @@ impl Door {
                 tracing::debug!(%peer, "too many connections");
                 continue;
             };
-            self.conversations.spawn(converse(Arc::clone(&self.server), self.acceptor.clone(), stream, peer, place));
+            let (server, proxies) = (Arc::clone(&self.server), Arc::clone(&self.proxies));
+            self.conversations.spawn(converse(server, self.acceptor.clone(), proxies, stream, peer, place));
         }
     }
 }
 
 /// One connection from its handshake to its end.
-async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, place: Place) {
+async fn converse(
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    proxies: Arc<dyn ClientCertVerifier>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
     }
@@ -163,8 +188,14 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
             return;
         }
     };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let certified = certificate.and_then(|der| Identity::of_certificate(der)).map(Certified);
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let proxy = chain
+        .split_first()
+        .filter(|(certificate, rest)| proxies.verify_client_cert(certificate, rest, UnixTime::now()).is_ok());
+    let proxy = proxy.map(|(certificate, _)| FrontProxy::of_certificate(certificate));
+    let certified = chain.first().filter(|_| proxy.is_none()).and_then(|der| Identity::of_certificate(der));
+    let certified = certified.map(Certified);
+    drop(proxies);
     // Over TLS the version is agreed upon beforehand.
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let activity = Arc::<Activity>::default();
@@ -176,6 +207,9 @@ async fn converse(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream,
         request.extensions_mut().insert(Peer(peer.ip()));
         if let Some(certified) = &certified {
             request.extensions_mut().insert(certified.clone());
+        }
+        if let Some(proxy) = proxy {
+            request.extensions_mut().insert(proxy);
         }
         let (running, activity) = (requests.begin(), Arc::clone(&requests));
         let answer = Box::pin(routes::handle(Arc::clone(&server), request));

@@ -109,6 +109,8 @@ pub struct JwtSettings {
     pub claim_validation_rules: Vec<ClaimRule>,
     /// How claims become a user.
     pub claim_mappings: ClaimMappings,
+    /// What must hold of the user that they became.
+    pub user_validation_rules: Vec<UserRule>,
 }
 
 /// Who signs tokens.
@@ -122,18 +124,34 @@ pub struct IssuerSettings {
     pub discovery_url: Option<String>,
     /// A token must be meant for one of these.
     pub audiences: Vec<String>,
+    /// `MatchAny`; must be given for several audiences.
+    pub audience_match_policy: String,
     /// Authorities of the provider's certificate, PEM; the machine's own if it isn't given.
     pub certificate_authority: Option<String>,
 }
 
-/// A claim that must have a value.
+/// What claims must fulfil: one has a value, or an expression over `claims` is true.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ClaimRule {
-    /// Its name.
+    /// The claim's name.
     pub claim: String,
     /// Its value.
     pub required_value: String,
+    /// The expression, in CEL.
+    pub expression: String,
+    /// What is said when it is not true.
+    pub message: String,
+}
+
+/// What the user must fulfil that claims became: an expression over `user`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct UserRule {
+    /// In CEL.
+    pub expression: String,
+    /// What is said when it is not true.
+    pub message: String,
 }
 
 /// How claims become a user.
@@ -144,28 +162,32 @@ pub struct ClaimMappings {
     pub username: Mapping,
     /// The groups: a text or a list of texts.
     pub groups: Option<Mapping>,
-    /// The uid.
-    pub uid: Option<UidMapping>,
-    /// Further values, each by the claim that it comes from.
-    pub extra: BTreeMap<String, String>,
+    /// The uid. It has no prefix.
+    pub uid: Option<Mapping>,
+    /// Further values.
+    pub extra: Vec<ExtraMapping>,
 }
 
-/// A claim and what is put before its value.
+/// A claim and what is put before its value, or an expression over `claims`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Mapping {
-    /// Its name.
+    /// The claim's name.
     pub claim: String,
-    /// Must be given, be it empty: it keeps the provider from naming system users unless one wants it to.
+    /// Must be given with a claim, be it empty: it keeps the provider from naming system users unless one wants it to.
     pub prefix: Option<String>,
+    /// The expression, in CEL.
+    pub expression: String,
 }
 
-/// The claim of the uid.
+/// A further value of a user.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct UidMapping {
-    /// Its name.
-    pub claim: String,
+pub struct ExtraMapping {
+    /// Its key, a domain's path.
+    pub key: String,
+    /// A text or a list of texts, in CEL over `claims`.
+    pub value_expression: String,
 }
 
 /// What is written down of requests.

@@ -265,3 +265,65 @@ async fn a_revisions_data_is_compared_as_it_was_written() {
     assert_eq!(code, 422);
     assert!(why.ends_with(r#"data: Invalid value: {"a":1}: field is immutable"#), "{why}");
 }
+
+/// Sends a request with a JSON body; gives the code and the answer.
+async fn ask(cluster: &Cluster, method: &str, path: &str, body: Value) -> (u16, Value) {
+    let request = http::Request::builder().method(method).uri(path).header("content-type", "application/json");
+    let request = request.body(kube::client::Body::from(body.to_string().into_bytes())).expect("a request");
+    let answer = cluster.admin().send(request).await.expect("an answer");
+    let code = answer.status().as_u16();
+    let bytes = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), 1 << 20).await.expect("a body");
+    (code, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn what_a_request_says_of_identity_is_settled_as_in_kubernetes() {
+    let cluster = Cluster::new().await;
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "1"});
+    let map = json!({"metadata": {"name": "m", "generation": 4, "ownerReferences": [owner, owner]}});
+    let (code, made) = ask(&cluster, "POST", "/api/v1/namespaces/default/configmaps", map).await;
+    assert_eq!((code, &made["metadata"]["generation"]), (201, &json!(4)), "nobody counts a map's generations");
+    assert_eq!(made["metadata"]["ownerReferences"], json!([owner]), "one of equal owners is kept");
+    let class =
+        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "c"}, "handler": "h"});
+    assert_eq!(ask(&cluster, "PUT", "/apis/node.k8s.io/v1/runtimeclasses/c", class).await.0, 201, "a PUT makes it");
+    let one = "/api/v1/namespaces/default/configmaps/m";
+    for (query, expected) in
+        [("?resourceVersion=99999999", 504), ("?resourceVersion=x", 500), ("?export=true", 400), ("", 200)]
+    {
+        assert_eq!(ask(&cluster, "GET", &format!("{one}{query}"), Value::Null).await.0, expected, "{query}");
+    }
+    let (_, found) = ask(&cluster, "GET", "/api/v1/componentstatuses/etcd-0", Value::Null).await;
+    assert_eq!(found["conditions"][0]["status"], "True");
+}
+
+#[tokio::test]
+async fn schemas_that_kubernetes_refuses_are_refused() {
+    let cluster = Cluster::new().await;
+    for (schema, why) in [
+        (
+            json!({"type": "object", "additionalProperties": true}),
+            "additionalProperties: Forbidden: must not be used at the root",
+        ),
+        (
+            json!({"type": "object", "properties": {"kind": {"type": "integer"}}}),
+            "properties[kind].type: Invalid value: \"integer\": must be string",
+        ),
+        (
+            json!({"type": "object", "anyOf": [{"properties": {"z": {"minimum": 1}}}]}),
+            "properties[z]: Required value: because it is defined in spec.validation.openAPIV3Schema.anyOf[0].properties[z]",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "set"}}}),
+            "must be atomic as item of a list with x-kubernetes-list-type=set",
+        ),
+    ] {
+        let definition = json!({"metadata": {"name": "ws.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "ws", "kind": "W"}, "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        let (code, answer) = ask(&cluster, "POST", path, definition).await;
+        assert_eq!(code, 422, "{answer}");
+        assert!(answer["message"].as_str().is_some_and(|told| told.contains(why)), "{why}: {answer}");
+    }
+}

@@ -224,7 +224,7 @@ impl Bench {
             let after = carob.metrics().unwrap_or_default();
             let selector = ["resource=\"configmaps\""];
             let name = "apiserver_request_duration_seconds";
-            results.creates_in_gateway = metrics::growth(&before, &after, name, "verb", &selector).remove("create");
+            results.creates_in_gateway = metrics::growth(&before, &after, name, "verb", &selector).remove("POST");
         }
         if self.measures(Part::Watchers) {
             for shape in [Shape::Connections, Shape::Streams(STREAMS)] {

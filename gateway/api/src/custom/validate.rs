@@ -171,15 +171,6 @@ fn check_number(schema: &Structural, number: f64, value: &Value, at: &Place, err
             errors.push(at.invalid(value, &format!("should be greater than or equal to {least}")));
         }
     }
-    let range = match schema.rest.get("format").and_then(Value::as_str) {
-        Some("int32") => Some(f64::from(i32::MIN)..=f64::from(i32::MAX)),
-        _ => None,
-    };
-    if let Some(range) = range.filter(|range| !range.contains(&number)) {
-        let text = format!("{} in body must be of type int32: \"{number}\"", at.name);
-        let _ = range;
-        errors.push(at.error(ErrorKind::TypeInvalid, value.clone(), text));
-    }
 }
 
 fn too_many(found: usize, most: u64, at: &Place) -> FieldError {
@@ -195,8 +186,7 @@ fn check_items(schema: &Structural, items: &[Value], old: Option<&Value>, at: &P
         }
     }
     if let Some(least) = limit(schema, "minItems").filter(|least| (items.len() as u64) < *least) {
-        let value = Value::from(items.to_vec());
-        errors.push(at.invalid(&value, &format!("should have at least {least} items")));
+        errors.push(at.invalid(&Value::from(items.len()), &format!("should have at least {least} items")));
     }
     if let Some(most) = limit(schema, "maxItems").filter(|most| items.len() as u64 > *most) {
         errors.push(too_many(items.len(), most, at));
@@ -224,7 +214,8 @@ fn check_fields(
 ) {
     let is_root = at.field.is_empty();
     if let Some(least) = limit(schema, "minProperties").filter(|least| (fields.len() as u64) < *least) {
-        errors.push(at.invalid(&Value::Object(fields.clone()), &format!("should have at least {least} properties")));
+        let found = Value::from(fields.len());
+        errors.push(at.invalid(&found, &format!("should have at least {least} properties")));
     }
     if let Some(most) = limit(schema, "maxProperties").filter(|most| fields.len() as u64 > *most) {
         errors.push(too_many(fields.len(), most, at));
@@ -246,14 +237,19 @@ fn check_fields(
     }
 }
 
-fn is_valid(schema: &Value, value: &Value, at: &Place) -> bool {
+fn mistakes(schema: &Value, value: &Value, at: &Place) -> ErrorList {
     let mut errors = ErrorList::new();
     check(&Structural::read(schema), value, None, at, &mut errors);
-    errors.is_empty()
+    errors
+}
+
+fn is_valid(schema: &Value, value: &Value, at: &Place) -> bool {
+    mistakes(schema, value, at).is_empty()
 }
 
 fn check_junctors(schema: &Structural, value: &Value, at: &Place, errors: &mut ErrorList) {
     let list = |name: &str| schema.rest.get(name).and_then(Value::as_array).filter(|list| !list.is_empty());
+    let mut below = ErrorList::new();
     let mut told = |why: String| {
         let text = format!("{} {why}", crate::status::quote(&at.name));
         errors.push(at.error(ErrorKind::Invalid, json!(""), text).without_place());
@@ -263,18 +259,22 @@ fn check_junctors(schema: &Structural, value: &Value, at: &Place, errors: &mut E
         && !list.iter().any(|schema| is_valid(schema, value, at))
     {
         told("must validate at least one schema (anyOf)".to_owned());
+        // What would have had to be otherwise for the first of them.
+        below.extend(list.first().map(|schema| mistakes(schema, value, at)).unwrap_or_default());
     }
     if let Some(list) = list("oneOf") {
         match list.iter().filter(|schema| is_valid(schema, value, at)).count() {
             1 => {}
-            0 => told("must validate one and only one schema (oneOf). Found none valid".to_owned()),
+            0 => {
+                told("must validate one and only one schema (oneOf). Found none valid".to_owned());
+                below.extend(list.first().map(|schema| mistakes(schema, value, at)).unwrap_or_default());
+            }
             several => {
                 told(format!("must validate one and only one schema (oneOf). Found {several} valid alternatives"));
             }
         }
     }
     if let Some(list) = list("allOf") {
-        let mut below = ErrorList::new();
         for schema in list {
             check(&Structural::read(schema), value, None, at, &mut below);
         }
@@ -352,7 +352,7 @@ pub(super) fn check_embedded(schema: &Structural, value: &Value, at: &Place, is_
     if schema.embedded && !is_root && value.is_object() {
         for name in ["apiVersion", "kind"] {
             if value.get(name).and_then(Value::as_str).is_none_or(str::is_empty) {
-                errors.push(at.child(name).error(ErrorKind::Required, json!(""), "must not be empty"));
+                errors.push(at.child(name).error(ErrorKind::Required, json!(""), ""));
             }
         }
     }

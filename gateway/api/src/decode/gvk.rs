@@ -14,6 +14,17 @@ const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
 /// Where its extension server's list stands.
 const EXTENSION_SCHEME: &str = "pkg/apiserver/apiserver.go:55";
 
+/// Where its aggregator's list stands.
+const AGGREGATION_SCHEME: &str = "pkg/apiserver/scheme/scheme.go:28";
+
+fn scheme_of(group: &str) -> &'static str {
+    match group {
+        "apiextensions.k8s.io" => EXTENSION_SCHEME,
+        "apiregistration.k8s.io" => AGGREGATION_SCHEME,
+        _ => SCHEME,
+    }
+}
+
 /// What the document says, or what it leaves to be understood.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -57,7 +68,8 @@ pub(super) fn find(raw: &Raw, expected: &Kind) -> Result<Found, String> {
     if api_version.matches('/').count() > 1 {
         return Err(format!("unexpected GroupVersion string: {api_version}"));
     }
-    if api_version.is_empty() {
+    // A custom resource must say what it is.
+    if api_version.is_empty() && expected.custom.is_none() {
         api_version = expected.api_version();
     }
     if kind.is_empty() {
@@ -80,7 +92,7 @@ pub(super) fn accept(expected: &Kind, found: &Found, raw: &Raw) -> Result<(), Re
             "no kind {} is registered for version {} in scheme {}",
             quote(&found.kind),
             quote(&found.api_version),
-            quote(if expected.group == "apiextensions.k8s.io" { EXTENSION_SCHEME } else { SCHEME })
+            quote(scheme_of(expected.group))
         )));
     };
     // It is read as what it says it is before that turns out to be the wrong thing.

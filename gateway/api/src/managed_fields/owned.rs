@@ -42,6 +42,7 @@ pub(crate) enum Reach {
 const RESET: &[(&str, &str, &str, &[&[&str]])] = &[
     ("", "Pod", "status", &[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
     ("apps", "Deployment", "status", &[&["metadata", "labels"]]),
+    ("certificates.k8s.io", "CertificateSigningRequest", "", &[&["spec"]]),
     ("certificates.k8s.io", "CertificateSigningRequest", "approval", &[&["spec"]]),
     ("apiextensions.k8s.io", "CustomResourceDefinition", "status", &[&["metadata"]]),
 ];

@@ -13,7 +13,8 @@ pub(crate) type Node<'a> = Option<&'a Schema>;
 
 /// Types that are owned as a whole wherever they stand. Fields of these types are marked in the schema; items of lists
 /// of them are not.
-const ATOMIC_TYPES: [&str; 3] = [
+const ATOMIC_TYPES: [&str; 4] = [
+    "io.k8s.api.admissionregistration.v1.Variable",
     "io.k8s.api.core.v1.LocalObjectReference",
     "io.k8s.api.core.v1.ObjectReference",
     "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",

@@ -36,10 +36,10 @@ pub const BINDING: Strategy = Strategy {
     ..BASE
 };
 
-const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+const REASONS: [&str; 3] = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
 const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
 const MOST_ANNOTATIONS: usize = 20;
-const EMPTY: &str = "validations or auditAnnotations must be nonempty; both fields cannot be empty";
+const EMPTY: &str = "validations or auditAnnotations must contain at least one item";
 
 fn default_policy(object: &mut Value) {
     object_at(object, "status");
@@ -76,7 +76,7 @@ pub(super) fn shared_errors(spec: &Value, path: &Path) -> ErrorList {
             }
         }
     }
-    errors.extend(webhook::conditions(spec, expressions::OF_POLICIES, path));
+    errors.extend(webhook::conditions(spec, &names_without_variables(spec), path));
     errors.extend(variable_errors(spec, &path.child("variables")));
     errors
 }
@@ -91,10 +91,28 @@ fn policy_errors(object: &Value) -> ErrorList {
         errors.push(annotations.required(EMPTY));
     }
     for (index, validation) in items(spec, "validations").iter().enumerate() {
-        errors.extend(validation_errors(validation, &validations.index(index)));
+        errors.extend(validation_errors(validation, &names_of(spec), &validations.index(index)));
     }
     errors.extend(annotation_errors(spec, &annotations));
     errors
+}
+
+/// The variable that a policy's own variables are fields of.
+const VARIABLES: &str = "variables";
+
+/// What a policy's expressions may use: parameters only where it has a kind of them, variables only where it has any.
+pub(super) fn names_of(spec: &Value) -> Vec<&'static str> {
+    let mut names = names_without_variables(spec);
+    if !items(spec, VARIABLES).is_empty() {
+        names.push(VARIABLES);
+    }
+    names
+}
+
+fn names_without_variables(spec: &Value) -> Vec<&'static str> {
+    let has_parameters = get(spec, "paramKind").is_some();
+    let names = expressions::OF_POLICIES.iter().copied();
+    names.filter(|name| *name != VARIABLES && (has_parameters || *name != "params")).collect()
 }
 
 pub(super) fn param_kind_errors(kind: &Value, path: &Path) -> ErrorList {
@@ -151,6 +169,8 @@ fn is_identifier(name: &str) -> bool {
 
 pub(super) fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
     let all = items(spec, "variables");
+    let mut names = names_without_variables(spec);
+    names.push(VARIABLES);
     let mut errors = ErrorList::new();
     for (index, variable) in all.iter().enumerate() {
         let path = path.index(index);
@@ -158,42 +178,42 @@ pub(super) fn variable_errors(spec: &Value, path: &Path) -> ErrorList {
         if name.is_empty() {
             errors.push(field.required("name is not specified"));
         } else if !is_identifier(name) {
-            errors.push(field.invalid(name, "name is not a valid CEL identifier"));
+            errors.push(field.invalid(name, "must be a valid CEL identifier"));
         }
         if all[..index].iter().any(|one| str_at(one, "name") == name) {
             errors.push(field.duplicate(name));
         }
-        errors.extend(expression_errors(variable, "expression", &[], &path));
+        errors.extend(expression_errors(variable, "expression", &[], &names, &path));
     }
     errors
 }
 
 /// What is wrong with an expression that must be there.
-pub(super) fn expression_errors(owner: &Value, field: &str, types: &[&str], path: &Path) -> ErrorList {
+pub(super) fn expression_errors(owner: &Value, field: &str, types: &[&str], names: &[&str], path: &Path) -> ErrorList {
     let (path, source) = (path.child(field), str_at(owner, field));
     if source.trim().is_empty() {
         return vec![path.required(format!("{field} is not specified"))];
     }
-    expressions::errors(source, expressions::OF_POLICIES, types, &path)
+    expressions::errors(source, names, types, &path)
 }
 
-fn validation_errors(validation: &Value, path: &Path) -> ErrorList {
+fn validation_errors(validation: &Value, names: &[&str], path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     let (expression, message) = (str_at(validation, "expression").trim(), str_at(validation, "message"));
     let said = get(validation, "messageExpression").and_then(Value::as_str);
-    errors.extend(expression_errors(validation, "expression", &["bool"], path));
+    errors.extend(expression_errors(validation, "expression", &["bool"], names, path));
     match said {
         None => {}
         Some(text) if text.trim().is_empty() => {
             errors.push(path.child("messageExpression").invalid(text, "must be non-empty if specified"));
         }
-        Some(_) => errors.extend(expression_errors(validation, "messageExpression", &["string"], path)),
+        Some(_) => errors.extend(expression_errors(validation, "messageExpression", &["string"], names, path)),
     }
     let field = path.child("message");
     if !message.is_empty() && message.trim().is_empty() {
         errors.push(field.invalid(message, "message must be non-empty if specified"));
     } else if message.trim().contains(['\n', '\r']) {
-        errors.push(field.invalid(message, "message must not contain line breaks"));
+        errors.push(field.invalid(message, "must not contain line breaks"));
     } else if expression.contains(['\n', '\r']) && message.trim().is_empty() {
         errors.push(field.required("message must be specified if expression contains line breaks"));
     }
@@ -202,7 +222,7 @@ fn validation_errors(validation: &Value, path: &Path) -> ErrorList {
 }
 
 fn annotation_errors(spec: &Value, path: &Path) -> ErrorList {
-    let all = items(spec, "auditAnnotations");
+    let (all, names) = (items(spec, "auditAnnotations"), names_of(spec));
     let mut errors = ErrorList::new();
     if all.len() > MOST_ANNOTATIONS {
         let why = format!("must not have more than {MOST_ANNOTATIONS} auditAnnotations");
@@ -219,7 +239,7 @@ fn annotation_errors(spec: &Value, path: &Path) -> ErrorList {
                 errors.push(path.child("key").duplicate(key));
             }
         }
-        errors.extend(expression_errors(annotation, "valueExpression", &["string", "null_type"], &path));
+        errors.extend(expression_errors(annotation, "valueExpression", &["string", "null_type"], &names, &path));
     }
     errors
 }

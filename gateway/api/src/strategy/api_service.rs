@@ -40,6 +40,10 @@ fn validate(object: &Value) -> ErrorList {
     let (name, wanted) = (name_of(object), format!("{version}.{group}"));
     if name != wanted {
         let why = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
+        let prefix = object.get("metadata").map_or("", |metadata| str_at(metadata, "generateName"));
+        if !prefix.is_empty() {
+            errors.push(Path::new("metadata").child("generateName").invalid(prefix, why.as_str()));
+        }
         errors.push(Path::new("metadata").child("name").invalid(name, why));
     }
     let path = Path::new("spec");

@@ -46,7 +46,8 @@ fn default(object: &mut Value) {
 fn prepare_create(object: &mut Value) {
     first_generation(object);
     let stored: Vec<Value> = storage_names(object).into_iter().map(Value::from).collect();
-    let status = json!({ "acceptedNames": { "plural": "", "kind": "" }, "storedVersions": distinct(stored) });
+    let names = json!({ "plural": "", "kind": "" });
+    let status = json!({ "conditions": null, "acceptedNames": names, "storedVersions": distinct(stored) });
     object["status"] = status;
 }
 
@@ -129,10 +130,12 @@ fn check_name(object: &Value) -> ErrorList {
     let name = object.get("metadata").map_or("", |metadata| str_at(metadata, "name"));
     let spec = &object["spec"];
     let wanted = format!("{}.{}", str_at(&spec["names"], "plural"), str_at(spec, "group"));
-    if name == wanted {
-        return ErrorList::new();
-    }
-    vec![Path::new("metadata").child("name").invalid(name, "must be spec.names.plural+\".\"+spec.group")]
+    let path = Path::new("metadata");
+    let given =
+        [("generateName", object["metadata"].get("generateName").and_then(Value::as_str)), ("name", Some(name))];
+    let wrong = given.into_iter().filter_map(|(field, value)| Some((field, value?)));
+    let wrong = wrong.filter(|(field, value)| *value != wanted && (*field == "name" || !value.is_empty()));
+    wrong.map(|(field, value)| path.child(field).invalid(value, "must be spec.names.plural+\".\"+spec.group")).collect()
 }
 
 fn check_spec(object: &Value, old: Option<&Value>) -> ErrorList {

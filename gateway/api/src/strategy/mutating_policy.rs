@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use super::admission_policy::{default_match, expression_errors, match_errors, param_ref_errors, shared_errors};
+use super::admission_policy::{
+    default_match, expression_errors, match_errors, names_of, param_ref_errors, shared_errors,
+};
 use super::webhook_configuration::choice_errors;
 use super::{BASE, first_generation, object_at, set_default, set_default_text, update_spec_or_status};
 use crate::field::{ErrorList, Path};
@@ -58,7 +60,7 @@ fn policy_errors(object: &Value) -> ErrorList {
         errors.push(field.required("mutations must contain at least one item"));
     }
     for (index, mutation) in items(spec, "mutations").iter().enumerate() {
-        errors.extend(mutation_errors(mutation, &field.index(index)));
+        errors.extend(mutation_errors(mutation, &names_of(spec), &field.index(index)));
     }
     if str_at(spec, "reinvocationPolicy").is_empty() {
         errors.push(path.child("reinvocationPolicy").required(""));
@@ -68,7 +70,7 @@ fn policy_errors(object: &Value) -> ErrorList {
     errors
 }
 
-fn mutation_errors(mutation: &Value, path: &Path) -> ErrorList {
+fn mutation_errors(mutation: &Value, names: &[&str], path: &Path) -> ErrorList {
     let (field, form) = (path.child("patchType"), str_at(mutation, "patchType"));
     let Some((_, own, other)) = PATCHES.iter().find(|(known, ..)| *known == form) else {
         let known = PATCHES.map(|(known, ..)| known);
@@ -80,7 +82,7 @@ fn mutation_errors(mutation: &Value, path: &Path) -> ErrorList {
     }
     match get(mutation, own) {
         None => errors.push(path.child(own).required(format!("must be specified when patchType is {form}"))),
-        Some(patch) => errors.extend(expression_errors(patch, "expression", &[], &path.child(own))),
+        Some(patch) => errors.extend(expression_errors(patch, "expression", &[], names, &path.child(own))),
     }
     errors
 }

@@ -14,6 +14,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate_update: |new, old, _: Part| {
         metadata::immutable(new.get("handler"), old.get("handler"), &Path::new("handler"))
     },
+    create_on_update: true,
     unconditional_update: false,
     ..BASE
 };

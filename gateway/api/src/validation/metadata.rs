@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::field::{ErrorList, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::kind::{Kind, Scope};
 use crate::validation::json::{entries, flag, get, int, items, str_at, texts};
 use crate::validation::names;
@@ -111,8 +111,8 @@ pub fn annotations(metadata: &Value, path: &Path) -> ErrorList {
 /// What is wrong with the finalizers of some metadata.
 fn finalizers(metadata: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
-    for (index, name) in texts(metadata, "finalizers").enumerate() {
-        errors.extend(finalizer(name, &path.index(index)));
+    for name in texts(metadata, "finalizers") {
+        errors.extend(label_key(name, path));
     }
     let has = |wanted| texts(metadata, "finalizers").any(|name| name == wanted);
     if has("orphan") && has("foregroundDeletion") {
@@ -120,16 +120,23 @@ fn finalizers(metadata: &Value, path: &Path) -> ErrorList {
             path.invalid(metadata["finalizers"].clone(), "finalizer orphan and foregroundDeletion cannot be both set"),
         );
     }
+    for (index, name) in texts(metadata, "finalizers").enumerate() {
+        errors.extend(unqualified(name, &path.index(index)));
+    }
     errors
 }
 
 /// What is wrong with one finalizer, an object's or a namespace's.
 pub fn finalizer(name: &str, path: &Path) -> ErrorList {
     let mut errors = label_key(name, path);
-    if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
-        errors.push(path.invalid(name, "name is neither a standard finalizer name nor is it fully qualified"));
-    }
+    errors.extend(unqualified(name, path));
     errors
+}
+
+/// A finalizer without a domain must be one that Kubernetes knows.
+fn unqualified(name: &str, path: &Path) -> Option<FieldError> {
+    let known = name.contains('/') || STANDARD_FINALIZERS.contains(&name);
+    (!known).then(|| path.invalid(name, "name is neither a standard finalizer name nor is it fully qualified"))
 }
 
 fn no_new_finalizers(new: &Value, old: &Value, path: &Path) -> ErrorList {

@@ -40,6 +40,7 @@ pub fn check(schema: &Value, at: &Path) -> ErrorList {
     if let Some(metadata) = schema.pointer("/properties/metadata") {
         check_metadata(metadata, &at.child("properties").key("metadata"), &mut errors);
     }
+    check_top(schema, at, &mut errors);
     let walk = Walk { depth: 0, root: true, instances: 1.0, correlatable: true };
     check_schema(schema, at, walk, &mut errors);
     errors
@@ -58,6 +59,21 @@ struct Walk {
 impl Walk {
     fn down(self) -> Self {
         Self { depth: self.depth + 1, root: false, ..self }
+    }
+}
+
+/// What every object has, however its kind describes it.
+fn check_top(schema: &Value, at: &Path, errors: &mut ErrorList) {
+    for (name, wanted) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
+        let Some(field) = schema.pointer(&format!("/properties/{name}")) else { continue };
+        let place = at.child("properties").key(name);
+        let type_ = str_at(field, "type");
+        if type_ != wanted {
+            errors.push(place.child("type").invalid(type_, format!("must be {wanted}")));
+        }
+        if get(field, "default").is_some() && wanted == "string" {
+            errors.push(place.child("default").forbidden(format!("must not be set in top-level {name}")));
+        }
     }
 }
 
@@ -86,6 +102,9 @@ fn check_schema(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
                 .forbidden("uniqueItems cannot be set to true since the runtime complexity becomes quadratic"),
         );
     }
+    if walk.root && get(schema, "additionalProperties").is_some() {
+        errors.push(at.child("additionalProperties").forbidden("must not be used at the root"));
+    }
     let properties = get(schema, "properties").and_then(Value::as_object);
     if properties.is_some_and(|fields| !fields.is_empty()) && get(schema, "additionalProperties").is_some() {
         let why = if schema["additionalProperties"] == json!(false) {
@@ -104,6 +123,7 @@ fn check_schema(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
     check_list(schema, at, errors);
     for (junctor, place) in junctors(schema, at) {
         check_junctor(junctor, &place, walk.depth, errors);
+        check_defined(junctor, &place, schema, at, errors);
     }
     check_default(schema, at, errors);
     check_rules(schema, at, walk, errors);
@@ -189,7 +209,7 @@ fn check_list(schema: &Value, at: &Path, errors: &mut ErrorList) {
     let list_type = str_at(schema, "x-kubernetes-list-type");
     let keys: Vec<&str> = texts(schema, "x-kubernetes-list-map-keys").collect();
     if !matches!(list_type, "" | "atomic" | "set" | "map") {
-        errors.push(at.child("x-kubernetes-list-type").not_supported(list_type, &["atomic", "map", "set"]));
+        errors.push(at.child("x-kubernetes-list-type").not_supported(list_type, &["atomic", "set", "map"]));
     }
     if !list_type.is_empty() && type_ != "array" {
         errors.push(if type_.is_empty() {
@@ -247,6 +267,14 @@ fn check_list(schema: &Value, at: &Path, errors: &mut ErrorList) {
                 }
             }
         }
+        "set" if element.is_some_and(|element| str_at(element, "type") == "object") => {
+            let element = element.unwrap_or(&Value::Null);
+            if str_at(element, "x-kubernetes-map-type") != "atomic" {
+                let given = get(element, "x-kubernetes-map-type").cloned().unwrap_or(Value::Null);
+                let why = "must be atomic as item of a list with x-kubernetes-list-type=set";
+                errors.push(at.child("items").child("x-kubernetes-map-type").invalid(given, why));
+            }
+        }
         _ if !keys.is_empty() => errors.push(
             at.child("x-kubernetes-list-type")
                 .invalid(list_type, "must be map if x-kubernetes-list-map-keys is non-empty"),
@@ -288,6 +316,27 @@ fn check_junctor(schema: &Value, at: &Path, depth: usize, errors: &mut ErrorList
     }
 }
 
+/// What a condition is about must be specified outside of it.
+fn check_defined(condition: &Value, place: &Path, schema: &Value, at: &Path, errors: &mut ErrorList) {
+    for (name, field) in get(condition, "properties").and_then(Value::as_object).into_iter().flatten() {
+        let (place, at) = (place.child("properties").key(name), at.child("properties").key(name));
+        match get(schema, "properties").and_then(|known| known.get(name)) {
+            Some(known) => check_defined(field, &place, known, &at, errors),
+            None => errors.push(at.required(format!("because it is defined in {place}"))),
+        }
+    }
+    if let Some(element) = get(condition, "items").filter(|element| element.is_object()) {
+        let (place, at) = (place.child("items"), at.child("items"));
+        match get(schema, "items") {
+            Some(known) => check_defined(element, &place, known, &at, errors),
+            None => errors.push(at.required(format!("because it is defined in {place}"))),
+        }
+    }
+    for (part, place) in junctors(condition, place) {
+        check_defined(part, &place, schema, at, errors);
+    }
+}
+
 /// A default must be a value of its schema.
 fn check_default(schema: &Value, at: &Path, errors: &mut ErrorList) {
     let Some(default) = get(schema, "default") else { return };
@@ -313,7 +362,7 @@ fn check_rules(schema: &Value, at: &Path, walk: Walk, errors: &mut ErrorList) {
         if message.trim().is_empty() && !message.is_empty() {
             errors.push(place.child("message").invalid(message, "message must be non-empty if specified"));
         } else if message.contains('\n') {
-            errors.push(place.child("message").invalid(message, "message must not contain line breaks"));
+            errors.push(place.child("message").invalid(message, "must not contain line breaks"));
         } else if text.contains('\n') && message.is_empty() {
             errors.push(place.child("message").required("message must be specified if rule contains line breaks"));
         }

@@ -1,11 +1,13 @@
 //! Claims and the nodes where their volumes are.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use super::board::Board;
 use super::fit::Refusal;
 use crate::cluster::Cluster;
 use crate::informer::Key;
@@ -15,17 +17,25 @@ use crate::replica_set::tolerate_gone;
 /// The annotation of a claim with the node that its volume is to be made on.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
+/// The access mode of a claim that one pod alone may use.
+const EXCLUSIVE: &str = "ReadWriteOncePod";
+/// Why a pod waits for another that has such a claim.
+pub(super) const TAKEN: &str =
+    "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod";
+
 /// The volumes of a pod, as far as they are bound.
 pub(super) struct Volumes {
     missing: Option<String>,
     bound: Vec<Arc<PersistentVolume>>,
+    /// Claims that one pod alone may use.
+    exclusive: Vec<String>,
     /// Claims whose volume is made where the pod goes.
     pub(super) waiting: Vec<Arc<PersistentVolumeClaim>>,
 }
 
 impl Volumes {
     pub(super) fn of(cluster: &Cluster, pod: &Pod) -> Self {
-        let mut this = Self { missing: None, bound: Vec::new(), waiting: Vec::new() };
+        let mut this = Self { missing: None, bound: Vec::new(), exclusive: Vec::new(), waiting: Vec::new() };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
@@ -39,6 +49,9 @@ impl Volumes {
                 return this;
             }
             let spec = claim.spec.clone().unwrap_or_default();
+            if spec.access_modes.iter().flatten().any(|mode| mode == EXCLUSIVE) {
+                this.exclusive.push(name);
+            }
             let is_bound = claim
                 .metadata
                 .annotations
@@ -68,6 +81,17 @@ impl Volumes {
     /// Whether all are bound.
     pub(super) fn is_ready(&self) -> bool {
         self.missing.is_none() && self.waiting.is_empty()
+    }
+
+    /// Whether another pod that has its place uses what one alone may use. Then no node will do.
+    pub(super) fn is_taken(&self, pod: &Key, board: &Board) -> bool {
+        let nobody = HashSet::new();
+        let is_other = |other: &Pod| {
+            let key = Key::of(other);
+            key.namespace == pod.namespace && key.name != pod.name
+        };
+        let mut used = |claim: &String| board.pods(&nobody).any(|(_, other)| is_other(other) && uses(other, claim));
+        self.exclusive.iter().any(&mut used)
     }
 
     pub(super) fn check(&self, node: &Node) -> Result<(), Refusal> {

@@ -4,6 +4,7 @@ mod certificates;
 mod cluster;
 mod deployment;
 mod event_expiry;
+mod flow_schemas;
 mod garbage;
 mod ip_addresses;
 mod job;

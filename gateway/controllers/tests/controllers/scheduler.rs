@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, PatchParams, PostParams};
 use serde_json::json;
 
@@ -90,4 +90,38 @@ async fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
     nodes.patch("n", &PatchParams::default(), &taint).await.unwrap();
     until_one(&cluster.api::<Pod>(), "stays", |pod| pod.metadata.deletion_timestamp.is_some()).await;
     assert!(cluster.api::<Pod>().get("tolerant").await.unwrap().metadata.deletion_timestamp.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_one_pod_alone_may_use_keeps_the_next_waiting() {
+    let cluster = cluster::start().await;
+    node(&cluster, "n").await;
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "storageClassName": "",
+        "accessModes": ["ReadWriteOncePod"], "hostPath": {"path": "/tmp/x"}}});
+    volumes.create(&PostParams::default(), &object(volume)).await.unwrap();
+    let claim: PersistentVolumeClaim = cluster
+        .create(json!({"metadata": {"name": "c"}, "spec": {"storageClassName": "", "volumeName": "v",
+            "accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "1Gi"}}}}))
+        .await;
+    until_one(&cluster.api::<PersistentVolumeClaim>(), claim.metadata.name.as_deref().unwrap(), |claim| {
+        claim.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Bound"))
+    })
+    .await;
+    let user = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "x"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}})
+    };
+    cluster.create::<Pod>(user("first")).await;
+    until_one(&cluster.api(), "first", is_placed).await;
+    cluster.create::<Pod>(user("second")).await;
+    let waits = |pod: &Pod| {
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|known| {
+            known.message.as_deref().is_some_and(|why| why.contains("ReadWriteOncePod access mode already in-use"))
+        })
+    };
+    until_one(&cluster.api(), "second", waits).await;
+    cluster.api::<Pod>().delete("first", &DeleteParams::default().grace_period(0)).await.unwrap();
+    until_one(&cluster.api(), "second", is_placed).await;
 }

@@ -1,6 +1,8 @@
 //! Who is asking: a client certificate, a token (a service account's, an identity provider's, one from a file), a part of
 //! Carob itself, or nobody.
 
+mod claims;
+pub(crate) mod front_proxy;
 mod impersonation;
 pub(crate) mod legacy;
 mod oidc;
@@ -21,6 +23,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::Server;
 use crate::pki::Pki;
 use crate::settings::AuthenticationSettings;
+use front_proxy::FrontProxy;
 pub(crate) use impersonation::{Impersonation, USER as IMPERSONATE_USER, impersonate};
 use static_tokens::StaticTokens;
 
@@ -126,7 +129,13 @@ pub(crate) async fn authenticate(server: &Server, parts: &Parts) -> Result<Ident
         return Ok(identity.clone());
     }
     let unauthorized = || Status::unauthorized("Unauthorized");
+    let proxy = parts.extensions.get::<FrontProxy>().copied();
+    if let Some(identity) = proxy.and_then(|proxy| proxy.identity(&parts.headers)) {
+        return Ok(identity);
+    }
     match bearer(parts) {
+        // Whoever shows a certificate isn't nobody.
+        None if proxy.is_some() => Err(unauthorized()),
         None if server.authn.anonymous => Ok(Identity::anonymous()),
         None => Err(unauthorized()),
         Some(token) => match of_token(server, token, &[]).await? {

@@ -1,6 +1,5 @@
 //! Tokens of identity providers (OpenID Connect): verified with the provider's keys, which are fetched when needed.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
@@ -10,7 +9,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Identity;
-use crate::settings::{self, JwtSettings};
+use super::claims::Reading;
+use crate::settings::{self, IssuerSettings, JwtSettings};
 
 /// How long a provider may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +33,8 @@ const ALGORITHMS: [Algorithm; 9] = [
 
 /// One provider.
 pub(super) struct Provider {
-    settings: JwtSettings,
+    issuer: IssuerSettings,
+    reading: Reading,
     client: reqwest::Client,
     keys: Mutex<Keys>,
 }
@@ -58,20 +59,14 @@ impl Provider {
         if issuer.discovery_url.as_ref().is_some_and(|url| !url.starts_with("https://")) {
             return Err(wrong("issuer.discoveryURL", "must be a URL that begins with https://"));
         }
+        let policy = issuer.audience_match_policy.as_str();
+        if !matches!(policy, "" | "MatchAny") || (issuer.audiences.len() > 1 && policy.is_empty()) {
+            return Err(wrong("issuer.audienceMatchPolicy", "must be MatchAny for multiple audiences"));
+        }
         if issuer.audiences.is_empty() {
             return Err(wrong("issuer.audiences", "at least one is required"));
         }
-        let mappings = &settings.claim_mappings;
-        if mappings.username.claim.is_empty() || mappings.username.prefix.is_none() {
-            return Err(wrong("claimMappings.username", "claim and prefix are required (the prefix may be empty)"));
-        }
-        if mappings.groups.as_ref().is_some_and(|groups| groups.claim.is_empty() || groups.prefix.is_none()) {
-            return Err(wrong("claimMappings.groups", "claim and prefix are required (the prefix may be empty)"));
-        }
-        if let Some(key) = mappings.extra.keys().find(|key| !key.contains('/') || key.contains("kubernetes.io/")) {
-            let why = format!("{key:?} must be a domain's path, and not one of kubernetes.io");
-            return Err(wrong("claimMappings.extra", &why));
-        }
+        let reading = Reading::new(settings)?;
         let mut client = reqwest::Client::builder().timeout(PATIENCE).https_only(true);
         if let Some(authority) = &issuer.certificate_authority {
             let authorities = reqwest::Certificate::from_pem_bundle(authority.as_bytes())
@@ -79,12 +74,12 @@ impl Provider {
             client = client.tls_certs_only(authorities);
         }
         let client = client.build().map_err(|error| wrong("issuer", &error.to_string()))?;
-        Ok(Self { settings: settings.clone(), client, keys: Mutex::default() })
+        Ok(Self { issuer: issuer.clone(), reading, client, keys: Mutex::default() })
     }
 
     /// The claim `iss` of its tokens.
     pub fn issuer(&self) -> &str {
-        &self.settings.issuer.url
+        &self.issuer.url
     }
 
     /// Whose token it is, or why it doesn't hold.
@@ -97,13 +92,13 @@ impl Provider {
         let key = DecodingKey::from_jwk(&key).map_err(|error| format!("oidc: unusable key: {error}"))?;
         let mut validation = Validation::new(header.alg);
         validation.set_issuer(&[self.issuer()]);
-        validation.set_audience(&self.settings.issuer.audiences);
+        validation.set_audience(&self.issuer.audiences);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.validate_nbf = true;
         validation.leeway = 10;
         let data = jsonwebtoken::decode::<Map<String, Value>>(token, &key, &validation)
             .map_err(|error| format!("oidc: verify token: {error}"))?;
-        user(&self.settings, &data.claims)
+        self.reading.user(&data.claims)
     }
 
     /// The key of this name; fetched if it isn't known, but not all the time.
@@ -120,7 +115,7 @@ impl Provider {
     }
 
     async fn fetch(&self) -> Result<JwkSet, String> {
-        let issuer = &self.settings.issuer;
+        let issuer = &self.issuer;
         let document = match &issuer.discovery_url {
             Some(url) => url.clone(),
             None => format!("{}/.well-known/openid-configuration", issuer.url.trim_end_matches('/')),
@@ -155,62 +150,6 @@ fn choose(set: &JwkSet, name: Option<&str>) -> Option<Jwk> {
     }
 }
 
-/// The user that verified claims speak of.
-fn user(settings: &JwtSettings, claims: &Map<String, Value>) -> Result<Identity, String> {
-    for rule in &settings.claim_validation_rules {
-        let value = claims.get(&rule.claim).and_then(Value::as_str);
-        if value != Some(rule.required_value.as_str()) {
-            return Err(format!(
-                "oidc: required claim {} value does not match. Got = {value:?}, want = {}",
-                rule.claim, rule.required_value
-            ));
-        }
-    }
-    let mappings = &settings.claim_mappings;
-    let text = |claim: &str| {
-        let value = claims.get(claim).and_then(Value::as_str).filter(|value| !value.is_empty());
-        value.ok_or_else(|| format!("oidc: the claim {claim:?} is missing or no text"))
-    };
-    let prefix = mappings.username.prefix.as_deref().unwrap_or_default();
-    let claim = &mappings.username.claim;
-    let name = text(claim)?;
-    if claim == "email" && claims.get("email_verified").is_some_and(|verified| *verified != Value::Bool(true)) {
-        return Err("oidc: email not verified".to_owned());
-    }
-    let mut groups = Vec::new();
-    if let Some(mapping) = &mappings.groups {
-        let prefix = mapping.prefix.as_deref().unwrap_or_default();
-        groups = match claims.get(&mapping.claim) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::String(one)) => vec![format!("{prefix}{one}")],
-            Some(Value::Array(several)) => several
-                .iter()
-                .map(|group| group.as_str().map(|group| format!("{prefix}{group}")))
-                .collect::<Option<_>>()
-                .ok_or("oidc: groups must be texts")?,
-            Some(_) => return Err("oidc: groups must be a text or a list of texts".to_owned()),
-        };
-    }
-    let mut identity = Identity::authenticated(&format!("{prefix}{name}"), groups);
-    if let Some(mapping) = &mappings.uid {
-        text(&mapping.claim)?.clone_into(&mut identity.uid);
-    }
-    let mut extra = BTreeMap::new();
-    for (key, claim) in &mappings.extra {
-        match claims.get(claim) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(one)) => drop(extra.insert(key.clone(), vec![one.clone()])),
-            Some(Value::Array(several)) => {
-                let texts = several.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-                extra.insert(key.clone(), texts);
-            }
-            Some(other) => drop(extra.insert(key.clone(), vec![other.to_string()])),
-        }
-    }
-    identity.extra = extra;
-    Ok(identity)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,30 +158,11 @@ mod tests {
     fn settings() -> JwtSettings {
         serde_json::from_value(json!({
             "issuer": {"url": "https://id.example.com", "audiences": ["carob"]},
-            "claimValidationRules": [{"claim": "hd", "requiredValue": "example.com"}],
             "claimMappings": {
                 "username": {"claim": "sub", "prefix": "id:"},
-                "groups": {"claim": "roles", "prefix": "id:"},
-                "extra": {"example.com/team": "team"},
             },
         }))
         .expect("settings")
-    }
-
-    fn claims(value: &Value) -> Map<String, Value> {
-        value.as_object().cloned().expect("an object")
-    }
-
-    #[test]
-    fn claims_become_a_user_and_prefixes_keep_system_groups_out_of_reach() {
-        let given =
-            claims(&json!({"sub": "alice", "roles": ["dev", "system:masters"], "hd": "example.com", "team": "a"}));
-        let identity = user(&settings(), &given).expect("a user");
-        assert_eq!(identity.user, "id:alice");
-        assert_eq!(identity.groups, ["id:dev", "id:system:masters", "system:authenticated"]);
-        assert_eq!(identity.extra["example.com/team"], ["a"]);
-        assert!(user(&settings(), &claims(&json!({"sub": "alice"}))).is_err(), "a required claim is missing");
-        assert!(user(&settings(), &claims(&json!({"hd": "example.com"}))).is_err(), "no name");
     }
 
     #[test]
@@ -307,7 +227,6 @@ mod tests {
         .await;
         let issuer = format!("https://localhost:{port}");
         let mut settings = settings();
-        settings.claim_validation_rules.clear();
         settings.issuer.url.clone_from(&issuer);
         settings.issuer.certificate_authority = Some(authority);
         let provider = Provider::new(&settings).expect("settings");

@@ -48,6 +48,9 @@ const APIS: [(&str, &str, i64, i64); 21] = [
     ("storage.k8s.io", "v1", 16800, 15),
 ];
 
+/// The parts of a control plane, and how a healthy one answers. Here they are one process: who asks is answered by it.
+const COMPONENTS: [&str; 3] = ["controller-manager", "scheduler", "etcd-0"];
+
 /// Reason and message of the condition of an API that this server serves itself.
 const LOCAL: (&str, &str) = ("Local", "Local APIServices are always available");
 const RANGE_READY: (&str, &str) = ("", "Kubernetes Service CIDR is ready");
@@ -55,6 +58,7 @@ const RANGE_READY: (&str, &str) = ("", "Kubernetes Service CIDR is ready");
 /// Makes what is missing, and repairs what must not be otherwise.
 pub(super) async fn reconcile(server: &Arc<Server>, api: Option<&ApiService>) -> Result<(), Status> {
     ensure(server, ("scheduling.k8s.io", "v1", "priorityclasses"), classes(), |_, _| Existing::Keep).await?;
+    ensure(server, ("", "v1", "componentstatuses"), components(), |_, _| Existing::Keep).await?;
     ensure(server, (FLOW_GROUP, "v1", "prioritylevelconfigurations"), levels(), settle_flow).await?;
     ensure(server, (FLOW_GROUP, "v1", "flowschemas"), schemas(), settle_flow).await?;
     ensure(server, (API_GROUP, "v1", "apiservices"), apis(), settle_spec).await?;
@@ -66,6 +70,12 @@ pub(super) async fn reconcile(server: &Arc<Server>, api: Option<&ApiService>) ->
     let range = api.map_or(SERVICE_RANGE, |api| api.range);
     ensure(server, ("networking.k8s.io", "v1", "servicecidrs"), ranges(range), |_, _| Existing::Keep).await?;
     set_status(server, ("networking.k8s.io", "v1", "servicecidrs"), "kubernetes", "Ready", RANGE_READY).await
+}
+
+fn components() -> Vec<Value> {
+    let healthy = json!([{ "type": "Healthy", "status": "True", "message": "ok" }]);
+    let component = |name: &&str| json!({ "kind": "ComponentStatus", "apiVersion": "v1", "metadata": { "name": name }, "conditions": healthy });
+    COMPONENTS.iter().map(component).collect()
 }
 
 fn classes() -> Vec<Value> {

@@ -13,6 +13,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::owners;
 use crate::admission::{self, Place};
 use crate::call::Call;
 use crate::negotiate::{BodyFormat, body_format};
@@ -87,6 +88,7 @@ pub(crate) async fn create_object(
 ) -> Result<Bytes, Status> {
     let now = Timestamp::now();
     let kind = &call.kind;
+    owners::deduplicate(call, &mut object);
     kind.default(&mut object);
     set_system_metadata(call, &mut object, now);
     let generated = generate_name(&mut object);
@@ -130,7 +132,9 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         let _held = services::complete(call, &mut object, None).await?;
         let name = text(&object, "/metadata/name").to_owned();
         let mut errors = metadata::validate_create(&call.kind, &object);
+        let unchecked = kind.custom.as_ref().and_then(|custom| custom.unchecked(&errors));
         errors.extend(kind.validate(&object));
+        errors.extend(unchecked.filter(|note| !errors.contains(note)));
         if !errors.is_empty() {
             return Err(Status::invalid((call.kind.group, call.kind.kind), &name, errors));
         }
@@ -142,7 +146,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
                 call.warn(warning);
             }
         }
-        if !text(&object, "/metadata/resourceVersion").is_empty() {
+        if !options.dry_run && !text(&object, "/metadata/resourceVersion").is_empty() {
             return Err(Status::generic(500, "", "resourceVersion should not be set on objects to be created"));
         }
         let request = admission::Request::create(call, object, options.dry_run);
@@ -188,7 +192,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
 /// What only the server decides about a new object.
 fn set_system_metadata(call: &Call, object: &mut Value, now: Timestamp) {
     let metadata = metadata_mut(object);
-    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.shift_remove(field);
     }
     metadata.insert("uid".to_owned(), random::uuid().into());

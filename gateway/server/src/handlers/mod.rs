@@ -8,6 +8,7 @@ pub(crate) mod eviction;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod namespace;
+mod owners;
 pub(crate) mod patch;
 pub(crate) mod scale;
 pub(crate) mod selection;

@@ -149,7 +149,7 @@ async fn apply_new(
     objects::metadata_mut(&mut object).shift_remove("resourceVersion");
     let uid = text(config, "/metadata/uid");
     if !uid.is_empty() {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+        let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
         return Err(Status::conflict(&call.resource(), call.name(), why));
     }
     authz::confirm_create(call).await?;

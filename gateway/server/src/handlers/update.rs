@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::create::{self, Tracking};
-use super::namespace;
+use super::{namespace, owners};
 use crate::call::Call;
 use crate::objects::{self, metadata_mut, set_metadata, store_failure, text};
 use crate::options::{WriteOptions, WriteVerb};
@@ -154,6 +154,7 @@ async fn step(
 ) -> Result<Step, Status> {
     let kind = &call.kind;
     settle_identity(call, how, old, &mut new)?;
+    owners::deduplicate(call, &mut new);
     kind.default(&mut new);
     keep_system_metadata(&mut new, old);
     let mut request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);
@@ -187,7 +188,7 @@ async fn step(
         return Err(Status::invalid((call.kind.group, call.kind.kind), call.name(), errors));
     }
     if first {
-        for warning in kind.warnings(&new) {
+        for warning in kind.warnings(&new).into_iter().filter(|_| is_worth_warning(call, how.part, &new, old)) {
             call.warn(warning);
         }
         if matches!(how.part, Part::Main | Part::EphemeralContainers) {
@@ -232,6 +233,20 @@ async fn step(
             }
             (None, None) => Err(Status::internal("the store lost a write")),
         },
+    }
+}
+
+/// Whether clients are told what is odd about a changed object: not about pods, which programs change, nor about a
+/// template that stayed the same.
+fn is_worth_warning(call: &Call, part: Part, new: &Value, old: &Value) -> bool {
+    let generation = "/metadata/generation";
+    match (call.kind.group, call.kind.kind) {
+        _ if part != Part::Main => false,
+        ("", "Pod") => false,
+        ("apps" | "batch", _) | ("", "PodTemplate" | "ReplicationController") => {
+            new.pointer(generation) != old.pointer(generation)
+        }
+        _ => true,
     }
 }
 
@@ -281,6 +296,7 @@ fn keep_system_metadata(new: &mut Value, old: &Value) {
     let Some(before) = old.get("metadata").and_then(Value::as_object) else { return };
     let metadata = metadata_mut(new);
     metadata.shift_remove("selfLink");
+    metadata.shift_remove("generation");
     for field in ["creationTimestamp", "deletionTimestamp", "generation"] {
         if let Some(value) = before.get(field) {
             metadata.insert(field.to_owned(), value.clone());

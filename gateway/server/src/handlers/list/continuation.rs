@@ -37,9 +37,11 @@ impl Continuation {
             bad(format!("invalid character '{first}' looking for beginning of value"))
         })?;
         if value["v"] != "meta.k8s.io/v1" {
-            return Err(bad("server does not recognize this encoded version".to_owned()));
+            let version = value["v"].as_str().unwrap_or_default();
+            return Err(bad(format!("server does not recognize this encoded version {version}")));
         }
         match (value["rv"].as_i64(), value["start"].as_str()) {
+            (Some(_), Some(start)) if start.split('/').any(|part| part == "..") => Err(bad(start.to_owned())),
             (Some(revision), Some(start)) if revision != 0 && !start.is_empty() => {
                 Ok(Self { revision, start: start.to_owned() })
             }
