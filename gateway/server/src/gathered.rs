@@ -216,7 +216,7 @@ mod tests {
         let (say, said) = tokio::sync::mpsc::unbounded_channel();
         let counted = Counted(near, Arc::default());
         let sending = tokio::spawn(Sending::new(counted, |stream| Box::pin(connection(stream, said))));
-        let all: Vec<u8> = (0..3 * LARGEST).map(|index| (index % 251) as u8).collect();
+        let all: Vec<u8> = (0..3 * LARGEST).map(|index| u8::try_from(index % 251).unwrap_or_default()).collect();
         say.send(all.clone()).expect("it listens");
         drop(say);
         let mut read = Vec::new();
