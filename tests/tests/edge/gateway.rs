@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use carob_tests::pods::list;
-use carob_tests::{Carob, Setup, eventually, network_octet};
+use carob_tests::{Setup, eventually, network_octet};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Answer, connect, get};
 use crate::programs::{GRPC, python};
-use crate::{service, web};
+use crate::{service, start, web};
 
 fn gateway(name: &str, listeners: Value) -> Value {
     json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": name},
@@ -51,8 +51,7 @@ async fn call(address: &str, method: &str) -> Option<String> {
 fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
     let network = format!("10.213.{}", network_octet());
     let config = format!("network:\n  loadBalancers: [{network}.100-{network}.101]\n");
-    let carob = Carob::start_with(&Setup { images: &["tools", "python"], config: Some(&config), ..Setup::default() });
-    carob.wait("gatewayclass/carob", "condition=Accepted");
+    let carob = start(&Setup { images: &["tools", "python"], config: Some(&config), ..Setup::default() });
     let mut grpc = service("grpc");
     grpc["spec"]["ports"][0]["appProtocol"] = json!("kubernetes.io/h2c");
     let header = |name: &str, value: &str| json!({"name": name, "value": value});

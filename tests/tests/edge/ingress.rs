@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use carob_tests::pods::{idle, list, pod};
-use carob_tests::{Carob, eventually};
+use carob_tests::{Setup, eventually};
 use serde_json::{Value, json};
 
 use crate::client::{connect, get, get_secure};
 use crate::programs::{WEB_SOCKET, python};
-use crate::{service, web};
+use crate::{service, start, web};
 
 fn ingress(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": name}, "spec": spec})
@@ -33,7 +33,7 @@ fn secret(name: &str, host: &str) -> (Value, Vec<u8>) {
 
 #[test]
 fn ingresses_lead_to_services_by_host_path_and_certificate() {
-    let carob = Carob::start(&["tools", "python"]);
+    let carob = start(&Setup { images: &["tools", "python"], ..Setup::default() });
     let (first, certificate) = secret("cert", "a.test");
     let said = carob.apply(&list(&[
         web("one", "one"),
@@ -148,7 +148,7 @@ fn ingresses_lead_to_services_by_host_path_and_certificate() {
 
 #[test]
 fn no_request_fails_while_a_deployment_rolls() {
-    let carob = Carob::start(&["tools"]);
+    let carob = start(&Setup { images: &["tools"], ..Setup::default() });
     let template = json!({
         "metadata": {"labels": {"app": "web"}},
         "spec": {"terminationGracePeriodSeconds": 10, "containers": [{

@@ -6,7 +6,16 @@ mod ingress;
 mod programs;
 
 use carob_tests::pods::{pod, tools};
+use carob_tests::{Carob, Setup};
 use serde_json::{Value, json};
+
+/// A Carob whose proxy has brought its kinds and classes.
+fn start(setup: &Setup<'_>) -> Carob {
+    let carob = Carob::start_with(setup);
+    let accepted = "jsonpath={.status.conditions[?(@.type==\"Accepted\")].status}";
+    carob.until(&["get", "gatewayclass", "carob", "-o", accepted], |seen| seen == "True");
+    carob
+}
 
 /// A pod that says what it is asked, on port 8080.
 fn web(name: &str, app: &str) -> Value {
