@@ -45,14 +45,15 @@ pub struct NodeSettings {
 }
 
 impl Default for NodeSettings {
-    /// The kubelet's, but for disks: it evicts at 10% and 15%, which is a lot of a large disk.
+    /// The kubelet's, but for disks. It evicts where less than 10% and 15% is left: much of a large disk, and more than people's
+    /// own machines often have. An amount is what pods and the store need whatever the disk's size.
     fn default() -> Self {
         let hard = [
             (Signal::MemoryAvailable, Threshold::Bytes(100 << 20)),
-            (Signal::NodefsAvailable, Threshold::Part(0.05)),
-            (Signal::NodefsInodesFree, Threshold::Part(0.05)),
-            (Signal::ImagefsAvailable, Threshold::Part(0.05)),
-            (Signal::ImagefsInodesFree, Threshold::Part(0.05)),
+            (Signal::NodefsAvailable, Threshold::Bytes(512 << 20)),
+            (Signal::NodefsInodesFree, Threshold::Part(0.01)),
+            (Signal::ImagefsAvailable, Threshold::Bytes(512 << 20)),
+            (Signal::ImagefsInodesFree, Threshold::Part(0.01)),
         ];
         Self {
             eviction_hard: hard.into(),
