@@ -161,6 +161,8 @@ pub struct Strategy {
     pub validate_name: fn(&str) -> Vec<String>,
     /// Texts for Warning headers on create and update (deprecated fields and the like, as Kubernetes').
     pub warnings: fn(&Value) -> Vec<String>,
+    /// Whether a change (`new`, `old`) is one after which these texts are told again.
+    pub warns_again: fn(&Value, &Value) -> bool,
     /// The value of a field that selectors may use, or none if they may not.
     pub field: fn(&Value, &str) -> Option<String>,
     /// The grace period of a delete without one: only Pods have it.
@@ -213,12 +215,17 @@ impl Kind {
         }
     }
 
-    /// Texts for Warning headers on create and update.
+    /// Texts for Warning headers on create.
     pub fn warnings(&self, object: &Value) -> Vec<String> {
         match &self.custom {
             Some(_) => Vec::new(),
             None => (self.strategy.warnings)(object),
         }
+    }
+
+    /// The same on update: see [`Strategy::warns_again`].
+    pub fn update_warnings(&self, new: &Value, old: &Value) -> Vec<String> {
+        if (self.strategy.warns_again)(new, old) { self.warnings(new) } else { Vec::new() }
     }
 
     /// The value of a field that selectors may use, or none if they may not.

@@ -62,6 +62,7 @@ pub const BASE: Strategy = Strategy {
     validate_update: always_valid_update,
     validate_name: names::dns1123_subdomain,
     warnings: no_warnings,
+    warns_again: |_, _| true,
     field: metadata_field,
     default_grace_seconds: None,
     create_on_update: false,
@@ -69,6 +70,11 @@ pub const BASE: Strategy = Strategy {
 };
 
 fn nothing(_: &mut Value) {}
+
+/// [`Strategy::warns_again`] of what holds a template: clients aren't told again of one that stayed the same.
+fn generation_differs(new: &Value, old: &Value) -> bool {
+    differs(new, old, "/metadata/generation")
+}
 
 fn always_valid(_: &Value) -> ErrorList {
     ErrorList::new()

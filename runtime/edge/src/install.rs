@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::wait::{Condition as _, await_condition, conditions::is_crd_established};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 
@@ -29,9 +31,8 @@ const APPROVED: (&str, &str) =
     ("api-approved.kubernetes.io", "https://github.com/kubernetes-sigs/gateway-api/pull/3328");
 /// Tells apart what this Carob, another version, and somebody else has installed.
 const DIGEST: &str = "carob.dev/definition";
-/// How often it is looked whether a definition is served, and for how long.
-const LOOK: Duration = Duration::from_millis(50);
-const LOOKS: usize = 200;
+/// How long a definition may take until it is served.
+const SERVED: Duration = Duration::from_secs(10);
 
 /// Why it didn't come to that.
 #[derive(Debug, thiserror::Error)]
@@ -65,15 +66,14 @@ fn refused(what: &str) -> impl FnOnce(kube::Error) -> Error {
 
 /// Makes what isn't there yet. What somebody else installed stays as it is.
 pub async fn install(client: &Client) -> Result<(), Error> {
-    for text in DEFINITIONS {
-        define(client, text).await?;
-    }
+    // The first: Ingresses without a class get the default one when they are made.
     let ingress = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
         "metadata": {"name": CLASS, "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
         "spec": {"controller": INGRESS_CONTROLLER},
     });
     create::<IngressClass>(client, ingress).await?;
+    try_join_all(DEFINITIONS.map(|text| define(client, text))).await?;
     let gateway = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
         "metadata": {"name": CLASS},
@@ -130,15 +130,13 @@ async fn define(client: &Client, text: &str) -> Result<(), Error> {
         let parameters = PatchParams::apply(MANAGER).force();
         api.patch(&name, &parameters, &Patch::Apply(&wanted)).await.map_err(refused(&name))?;
     }
-    for _ in 0..LOOKS {
-        let found = api.get_opt(&name).await.map_err(refused(&name))?;
-        let conditions = found.and_then(|found| found.status).and_then(|status| status.conditions).unwrap_or_default();
-        if conditions.iter().any(|one| one.type_ == "Established" && one.status == "True") {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK).await;
+    if is_crd_established().matches_object(found.as_ref()) {
+        return Ok(());
     }
-    tracing::warn!(name, "the definition is not served yet");
+    let served = tokio::time::timeout(SERVED, await_condition(api, &name, is_crd_established())).await;
+    if !matches!(served, Ok(Ok(_))) {
+        tracing::warn!(name, "the definition is not served yet");
+    }
     Ok(())
 }
 

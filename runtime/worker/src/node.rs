@@ -5,7 +5,7 @@ use crate::Error;
 use crate::admission::Allocatable;
 use crate::context::Context;
 use crate::events::{About, Severity};
-use crate::pressure::Shortage;
+use crate::pressure::{Shortage, Signal};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
@@ -35,8 +35,6 @@ const MAX_PODS: i64 = 500;
 /// Memory kept back for Carob itself and the machine: 1 part in 16, half a GiB at most.
 const RESERVED_PART: i64 = 16;
 const RESERVED_MOST: i64 = 512 << 20;
-/// Disk kept back: the kubelet evicts when so little is left (`nodefs.available<10%`).
-const DISK_RESERVED_PART: u64 = 10;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -214,6 +212,8 @@ fn labels(node: &str) -> BTreeMap<String, String> {
 async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
     let disk = disk_bytes(ctx.dirs.pods()).unwrap_or(0);
+    // What is left below it belongs to nobody: pods are evicted for it.
+    let kept = ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(disk));
     let amounts = |cpu_millis: i64, memory_bytes: i64, disk_bytes: u64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
         let amounts = [
@@ -229,7 +229,7 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
     NodeStatus {
         addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
         capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk)),
-        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk - disk / DISK_RESERVED_PART)),
+        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk.saturating_sub(kept))),
         conditions: Some(conditions(before, &|short| ctx.pressure.has(short), now)),
         node_info: Some(machine.info.clone()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),

@@ -118,14 +118,14 @@ fn ingresses_lead_to_services_by_host_path_and_certificate() {
     assert_eq!(&heard, b"\x81\x83abcd123");
 
     // The certificate is the Secret's, and a new one counts at once; the open WebSocket doesn't mind.
-    let shown = |host: &str| get_secure(&at, 443, host, "/").filter(|(_, answer)| answer.status == 200);
-    eventually("the Secret's certificate is shown", || shown("a.test").is_some_and(|(shown, _)| shown == certificate));
-    let (_, answer) = shown("a.test").expect("an answer");
-    assert!(answer.body.to_lowercase().contains("x-forwarded-proto: https\n"), "{}", answer.body);
-    assert!(shown("x.b.test").is_some_and(|(shown, _)| shown != certificate), "another name, another certificate");
+    let shown = |host: &str| get_secure(&at, 443, host, "/").filter(|(_, status, _)| *status == 200);
+    eventually("the Secret's certificate is shown", || shown("a.test").is_some_and(|(shown, ..)| shown == certificate));
+    let (_, _, answer) = shown("a.test").expect("an answer");
+    assert!(answer.to_lowercase().contains("x-forwarded-proto: https\n"), "{answer}");
+    assert!(shown("x.b.test").is_some_and(|(shown, ..)| shown != certificate), "another name, another certificate");
     let (second, renewed) = secret("cert", "a.test");
     carob.apply(&second.to_string());
-    eventually("the new certificate is shown", || shown("a.test").is_some_and(|(shown, _)| shown == renewed));
+    eventually("the new certificate is shown", || shown("a.test").is_some_and(|(shown, ..)| shown == renewed));
     socket.0.get_mut().write_all(b"\x81\x83abcd456").expect("it is open");
     socket.0.read_exact(&mut heard).expect("an echo");
 

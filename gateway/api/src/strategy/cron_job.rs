@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, first_generation, job, name_of, object_at, pod_spec, set_default, set_default_text, spec_and_status,
+    BASE, first_generation, generation_differs, job, name_of, object_at, pod_spec, set_default, set_default_text,
+    spec_and_status,
 };
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
@@ -23,6 +24,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate_update: |new, old, part| {
         if part == Part::Status { ErrorList::new() } else { spec_errors(new, Some(old)) }
     },
+    warns_again: generation_differs,
     warnings: |object| {
         // The template's errors and warnings are at its path in the job's template.
         let Some(template) = dig(object, &["spec", "jobTemplate", "spec"]) else { return Vec::new() };

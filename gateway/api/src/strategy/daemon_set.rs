@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, differs, first_generation, object_at, pod_spec, set_default, set_default_text, spec_and_status};
+use super::{
+    BASE, differs, first_generation, generation_differs, object_at, pod_spec, set_default, set_default_text,
+    spec_and_status,
+};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{dig, get, str_at};
@@ -22,6 +25,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate,
     validate_update,
     warnings: pod_warnings::template,
+    warns_again: generation_differs,
     ..BASE
 };
 

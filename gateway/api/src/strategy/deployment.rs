@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, bump_generation, differs, first_generation, keep_field, object_at, pod_spec, set_default, set_default_text,
+    BASE, bump_generation, differs, first_generation, generation_differs, keep_field, object_at, pod_spec, set_default,
+    set_default_text,
 };
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
@@ -22,6 +23,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate,
     validate_update,
     warnings: pod_warnings::workload,
+    warns_again: generation_differs,
     ..BASE
 };
 

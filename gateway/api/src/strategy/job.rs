@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, bump_generation, differs, first_generation, keep_field, metadata_field, name_of, object_at, pod_spec,
-    set_default,
+    BASE, bump_generation, differs, first_generation, generation_differs, keep_field, metadata_field, name_of,
+    object_at, pod_spec, set_default,
 };
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
@@ -22,6 +22,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate,
     validate_update,
     warnings: pod_warnings::template,
+    warns_again: generation_differs,
     field: |job, field| match field {
         // Kubernetes calls it successful, and means the pods that have succeeded.
         "status.successful" => Some({

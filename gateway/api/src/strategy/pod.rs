@@ -16,6 +16,8 @@ pub const STRATEGY: Strategy = Strategy {
     validate: pod::validate,
     validate_update: pod_update::validate,
     warnings: pod_warnings::pod,
+    // Programs change pods; whoever wrote one was told when it was made.
+    warns_again: |_, _| false,
     field,
     default_grace_seconds: Some(grace_seconds),
     ..BASE

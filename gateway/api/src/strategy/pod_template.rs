@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{BASE, bump_generation, differs, first_generation, pod_spec};
+use super::{BASE, bump_generation, differs, first_generation, generation_differs, pod_spec};
 use crate::field::Path;
 use crate::kind::Strategy;
 use crate::validation::{pod_warnings, template};
@@ -17,6 +17,7 @@ pub const STRATEGY: Strategy = Strategy {
     },
     validate: |object| template::template(object, &Path::root()),
     validate_update: |new: &Value, _, _| template::template(new, &Path::root()),
+    warns_again: generation_differs,
     warnings: |object| pod_warnings::template_at(object, &Path::root()),
     ..BASE
 };

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, bump_generation, differs, first_generation, keep_field, object_at, pod_spec, set_default};
+use super::{
+    BASE, bump_generation, differs, first_generation, generation_differs, keep_field, object_at, pod_spec, set_default,
+};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::dig;
@@ -20,6 +22,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate,
     validate_update,
     warnings: pod_warnings::workload,
+    warns_again: generation_differs,
     ..BASE
 };
 

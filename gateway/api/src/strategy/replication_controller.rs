@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{BASE, at, first_generation, metadata_field, object_at, pod_spec, set_default, spec_and_status};
+use super::{
+    BASE, at, first_generation, generation_differs, metadata_field, object_at, pod_spec, set_default, spec_and_status,
+};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
 use crate::validation::json::{dig, entries, get, map};
@@ -27,6 +29,7 @@ pub const STRATEGY: Strategy = Strategy {
         validate(new)
     },
     warnings: pod_warnings::workload,
+    warns_again: generation_differs,
     field: |object, field| match field {
         "status.replicas" => Some(at(object, field)),
         _ => metadata_field(object, field),

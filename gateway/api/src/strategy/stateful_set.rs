@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, first_generation, object_at, persistent_volume_claim, pod_spec, set_default, set_default_text,
-    spec_and_status,
+    BASE, first_generation, generation_differs, object_at, persistent_volume_claim, pod_spec, set_default,
+    set_default_text, spec_and_status,
 };
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
@@ -25,6 +25,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate_update,
     // Its pods are named after it, and a host name has no dots.
     validate_name: names::dns1123_label,
+    warns_again: generation_differs,
     warnings: |object| {
         let mut warnings = pod_warnings::template(object);
         if dig(object, &["spec", "revisionHistoryLimit"]).and_then(Value::as_i64).is_some_and(|limit| limit < 0) {

@@ -188,8 +188,10 @@ async fn step(
         return Err(Status::invalid((call.kind.group, call.kind.kind), call.name(), errors));
     }
     if first {
-        for warning in kind.warnings(&new).into_iter().filter(|_| is_worth_warning(call, how.part, &new, old)) {
-            call.warn(warning);
+        if how.part == Part::Main {
+            for warning in kind.update_warnings(&new, old) {
+                call.warn(warning);
+            }
         }
         if matches!(how.part, Part::Main | Part::EphemeralContainers) {
             for warning in support::warnings(&call.kind, &new) {
@@ -233,20 +235,6 @@ async fn step(
             }
             (None, None) => Err(Status::internal("the store lost a write")),
         },
-    }
-}
-
-/// Whether clients are told what is odd about a changed object: not about pods, which programs change, nor about a
-/// template that stayed the same.
-fn is_worth_warning(call: &Call, part: Part, new: &Value, old: &Value) -> bool {
-    let generation = "/metadata/generation";
-    match (call.kind.group, call.kind.kind) {
-        _ if part != Part::Main => false,
-        ("", "Pod") => false,
-        ("apps" | "batch", _) | ("", "PodTemplate" | "ReplicationController") => {
-            new.pointer(generation) != old.pointer(generation)
-        }
-        _ => true,
     }
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method, StatusCode};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::Kind;
 use super::filter::{Filters, Problem, Reading};
 use crate::gateway_api::{
-    BackendRef, GRPCRoute, GrpcMatch, HTTPRoute, HttpMatch, HttpRule, NamedMatch, ParentReference,
+    BackendRef, GRPCRoute, GrpcMatch, GrpcRule, HTTPRoute, HttpMatch, HttpRule, NamedMatch, ParentReference,
 };
 use crate::route::host::Pattern;
 use crate::route::matches::whole;
@@ -43,68 +44,90 @@ pub fn all(state: &State) -> Vec<Route<'_>> {
     all
 }
 
-fn hosts(names: &[String]) -> Vec<Pattern> {
-    names.iter().map(|name| Pattern::of_gateway(Some(name))).collect()
+/// What routes of both kinds have in common.
+struct Common<'a> {
+    kind: Kind,
+    kind_name: &'static str,
+    /// Its endpoints speak HTTP/2, whatever their Services say.
+    http2: bool,
+    metadata: &'a ObjectMeta,
+    parents: &'a [ParentReference],
+    hostnames: &'a [String],
+    status: Option<&'a Value>,
 }
 
-fn reading<'a>(state: &'a State, kind: &'static str, namespace: &'a str, http2: bool) -> Reading<'a> {
-    Reading { state, kind, namespace, http2, accepted: None, resolved: None }
+impl<'a> Common<'a> {
+    /// The route, whose rules are read by `rules`.
+    fn route(self, state: &'a State, rules: impl FnOnce(&mut Reading<'a>) -> Vec<(Vec<Match>, Rule)>) -> Route<'a> {
+        let Self { kind, kind_name, http2, metadata, parents, hostnames, status } = self;
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let mut reading = Reading { state, kind: kind_name, namespace, http2, accepted: None, resolved: None };
+        let mut all = Vec::new();
+        for (matches, rule) in rules(&mut reading) {
+            let rule = Arc::new(rule);
+            all.extend(matches.into_iter().map(|one| (one, Arc::clone(&rule))));
+        }
+        Route {
+            kind,
+            kind_name,
+            key: Key::new(namespace, metadata.name.as_deref().unwrap_or_default()),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            generation: metadata.generation,
+            parents,
+            hosts: hostnames.iter().map(|name| Pattern::of_gateway(Some(name))).collect(),
+            before: status.unwrap_or(NOTHING),
+            rules: all,
+            accepted: reading.accepted,
+            resolved: reading.resolved,
+        }
+    }
+}
+
+/// A rule's matches; without any it takes every request.
+fn matches<M>(given: &[M], read: impl FnMut(&M) -> Option<Match>) -> Vec<Match> {
+    if given.is_empty() {
+        return vec![Match::of_path(PathMatch::prefix("/"))];
+    }
+    given.iter().filter_map(read).collect()
 }
 
 fn of_http<'a>(route: &'a HTTPRoute, state: &'a State) -> Route<'a> {
-    let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
-    let mut reading = reading(state, "HTTPRoute", namespace, false);
-    let mut rules = Vec::new();
-    for rule in &route.spec.rules {
-        let made = Arc::new(http_rule(rule, &mut reading));
-        let matches = rule.matches.iter().filter_map(|one| http_match(one, &mut reading));
-        let mut matches: Vec<Match> = matches.collect();
-        if rule.matches.is_empty() {
-            matches.push(Match::of_path(PathMatch::prefix("/")));
-        }
-        rules.extend(matches.into_iter().map(|one| (one, Arc::clone(&made))));
-    }
-    Route {
+    let common = Common {
         kind: Kind::HttpRoute,
         kind_name: "HTTPRoute",
-        key: Key::of(route),
-        created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
-        generation: route.metadata.generation,
+        http2: false,
+        metadata: &route.metadata,
         parents: &route.spec.parent_refs,
-        hosts: hosts(&route.spec.hostnames),
-        before: route.status.as_ref().unwrap_or(NOTHING),
-        rules,
-        accepted: reading.accepted,
-        resolved: reading.resolved,
-    }
+        hostnames: &route.spec.hostnames,
+        status: route.status.as_ref(),
+    };
+    common.route(state, |reading| {
+        let mut read = |rule: &HttpRule| {
+            let made = http_rule(rule, reading);
+            (matches(&rule.matches, |one| http_match(one, reading)), made)
+        };
+        route.spec.rules.iter().map(&mut read).collect()
+    })
 }
 
 fn of_grpc<'a>(route: &'a GRPCRoute, state: &'a State) -> Route<'a> {
-    let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
-    let mut reading = reading(state, "GRPCRoute", namespace, true);
-    let mut rules = Vec::new();
-    for rule in &route.spec.rules {
-        let filters = reading.filters(&rule.filters, false);
-        let made = Arc::new(forwarding(filters, &rule.backend_refs, &mut reading));
-        let mut matches: Vec<Match> = rule.matches.iter().filter_map(|one| grpc_match(one, &mut reading)).collect();
-        if rule.matches.is_empty() {
-            matches.push(Match::of_path(PathMatch::prefix("/")));
-        }
-        rules.extend(matches.into_iter().map(|one| (one, Arc::clone(&made))));
-    }
-    Route {
+    let common = Common {
         kind: Kind::GrpcRoute,
         kind_name: "GRPCRoute",
-        key: Key::of(route),
-        created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
-        generation: route.metadata.generation,
+        http2: true,
+        metadata: &route.metadata,
         parents: &route.spec.parent_refs,
-        hosts: hosts(&route.spec.hostnames),
-        before: route.status.as_ref().unwrap_or(NOTHING),
-        rules,
-        accepted: reading.accepted,
-        resolved: reading.resolved,
-    }
+        hostnames: &route.spec.hostnames,
+        status: route.status.as_ref(),
+    };
+    common.route(state, |reading| {
+        let mut read = |rule: &GrpcRule| {
+            let filters = reading.filters(&rule.filters, false);
+            let made = forwarding(filters, &rule.backend_refs, reading);
+            (matches(&rule.matches, |one| grpc_match(one, reading)), made)
+        };
+        route.spec.rules.iter().map(&mut read).collect()
+    })
 }
 
 fn forwarding(filters: Filters, backends: &[BackendRef], reading: &mut Reading<'_>) -> Rule {
