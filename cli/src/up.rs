@@ -36,8 +36,6 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 const API_SERVICE_PORT: u16 = 443;
 /// The port of the `kube-dns` service.
 const DNS_PORT: u16 = 53;
-/// Namespaces that wait ready for pods.
-const NAMESPACE_POOL: usize = 8;
 /// How often the meter reads the counters.
 const METER_INTERVAL: Duration = Duration::from_secs(1);
 /// Held while a Carob chooses addresses that no other has.
@@ -202,7 +200,6 @@ async fn claim_site(
     let network = Network::start(NetworkConfig {
         instance: site.instance.id.clone(),
         pod_cidr: site.pod_cidr,
-        pool: NAMESPACE_POOL,
         service_cidr: Some(site.instance.service_cidr),
         open_metadata,
     })
@@ -325,7 +322,6 @@ async fn worker(
     })
     .await
     .context("cannot start the worker")?;
-    network.fill_pool();
     Ok(NamedWorker { name, agent })
 }
 

@@ -471,7 +471,6 @@ pub(crate) fn probe() -> Result<(), Error> {
         install(&NetworkConfig {
             instance: "probe000".into(),
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
-            pool: 0,
             service_cidr: None,
             open_metadata: false,
         })

@@ -48,8 +48,6 @@ pub struct NetworkConfig {
     pub instance: String,
     /// Pods' addresses; the first host address is the bridge's.
     pub pod_cidr: Ipv4Net,
-    /// How many namespaces wait ready.
-    pub pool: usize,
     /// Services' addresses: what is sent to one of them that no service has is refused. None where there are no services.
     pub service_cidr: Option<Ipv4Net>,
     /// Whether pods may reach 169.254.169.254, where clouds tell a machine's secrets.
@@ -68,6 +66,10 @@ pub struct PodNetwork {
     /// Name of the interface inside.
     pub interface: &'static str,
 }
+
+/// A namespace that is linked to the network, and no pod's yet. Its address stays taken until it is given to one.
+#[derive(Debug)]
+pub struct Link(namespace::Made);
 
 /// Why the network could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +147,7 @@ impl Network {
         let addresses = Arc::new(Mutex::new(Addresses::new(config.pod_cidr, gateway)));
         let maker =
             namespace::Maker { instance: config.instance.clone(), gateway, mtu, addresses: Arc::clone(&addresses) };
-        let pool = Pool::start(maker, config.pool)?;
+        let pool = Pool::start(maker)?;
         let services = Mutex::new(Services::new(&config.instance));
         let policies = Mutex::new(Policies::new(&config.instance));
         let owners = Mutex::default();
@@ -162,9 +164,9 @@ impl Network {
         })
     }
 
-    /// Begins to make namespaces ahead of need.
-    pub fn fill_pool(&self) {
-        self.shared.pool.fill();
+    /// Begins to keep so many namespaces ready. To be called once.
+    pub fn fill_pool(&self, target: usize) {
+        self.shared.pool.fill(target);
     }
 
     /// A network for a pod: out of the pool, or made now.
@@ -173,10 +175,14 @@ impl Network {
         Ok(self.owned(pod_uid, made))
     }
 
-    /// The same in a namespace that is there, and empty.
-    pub async fn attach_in(&self, pod_uid: &str, netns: OwnedFd) -> Result<PodNetwork, Error> {
-        let made = self.shared.pool.link(netns).await?;
-        Ok(self.owned(pod_uid, made))
+    /// Links a namespace that is there, and empty, to the network: for a pod to come.
+    pub async fn link(&self, netns: OwnedFd) -> Result<Link, Error> {
+        self.shared.pool.link(netns).await.map(Link)
+    }
+
+    /// Makes such a link the pod's.
+    pub fn give(&self, pod_uid: &str, link: Link) -> PodNetwork {
+        self.owned(pod_uid, link.0)
     }
 
     fn owned(&self, pod_uid: &str, made: namespace::Made) -> PodNetwork {

@@ -21,12 +21,11 @@ enum Order {
 pub(crate) struct Pool {
     orders: mpsc::Sender<Order>,
     ready: Mutex<tokio_mpsc::UnboundedReceiver<Result<Made, Error>>>,
-    target: usize,
 }
 
 impl Pool {
     /// Starts the thread; it makes nothing yet.
-    pub(crate) fn start(maker: Maker, target: usize) -> Result<Self, Error> {
+    pub(crate) fn start(maker: Maker) -> Result<Self, Error> {
         let (orders, inbox) = mpsc::channel();
         let (outbox, ready) = tokio_mpsc::unbounded_channel();
         let mut host = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
@@ -52,12 +51,12 @@ impl Pool {
                 }
             })
             .map_err(Error::kernel("start a thread"))?;
-        Ok(Self { orders, ready: Mutex::new(ready), target })
+        Ok(Self { orders, ready: Mutex::new(ready) })
     }
 
     /// Orders the namespaces that wait ready; to be called once.
-    pub(crate) fn fill(&self) {
-        for _ in 0..self.target {
+    pub(crate) fn fill(&self, target: usize) {
+        for _ in 0..target {
             // A closed channel shows at the next `take`.
             let _ = self.orders.send(Order::Ready);
         }

@@ -60,6 +60,9 @@ pub enum Error {
         /// What the kernel said, with the path.
         message: String,
     },
+    /// What the container needs can't be had with users of the pod's own: their number, or files shown as theirs.
+    #[error("{0}")]
+    Users(String),
     /// The spawner has gone away, or was never there.
     #[error("the spawner is not connected")]
     Disconnected,

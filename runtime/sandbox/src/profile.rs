@@ -45,7 +45,7 @@ const NAMESPACES: [(&str, &str); 7] = [
     ("mnt", "the container's own; pivot_root into an overlay of the image's layers"),
     ("net", "the pod's own (the host's with hostNetwork)"),
     ("pid", "the container's own (the pod's with shareProcessNamespace, the host's with hostPID)"),
-    ("user", "the pod's own with hostUsers: false: 65536 users that are nobody on the host; otherwise the host's"),
+    ("user", "the pod's own: 65536 users that are nobody on the host (the host's with hostUsers: true)"),
     ("uts", "the pod's own (the host's with hostNetwork)"),
 ];
 
@@ -55,7 +55,9 @@ const CGROUP: [&str; 3] = [
     "cpu, memory, pids and devices are limited by it; everything in it is killed with the container",
 ];
 
-const OTHERS: [&str; 4] = [
+const OTHERS: [&str; 5] = [
+    "without hostUsers the host's users are given where the spec asks for what is the host's: its namespaces, hostPath or nfs \
+     volumes, privileged, capabilities over the machine, users beyond 65535",
     "allowPrivilegeEscalation: false sets no_new_privs",
     "capabilities.add widens the system calls by what each capability is for",
     "procMount: Unmasked (with hostUsers: false alone) shows the masked and read-only paths",

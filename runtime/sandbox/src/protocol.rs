@@ -256,6 +256,8 @@ pub enum Failure {
         /// Why.
         message: String,
     },
+    /// [`Error::Users`]
+    Users(String),
 }
 
 impl Failure {
@@ -281,6 +283,7 @@ impl From<Failure> for Error {
             Failure::WrongState { id, state } => Error::WrongState { id, state },
             Failure::Start { message, exit_code } => Error::Start { message, exit_code },
             Failure::Sandbox { stage, message } => Error::Sandbox { stage, message },
+            Failure::Users(message) => Error::Users(message),
         }
     }
 }

@@ -224,6 +224,12 @@ impl Runtime {
     }
 }
 
+/// Whether the file system of a directory can show its files as those of a pod's own users (id-mapped mounts).
+pub fn show_as(directory: &Path, users: &UserNamespaces) -> std::io::Result<()> {
+    let tree = kernel::mount::clone_tree(None, directory, false)?;
+    kernel::mount::map_users(tree.as_fd(), users.user.as_fd(), false)
+}
+
 /// Removes all that the instance left on the machine, with or without a living spawner, of this version or another:
 /// processes in its cgroups, cgroups, mounts, state directories. For `carob down`.
 pub async fn teardown(config: RuntimeConfig) -> Result<(), Error> {

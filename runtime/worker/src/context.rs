@@ -10,7 +10,7 @@ use crate::node::Machine;
 use crate::objects::Interests;
 use crate::pod::PodTable;
 use crate::pressure::{NodeSettings, Pressure};
-use crate::users::Users;
+use crate::users::{Homes, Ranges, UserNamespacePolicy, possible};
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
 use carob_network::{Dns, DnsSockets, Network};
@@ -151,7 +151,10 @@ pub(crate) struct Context {
     pub interests: Interests,
     pub pods: PodTable,
     pub dns: Dns,
-    pub users: Users,
+    pub ranges: Ranges,
+    pub homes: Homes,
+    /// Whether pods that don't say have users of their own.
+    pub own_users: bool,
     pub settings: NodeSettings,
     pub pressure: Pressure,
     pub credential_providers: CredentialProviders,
@@ -168,12 +171,22 @@ impl Context {
                 .await
                 .map_err(|source| Error::Directory { path: path.to_owned(), source })?;
         }
-        let users = Users::new(&config.data_dir);
+        let ranges = Ranges::new(&config.data_dir);
         for pod in &config.recovered {
             if let Some(range) = pod.users {
-                users.adopt(&pod.uid, range);
+                ranges.give(&pod.uid, range);
             }
         }
+        let own_users = match config.settings.user_namespaces {
+            UserNamespacePolicy::WhenAsked => false,
+            UserNamespacePolicy::WherePossible => {
+                let possible = possible(&config.runtime, &ranges, [dirs.pods(), dirs.images()]).await;
+                if let Err(reason) = &possible {
+                    tracing::warn!(reason, "pods have the machine's users: they can't have their own here");
+                }
+                possible.is_ok()
+            }
+        };
         let machine = Machine::read()?;
         let host_ip = host_address().unwrap_or(IpAddr::V4(config.network.gateway_address()));
         for pod in config.recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
@@ -217,7 +230,9 @@ impl Context {
             interests: Interests::default(),
             pods: PodTable::default(),
             dns,
-            users,
+            ranges,
+            homes: Homes::default(),
+            own_users,
             runtimes: config.runtimes,
             settings: config.settings,
             pressure: Pressure::default(),
@@ -230,7 +245,7 @@ impl Context {
     pub async fn give_back(&self, uid: &str) {
         self.policies.release(uid).await;
         self.network.release(uid).await;
-        self.users.release(uid);
+        self.ranges.release(uid);
     }
 
     /// Puts a pod's policies in force, and then leads its ports of this machine to it.

@@ -33,6 +33,7 @@ pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
 pub use pressure::{NodeSettings, Signal, Threshold};
+pub use users::UserNamespacePolicy;
 
 use carob_sandbox::{Exit, RecoveredPod};
 use context::Context;
@@ -94,7 +95,8 @@ impl Worker {
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
         let network = network::run(self.context.clone(), network, shutdown.clone());
         let pressure = pressure::run(self.context.clone(), shutdown.clone());
-        tokio::join!(node, pods, events, network, pressure);
+        let homes = users::keep(&self.context, shutdown.clone());
+        tokio::join!(node, pods, events, network, pressure, homes);
         self.context.interests.clear();
     }
 

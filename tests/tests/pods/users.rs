@@ -19,8 +19,42 @@ fn own(mut manifest: Value) -> Value {
 fn root_of(carob: &Carob, pod: &str) -> u32 {
     let map = carob.kubectl(&["exec", pod, "--", "cat", "/proc/self/uid_map"]);
     let numbers: Vec<u32> = map.split_whitespace().map(|number| number.parse().expect("a number")).collect();
-    assert_eq!((numbers[0], numbers[2]), (0, 65536), "{map}");
+    assert_eq!((numbers[0], numbers[2]), (0, if numbers[1] == 0 { u32::MAX } else { 65536 }), "{map}");
     numbers[1]
+}
+
+#[test]
+fn pods_have_users_of_their_own_unless_they_need_the_machines() {
+    let mut carob = Carob::start(&["tools"]);
+    let plain = |name: &str| pod(name, &[idle("main")]);
+    let mut says = plain("says");
+    says["spec"]["hostUsers"] = json!(true);
+    let mut needs = plain("needs");
+    needs["spec"]["volumes"] = json!([{"name": "v", "hostPath": {"path": "/tmp"}}]);
+    carob.apply(&list(&[plain("plain"), says, needs]));
+    let ready = |pod: &str| {
+        vec!["wait".to_owned(), "--for=condition=Ready".to_owned(), format!("pod/{pod}"), "--timeout=60s".to_owned()]
+    };
+    let wait = |carob: &Carob, pod: &str| {
+        carob.kubectl(&ready(pod).iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    for pod in ["plain", "says", "needs"] {
+        wait(&carob, pod);
+    }
+    assert!(root_of(&carob, "plain") >= FIRST);
+    assert_eq!((root_of(&carob, "says"), root_of(&carob, "needs")), (0, 0));
+    assert_eq!(carob.jsonpath("pod/plain", ".spec.hostUsers"), "", "what wasn't said isn't said for it");
+
+    carob.kill();
+    let config = carob.path("config.yaml");
+    fs::write(&config, "node: {userNamespaces: whenAsked}").expect("the configuration");
+    carob.up(&["--config", &config.to_string_lossy()]);
+    carob.apply(&list(&[plain("unasked"), own(plain("asked"))]));
+    for pod in ["unasked", "asked"] {
+        wait(&carob, pod);
+    }
+    assert_eq!(root_of(&carob, "unasked"), 0);
+    assert!(root_of(&carob, "asked") >= FIRST && root_of(&carob, "plain") >= FIRST);
 }
 
 /// What is tried as the pod's root, and what it says.

@@ -196,3 +196,23 @@ fn archives_unpack_nothing_outside_of_their_image() {
     assert!(!text(&left).contains("blob-link"), "{}", text(&left));
     assert!(!carob.log().contains("panicked"));
 }
+
+#[test]
+fn an_image_with_a_user_beyond_the_pods_own_gets_the_machines() {
+    let carob = Carob::start(&["busybox"]);
+    let (taken, said) = import(&carob, &over_busybox(&carob, "far", vec![], &json!({"User": "70000"})));
+    assert!(taken, "{said}");
+    let asks = |name: &str, host_users: Option<bool>| {
+        let main = json!({"name": "main", "image": "far", "command": ["sh", "-c", "id -u; sleep 3600"],
+            "imagePullPolicy": "Never"});
+        let mut manifest = pod(name, &[main]);
+        manifest["spec"]["hostUsers"] = json!(host_users);
+        manifest
+    };
+    carob.apply(&carob_tests::pods::list(&[asks("unasked", None), asks("asked", Some(false))]));
+    assert_eq!(carob.until(&["logs", "unasked"], |said| said.ends_with('\n')), "70000\n");
+    let events = carob.kubectl(&["get", "events", "--field-selector=involvedObject.name=unasked,reason=HostUsers"]);
+    assert!(events.contains("gets the node's users, not its own"), "{events}");
+    carob
+        .until(&["get", "pod", "asked", "-o", "jsonpath={..message}"], |said| said.contains("not among the pod's own"));
+}

@@ -44,7 +44,6 @@ impl TestNetwork {
         let config = NetworkConfig {
             instance: instance.clone(),
             pod_cidr,
-            pool: 2,
             service_cidr: Some(services(tag)),
             open_metadata: false,
         };
@@ -93,7 +92,7 @@ fn echo_once(listener: TcpListener) -> std::thread::JoinHandle<()> {
 #[tokio::test]
 async fn pods_reach_each_other_by_address_and_see_the_senders_own() {
     let test = TestNetwork::start(1).await;
-    test.network.fill_pool();
+    test.network.fill_pool(2);
     let a = test.network.attach("a").await.unwrap();
     let b = test.network.attach("b").await.unwrap();
     assert_ne!(a.address, b.address);
@@ -291,8 +290,7 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
     let instance = first.instance.clone();
     drop(first);
     let cidr = Ipv4Net::new(kept.gateway, 24).unwrap().trunc();
-    let config =
-        NetworkConfig { instance: instance.clone(), pod_cidr: cidr, pool: 0, service_cidr: None, open_metadata: false };
+    let config = NetworkConfig { instance: instance.clone(), pod_cidr: cidr, service_cidr: None, open_metadata: false };
     let second = Network::start(config).await.unwrap();
     second.adopt("kept", kept.address);
     let new = second.attach("new").await.unwrap();
@@ -305,13 +303,8 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
 async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
     let first = TestNetwork::start(7).await;
     let taken = Ipv4Net::new(first.network.gateway_address(), 24).unwrap().trunc();
-    let config = NetworkConfig {
-        instance: "ffffffff".into(),
-        pod_cidr: taken,
-        pool: 0,
-        service_cidr: None,
-        open_metadata: false,
-    };
+    let config =
+        NetworkConfig { instance: "ffffffff".into(), pod_cidr: taken, service_cidr: None, open_metadata: false };
     let error = Network::start(config).await.err().expect("two networks with one CIDR");
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;

@@ -71,7 +71,7 @@ impl Users<'_> {
         let number = |id: u32| {
             self.range.host(id).ok_or_else(|| {
                 let most = UserRange::LENGTH - 1;
-                Failure::config("user", format!("{id} is not among the pod's own users and groups, 0 to {most}"))
+                Failure::Users(format!("user: {id} is not among the pod's own users and groups, 0 to {most}"))
             })
         };
         let groups = user.groups.iter().map(|gid| number(*gid)).collect::<Result<_, _>>()?;

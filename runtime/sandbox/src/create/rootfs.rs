@@ -98,7 +98,7 @@ fn map_users(tree: BorrowedFd<'_>, users: Users<'_>, recursive: bool, shown: &Pa
             }
             _ => error.to_string(),
         };
-        Failure::sandbox("users", format!("{}: {why}", shown.display()))
+        Failure::Users(format!("{}: {why}", shown.display()))
     })
 }
 

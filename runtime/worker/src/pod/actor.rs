@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::metrics::StartLatency;
 use crate::observer::ObservedContainer;
+use crate::users;
 use crate::volumes::{MountedVolume, VolumeError, Volumes};
 use carob_sandbox::{ContainerId, Exit, RecoveredPod};
 use jiff::Timestamp;
@@ -46,7 +47,7 @@ pub(super) enum Done {
     Measured(Option<String>, Duration),
     /// A container's end is settled: billed, persisted, removed.
     Settled,
-    /// A sandbox whose namespaces have died is removed.
+    /// A sandbox that is of no use any more is removed.
     SandboxRemoved,
     CleanedUp,
     Deleted(Result<(), kube::Error>),
@@ -111,6 +112,8 @@ pub(super) struct Actor {
     pub ephemeral: Vec<Container>,
     pub controls: Vec<Control>,
     pub sandbox: Option<Sandbox>,
+    /// Users of its own, which it didn't ask for, were not enough for it.
+    pub host_users: bool,
     /// `None` until all are filled.
     pub volumes: Option<Arc<HashMap<String, MountedVolume>>>,
     pub preparing: bool,
@@ -156,6 +159,7 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
         ephemeral: Vec::new(),
         controls: Vec::new(),
         sandbox: None,
+        host_users: false,
         volumes: None,
         preparing: false,
         prepare_retry: None,
@@ -435,7 +439,8 @@ impl Actor {
             self.preparing = true;
             let (ctx, pod, latency) = (self.ctx.clone(), self.pod.clone(), self.latency.clone());
             let existing = self.sandbox.clone();
-            self.tasks.spawn(async move { Done::Prepared(prepare(&ctx, &pod, existing, &latency).await) });
+            let own_users = !self.host_users && users::own(self.spec(), ctx.own_users);
+            self.tasks.spawn(async move { Done::Prepared(prepare(&ctx, &pod, existing, own_users, &latency).await) });
         }
         if sandbox_missing {
             return;

@@ -190,8 +190,9 @@ impl Actor {
             reason: reason.to_owned(),
             message: Some(message.to_owned()),
         };
+        self.controls[index].starting = false;
+        let may_change_users = self.may_change_users();
         let (record, control) = (&mut self.records[index], &mut self.controls[index]);
-        control.starting = false;
         if let State::Ended(ended) = &record.state {
             record.last = Some(ended.clone());
         }
@@ -220,6 +221,19 @@ impl Actor {
                 record.state = waits("CreateContainerError", &message);
                 control.retry_at = Some(now + Duration::from_secs(5));
             }
+            StartFailure::Users { message } if may_change_users => {
+                let about = About::container(&self.pod, &record.name);
+                let text = format!("The pod gets the node's users, not its own: {message}");
+                self.ctx.events.record(about, Severity::Normal, "HostUsers", text);
+                self.host_users = true;
+                self.remove_sandbox();
+            }
+            StartFailure::Users { message } => {
+                let about = About::container(&self.pod, &record.name);
+                self.ctx.events.record(about, Severity::Warning, "Failed", format!("Error: {message}"));
+                record.state = waits("CreateContainerError", &message);
+                control.retry_at = Some(now + Duration::from_secs(5));
+            }
             StartFailure::Program { message, code } => {
                 let at = Some(jiff::Timestamp::now());
                 record.state = State::Ended(Ended {
@@ -236,6 +250,13 @@ impl Actor {
             }
         }
         self.writer.mark_now();
+    }
+
+    /// Whether a sandbox with the machine's users may take the place of this one: the pod never asked for its own, and nothing
+    /// is in there.
+    fn may_change_users(&self) -> bool {
+        let empty = self.controls.iter().all(|control| control.live.is_none() && !control.starting);
+        empty && !self.host_users && self.spec().host_users.is_none()
     }
 
     /// A container has ended. The same end may be reported again.

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
 use crate::network::host_ports;
-use crate::users;
+use crate::users::Home;
 use crate::volumes::{self, VolumeError, Volumes};
 use carob_sandbox::{PodConfig, UserNamespaces, UserRange};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -52,8 +52,14 @@ pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>)
     }
 }
 
-/// Makes the sandbox (unless `existing`) and the volumes.
-pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>, latency: &StartLatency) -> Prepared {
+/// Makes the sandbox (unless `existing`) and the volumes. `own_users`: of the pod's own.
+pub(super) async fn prepare(
+    ctx: &Context,
+    pod: &Pod,
+    existing: Option<Sandbox>,
+    own_users: bool,
+    latency: &StartLatency,
+) -> Prepared {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
@@ -73,7 +79,8 @@ pub(super) async fn prepare(ctx: &Context, pod: &Pod, existing: Option<Sandbox>,
         Err(message) => return failed(message),
     };
     let begin = Instant::now();
-    let namespaces = match namespaces(ctx, pod, spec, uid).await {
+    let own_users = own_users && runtime.is_none();
+    let namespaces = match namespaces(ctx, pod, spec, uid, own_users).await {
         Ok(namespaces) => namespaces,
         Err(message) => {
             ctx.give_back(uid).await;
@@ -155,18 +162,21 @@ struct Namespaces {
     address: Option<IpAddr>,
 }
 
-async fn namespaces(ctx: &Context, pod: &Pod, spec: &PodSpec, uid: &str) -> Result<Namespaces, String> {
+async fn namespaces(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &PodSpec,
+    uid: &str,
+    own_users: bool,
+) -> Result<Namespaces, String> {
     if spec.host_network == Some(true) {
         return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ip) });
     }
     let in_network = |error: &dyn std::error::Error| format!("failed to set up the pod's network: {}", chain(error));
-    let (network, users) = if users::wanted(spec) {
-        let range = ctx.users.take(uid).ok_or("no free range of users is left for the pod's user namespace")?;
-        let made = ctx.runtime.make_users(range).await;
-        let made = made.map_err(|error| format!("failed to make the pod's user namespace: {}", chain(&error)))?;
-        let net = made.net.try_clone().map_err(|error| in_network(&error))?;
-        let network = ctx.network.attach_in(uid, net).await.map_err(|error| in_network(&error))?;
-        (network, Some((range, made)))
+    let (network, users) = if own_users {
+        let Home { range, namespaces, link } = ctx.homes.take(ctx).await?;
+        ctx.ranges.give(uid, range);
+        (ctx.network.give(uid, link), Some((range, namespaces)))
     } else {
         (ctx.network.attach(uid).await.map_err(|error| in_network(&error))?, None)
     };
@@ -190,7 +200,7 @@ async fn handler(ctx: &Context, spec: &PodSpec) -> Result<Option<PathBuf>, Strin
     let Some(binary) = ctx.runtimes.get(&handler) else {
         return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
     };
-    if users::wanted(spec) {
+    if spec.host_users == Some(false) {
         return Err(format!(
             "can't set `spec.hostUsers: false`, runtime handler {handler:?} does not support user namespaces"
         ));
@@ -214,7 +224,7 @@ fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
 }
 
 /// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

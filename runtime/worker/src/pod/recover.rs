@@ -40,7 +40,7 @@ impl Actor {
         }
         self.mark_lost();
         if !pod.alive {
-            self.remove_dead_sandbox();
+            self.remove_sandbox();
         }
     }
 
@@ -99,13 +99,14 @@ impl Actor {
         }
     }
 
-    /// The namespaces died with the spawner: what is left goes, and the next start makes a new sandbox.
-    fn remove_dead_sandbox(&mut self) {
+    /// What is left of a sandbox whose namespaces died with the spawner, or didn't do, goes; the next start makes a new one.
+    pub(super) fn remove_sandbox(&mut self) {
+        (self.sandbox, self.volumes) = (None, None);
         self.preparing = true;
         let (ctx, uid) = (self.ctx.clone(), self.uid.clone());
         self.tasks.spawn(async move {
             if let Err(error) = ctx.runtime.remove_pod(&uid).await {
-                tracing::warn!(uid, %error, "a dead sandbox could not be removed");
+                tracing::warn!(uid, %error, "a sandbox could not be removed");
             }
             ctx.give_back(&uid).await;
             super::actor::Done::SandboxRemoved

@@ -43,6 +43,8 @@ pub(super) enum StartFailure {
     Config { message: String },
     /// Waiting: the sandbox could not make the container.
     Create { message: String },
+    /// Waiting: users of the pod's own don't do.
+    Users { message: String },
     /// Ended at once: the program cannot be started.
     Program { message: String, code: i32 },
     /// The pod is being stopped.
@@ -172,6 +174,11 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
                     remove_directory(&paths.directory);
                     paths.remove_old_logs(*attempt);
                     StartFailure::Program { message, code: exit_code }
+                }
+                carob_sandbox::Error::Users(message) => {
+                    // Made for users that the next try may not have.
+                    remove_directory(&paths.directory);
+                    StartFailure::Users { message }
                 }
                 other => {
                     let message = chain(&other);

@@ -1,6 +1,7 @@
 //! What of this node its owner may set: thresholds under which pods are evicted, when unused images go, which sysctls pods
 //! may ask for, and what is kept back from pods. Names and meanings are those of the kubelet's configuration.
 
+use crate::users::UserNamespacePolicy;
 use carob_api::quantity::Quantity;
 use serde::{Deserialize, Deserializer, de};
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub struct NodeSettings {
     pub image_gc_period: Duration,
     /// Sysctls beyond the safe ones that pods may set: names, or beginnings of names followed by `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Which pods get users of their own.
+    pub user_namespaces: UserNamespacePolicy,
     /// A `CredentialProviderConfig`: programs that know registries' credentials.
     pub image_credential_provider_config: Option<PathBuf>,
     /// The directory of these programs.
@@ -66,6 +69,7 @@ impl Default for NodeSettings {
             image_gc_max_age: Duration::ZERO,
             image_gc_period: Duration::from_secs(300),
             allowed_unsafe_sysctls: Vec::new(),
+            user_namespaces: UserNamespacePolicy::default(),
             image_credential_provider_config: None,
             image_credential_provider_bin_dir: None,
         }
