@@ -211,7 +211,7 @@ impl Context {
         let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
         let (policies, requests) = Policies::new();
         let context = Arc::new(Self {
-            admission: Admission::new(machine.allocatable()),
+            admission: Admission::new(machine.allocatable(config.settings.max_pods)),
             events: Arc::new(Recorder::new(config.node_name.clone())),
             node: config.node_name,
             dirs,

@@ -30,8 +30,6 @@ const LEASE_EVERY: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
 /// The status is written this often when nothing changes: every 30th lease.
 const STATUS_EVERY: u32 = 30;
-/// Pods that one node takes.
-const MAX_PODS: i64 = 500;
 /// Memory kept back for Carob itself and the machine: 1 part in 16, half a GiB at most.
 const RESERVED_PART: i64 = 16;
 const RESERVED_MOST: i64 = 512 << 20;
@@ -79,10 +77,10 @@ impl Machine {
         })
     }
 
-    /// What is left for pods.
-    pub fn allocatable(&self) -> Allocatable {
+    /// What is left for pods, of which no more than so many come here.
+    pub fn allocatable(&self, pods: u32) -> Allocatable {
         let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST);
-        Allocatable { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes - reserved, pods: MAX_PODS }
+        Allocatable { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes - reserved, pods: pods.into() }
     }
 
     /// The host's name, which pods on its network bear.
@@ -220,7 +218,7 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
             ("cpu", cpu),
             ("ephemeral-storage", format!("{}Ki", disk_bytes / 1024)),
             ("memory", format!("{}Ki", memory_bytes / 1024)),
-            ("pods", MAX_PODS.to_string()),
+            ("pods", allocatable.pods.to_string()),
         ];
         amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount))).into()
     };

@@ -122,6 +122,21 @@ impl Carob {
         self.get("/metrics")
     }
 
+    /// `carob image`, and how long it took.
+    fn image(&self, command: &str, reference: &str) -> Result<Duration> {
+        let begin = Instant::now();
+        let output = Command::new(&self.binary)
+            .args(["image", command, "--data-dir"])
+            .arg(self.home.join("data"))
+            .arg(reference)
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("carob image {command}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(begin.elapsed())
+    }
+
     async fn start(&self, id: &str) -> Result<Duration> {
         let pod = json!({
             "apiVersion": "v1",
@@ -389,5 +404,13 @@ impl Peer for Carob {
 
     fn delete(&self, id: &str) -> Result<Duration> {
         self.runtime.block_on(self.delete(id))
+    }
+
+    fn pull(&self, reference: &str) -> Result<Option<Duration>> {
+        self.image("pull", reference).map(Some)
+    }
+
+    fn forget(&self, reference: &str) -> Result<()> {
+        self.image("rm", reference).map(drop)
     }
 }

@@ -135,4 +135,12 @@ impl Peer for Containerd {
         let task = self.client.run(&["task", "delete", "--force", id])?;
         Ok(task + self.client.run(&["container", "delete", id])?)
     }
+
+    fn pull(&self, reference: &str) -> Result<Option<Duration>> {
+        self.client.run(&["image", "pull", "--plain-http", reference]).map(Some)
+    }
+
+    fn forget(&self, reference: &str) -> Result<()> {
+        self.client.run(&["image", "rm", "--sync", reference]).map(drop)
+    }
 }

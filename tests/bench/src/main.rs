@@ -3,6 +3,7 @@
 mod api;
 mod carob;
 mod containerd;
+mod crowd;
 mod crun;
 mod lists;
 mod machine;
@@ -13,6 +14,7 @@ mod page;
 mod peer;
 mod podman;
 mod processes;
+mod pull;
 mod readers;
 mod rounds;
 mod runc;
@@ -47,6 +49,10 @@ const PODS: usize = 10_000;
 const LISTS: usize = 11;
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 const REPORTS: usize = 11;
+const CROWD: usize = 1000;
+const PULLS: usize = 5;
+/// Of a layer of the image that is pulled, before it is compressed: four of them are about 100 MB then.
+const LAYER: u64 = 68_000_000;
 
 /// Measures Carob beside podman, containerd, runc and crun, and writes the table.
 #[derive(Parser)]
@@ -63,7 +69,7 @@ struct Options {
     /// Only these: carob, podman, containerd, runc, crun.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
-    /// Only these parts: pods, gateway, watchers, lists, objects. Without pods, peers have nothing to do.
+    /// Only these parts: pods, pull, crowd, gateway, watchers, lists, objects. Peers take part in the first two.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     parts: Vec<Part>,
 }
@@ -73,6 +79,10 @@ struct Options {
 enum Part {
     /// Containers, beside the peers.
     Pods,
+    /// Cold pulls, beside the peers.
+    Pull,
+    /// A thousand pods at once.
+    Crowd,
     /// Creates and bills.
     Gateway,
     /// Writes as many watchers see them.
@@ -191,6 +201,11 @@ impl Bench {
             results.stages_single = stages(&before, &between);
             results.stages_batches = stages(&between, &after);
         }
+        if self.measures(Part::Pull)
+            && let Err(error) = self.pulls(results, &mut contenders)
+        {
+            results.problems.push(format!("Not measured: cold pulls: {error:#}"));
+        }
         let mut figures: Vec<_> =
             contenders.into_iter().map(|contender| (contender.peer.name(), contender.figures)).collect();
         let mut take = |name: &str| {
@@ -210,11 +225,31 @@ impl Bench {
         Ok(())
     }
 
+    fn pulls(&self, results: &mut Results, contenders: &mut [Contender<'_>]) -> Result<()> {
+        say("cold pulls");
+        let home = self.dir.path().join("registry");
+        fs::create_dir(&home)?;
+        let (layer, times) = if self.quick { (LAYER / 10, 1) } else { (LAYER, PULLS) };
+        let source = pull::Source::set_up(&self.runtime, &home, layer)?;
+        let mut downloads = Vec::new();
+        for _ in 0..times {
+            downloads.push(source.download_and_gunzip()?);
+            rounds::pulls(contenders, &source.reference(), 1);
+        }
+        results.downloads = Some((source.bytes, downloads));
+        Ok(())
+    }
+
     fn control_plane(&self, results: &mut Results, carob: &Carob) {
         let (length, watchers) =
             if self.quick { (Duration::from_secs(1), WATCHERS / 10) } else { (Duration::from_secs(5), WATCHERS) };
         let mut problems = Vec::new();
         let mut note = |what: &str, error: anyhow::Error| problems.push(format!("Not measured: {what}: {error:#}"));
+        if self.measures(Part::Crowd) {
+            say("a crowd");
+            let crowd = crowd::crowd(&self.runtime, carob, if self.quick { CROWD / 10 } else { CROWD });
+            results.crowd = crowd.map_err(|error| note("a crowd of pods", error)).ok();
+        }
         if self.measures(Part::Gateway) {
             // The bill first: it is about the pods.
             results.report = api::report(carob, REPORTS).map_err(|error| note("the bill", error)).ok();
@@ -281,7 +316,7 @@ impl Bench {
     }
 
     fn wanted(&self, name: &str) -> bool {
-        if name != "carob" && !self.measures(Part::Pods) {
+        if name != "carob" && !self.measures(Part::Pods) && !self.measures(Part::Pull) {
             return false;
         }
         self.only.is_empty() || self.only.iter().any(|only| only == name)

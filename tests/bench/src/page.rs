@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::api::{Creates, Report};
+use crate::crowd::Crowd;
 use crate::lists::Lists;
 use crate::metrics::Histogram;
 use crate::objects::{self, Objects};
@@ -34,6 +35,9 @@ pub type Stages = BTreeMap<String, Histogram>;
 pub struct Results {
     /// Carob first.
     pub columns: Vec<Column>,
+    /// Bytes of the image that was pulled, and how long it took to download and gunzip them.
+    pub downloads: Option<(u64, Vec<Duration>)>,
+    pub crowd: Option<Crowd>,
     pub creates: Option<Creates>,
     /// The gateway's own view of them.
     pub creates_in_gateway: Option<Histogram>,
@@ -118,17 +122,17 @@ fn rows(results: &Results) -> Vec<Row> {
     let time = |samples: &[Duration], percent: usize| Cell::from(percentile(samples, percent).map(milliseconds));
     let none = (None, None);
     let mut rows = vec![
-        of("start from a warm image, p50", Unit::Milliseconds, (Some(25.0), Some(10.0)), &|it| time(&it.start, 50)),
-        of("start from a warm image, p99", Unit::Milliseconds, (Some(60.0), Some(30.0)), &|it| time(&it.start, 99)),
+        of("start from a warm image, p50", Unit::Milliseconds, (Some(15.0), Some(10.0)), &|it| time(&it.start, 50)),
+        of("start from a warm image, p99", Unit::Milliseconds, (Some(40.0), Some(30.0)), &|it| time(&it.start, 99)),
         of(&format!("{} starts in a row", results.batch), Unit::PerSecond, none, &|it| {
             it.in_a_row.as_ref().map(Batch::rate).into()
         }),
-        of(&format!("{} starts, 8 at a time", results.batch), Unit::PerSecond, (Some(50.0), Some(100.0)), &|it| {
+        of(&format!("{} starts, 8 at a time", results.batch), Unit::PerSecond, (Some(80.0), Some(100.0)), &|it| {
             it.at_once.as_ref().map(Batch::rate).into()
         }),
-        of("exec `true` and its exit code, p50", Unit::Milliseconds, none, &|it| time(&it.exec, 50)),
+        of("exec `true` and its exit code, p50", Unit::Milliseconds, (Some(10.0), None), &|it| time(&it.exec, 50)),
         of("delete until gone, p50", Unit::Milliseconds, none, &|it| time(&it.delete, 50)),
-        of("memory per idle pod beyond its own", Unit::Bytes, (Some(mebibytes(1.0)), Some(mebibytes(0.25))), &|it| {
+        of("memory per idle pod beyond its own", Unit::Bytes, (Some(mebibytes(0.5)), Some(mebibytes(0.25))), &|it| {
             let Some(span) = &it.loaded else { return Cell::Missing };
             if span.after.is_empty() { Cell::Nothing("no helper") } else { Cell::Number(per_pod(span)) }
         }),
@@ -137,6 +141,16 @@ fn rows(results: &Results) -> Vec<Row> {
         }),
         of("idle, no pods: CPU of one core", Unit::Percent, (Some(1.0), None), &|it| at_rest(it, cpu_percent)),
     ];
+    if let Some((bytes, downloads)) = &results.downloads {
+        let what = format!("cold pull of an image of {}, p50", Unit::Bytes.show(number(*bytes)));
+        let budget = median(downloads).map(|download| 1.3 * milliseconds(download));
+        rows.push(of(&what, Unit::Milliseconds, (budget, None), &|it| {
+            median(&it.pull).map_or(Cell::Nothing("no client"), |took| Cell::Number(milliseconds(took)))
+        }));
+    }
+    if let Some(it) = &results.crowd {
+        rows.extend(of_crowd(it));
+    }
     let creates = results.creates.as_ref();
     let rate = creates.map(|creates| number(creates.objects) / creates.took.as_secs_f64());
     let clients = creates.map_or(8, |creates| creates.clients);
@@ -160,25 +174,39 @@ fn rows(results: &Results) -> Vec<Row> {
     rows
 }
 
+/// A row of Carob's own.
+fn own(what: String, unit: Unit, value: f64, budget: Option<f64>) -> Row {
+    Row { what, unit, cells: vec![Cell::Number(value)], budget, aim: None }
+}
+
+fn of_crowd(it: &Crowd) -> Vec<Row> {
+    let pods = it.loaded.pods;
+    let slowest = percentile(&it.answers, 99).map_or(0.0, milliseconds);
+    vec![
+        own(format!("{pods} pods on one worker, started 8 at a time"), Unit::PerSecond, it.batch.rate(), None),
+        own(
+            format!("{pods} pods: memory per idle pod beyond its own"),
+            Unit::Bytes,
+            per_pod(&it.loaded),
+            Some(mebibytes(0.5)),
+        ),
+        own(format!("{pods} pods: CPU of one core, all idle"), Unit::Percent, cpu_percent(&it.at_rest), None),
+        own(format!("{pods} pods: a pod read or an object created, p99"), Unit::Milliseconds, slowest, Some(10.0)),
+    ]
+}
+
 fn of_objects(it: &Objects) -> Vec<Row> {
     let (few, many) = (it.amounts.few, it.amounts.many);
-    let row = |what: String, unit: Unit, value: f64, budget: Option<f64>| Row {
-        what,
-        unit,
-        cells: vec![Cell::Number(value)],
-        budget,
-        aim: None,
-    };
     vec![
-        row(format!("a create with {many} objects, times one with {few}"), Unit::Times, it.slowdown(), Some(1.2)),
-        row(format!("{many} objects: resident memory"), Unit::Bytes, number(it.full_memory), Some(300e6)),
-        row(
+        own(format!("a create with {many} objects, times one with {few}"), Unit::Times, it.slowdown(), Some(1.2)),
+        own(format!("{many} objects: resident memory"), Unit::Bytes, number(it.full_memory), Some(300e6)),
+        own(
             format!("{many} objects: start until ready"),
             Unit::Milliseconds,
             milliseconds(it.full_start),
             Some(3000.0),
         ),
-        row("no objects: start until ready".to_owned(), Unit::Milliseconds, milliseconds(it.empty_start), None),
+        own("no objects: start until ready".to_owned(), Unit::Milliseconds, milliseconds(it.empty_start), None),
     ]
 }
 
@@ -258,6 +286,16 @@ fn objects_text(it: &Objects) -> String {
 
 fn control_plane(results: &Results) -> String {
     let mut text = String::from("\nThe control plane:\n\n");
+    if let Some((bytes, downloads)) = &results.downloads {
+        let _ = writeln!(
+            text,
+            "- Pull: {} in {} layers of gzip from a registry on this machine; `curl | gzip -d`, one layer after the other, \
+             takes {} (p50), and the budget is 1.3 times that.",
+            Unit::Bytes.show(number(*bytes)),
+            crate::pull::LAYERS,
+            optional(median(downloads)),
+        );
+    }
     if let Some(creates) = &results.creates {
         let (p50, p99) = (percentile(&creates.latencies, 50), percentile(&creates.latencies, 99));
         let _ = write!(

@@ -52,6 +52,14 @@ pub trait Peer: Sync {
     fn exec(&self, id: &str) -> Result<Duration>;
     /// Until it is gone.
     fn delete(&self, id: &str) -> Result<Duration>;
+    /// Fetches an image from a registry without TLS and unpacks it; `None` where it knows no registries.
+    fn pull(&self, _reference: &str) -> Result<Option<Duration>> {
+        Ok(None)
+    }
+    /// Removes the image with its layers.
+    fn forget(&self, _reference: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs a peer's command-line program; what it says on standard error is kept for messages.

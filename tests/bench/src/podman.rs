@@ -117,4 +117,12 @@ impl Peer for Podman {
     fn delete(&self, id: &str) -> Result<Duration> {
         self.program.run(&["rm", "--force", "--time", "0", id])
     }
+
+    fn pull(&self, reference: &str) -> Result<Option<Duration>> {
+        self.program.run(&["pull", "--quiet", "--tls-verify=false", reference]).map(Some)
+    }
+
+    fn forget(&self, reference: &str) -> Result<()> {
+        self.program.run(&["rmi", reference]).map(drop)
+    }
 }

@@ -89,6 +89,8 @@ pub struct Figures {
     pub start: Vec<Duration>,
     pub exec: Vec<Duration>,
     pub delete: Vec<Duration>,
+    /// Empty where there is no client of registries.
+    pub pull: Vec<Duration>,
     /// One after the other.
     pub in_a_row: Option<Batch>,
     /// Eight at a time.
@@ -227,7 +229,27 @@ pub fn batches(contenders: &mut [Contender<'_>], amounts: &Amounts, sleep: impl 
     }
 }
 
-fn start_many(peer: &dyn Peer, prefix: &str, threads: usize, amounts: &Amounts) -> Result<(Batch, Vec<String>)> {
+/// Cold pulls of one image, in turns.
+pub fn pulls(contenders: &mut [Contender<'_>], reference: &str, times: usize) {
+    for round in 0..times {
+        let count = contenders.len();
+        for turn in 0..count {
+            let contender = &mut contenders[(round + turn) % count];
+            let took = contender.attempt(|peer| {
+                check_interrupted()?;
+                let took = peer.pull(reference)?;
+                if took.is_some() {
+                    peer.forget(reference)?;
+                }
+                Ok(took)
+            });
+            contender.figures.pull.extend(took.flatten());
+        }
+    }
+}
+
+/// Starts a batch, and tells what was started.
+pub fn start_many(peer: &dyn Peer, prefix: &str, threads: usize, amounts: &Amounts) -> Result<(Batch, Vec<String>)> {
     let ids: Vec<String> = (0..amounts.batch).map(|index| format!("{prefix}-{index}")).collect();
     ids.iter().try_for_each(|id| peer.prepare(id))?;
     let (next, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -258,7 +280,8 @@ fn start_many(peer: &dyn Peer, prefix: &str, threads: usize, amounts: &Amounts) 
     Ok((batch, started))
 }
 
-fn delete_many(peer: &dyn Peer, ids: &[String]) -> Result<()> {
+/// Deletes them, four at a time.
+pub fn delete_many(peer: &dyn Peer, ids: &[String]) -> Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         peer.enter()?;

@@ -39,6 +39,8 @@ pub struct NodeSettings {
     pub image_gc_period: Duration,
     /// Sysctls beyond the safe ones that pods may set: names, or beginnings of names followed by `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// How many pods the node takes.
+    pub max_pods: u32,
     /// Which pods get users of their own.
     pub user_namespaces: UserNamespacePolicy,
     /// A `CredentialProviderConfig`: programs that know registries' credentials.
@@ -48,7 +50,7 @@ pub struct NodeSettings {
 }
 
 impl Default for NodeSettings {
-    /// The kubelet's, but for disks. It evicts where less than 10% and 15% is left: much of a large disk, and more than people's
+    /// The kubelet's, but for the number of pods (110), who gets users of their own (who asks), and disks. It evicts where less than 10% and 15% is left: much of a large disk, and more than people's
     /// own machines often have. An amount is what pods and the store need whatever the disk's size.
     fn default() -> Self {
         let hard = [
@@ -69,6 +71,7 @@ impl Default for NodeSettings {
             image_gc_max_age: Duration::ZERO,
             image_gc_period: Duration::from_secs(300),
             allowed_unsafe_sysctls: Vec::new(),
+            max_pods: 1000,
             user_namespaces: UserNamespacePolicy::default(),
             image_credential_provider_config: None,
             image_credential_provider_bin_dir: None,
