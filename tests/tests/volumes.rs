@@ -31,8 +31,9 @@ fn empty_dirs_are_shared_by_a_pods_containers_survive_restarts_and_go_with_the_p
     manifest["spec"]["restartPolicy"] = json!("Always");
     manifest["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}]);
     carob.start_pod(&manifest.to_string(), "shared");
-    let attempts = carob.kubectl(&["exec", "shared", "-c", "reader", "--", "cat", "/elsewhere/attempts"]);
-    assert_eq!(attempts, "attempt\nattempt\n", "it is the same directory, before and after the restart");
+    // The same directory, before and after the restart.
+    let read = ["exec", "shared", "-c", "reader", "--", "cat", "/elsewhere/attempts"];
+    carob.until(&read, |attempts| attempts == "attempt\nattempt\n");
     let refused = carob.kubectl_fails(&["exec", "shared", "-c", "reader", "--", "touch", "/elsewhere/x"]);
     assert!(refused.contains("Read-only file system"), "{refused}");
     let mounts = carob.kubectl(&["logs", "shared", "-c", "writer"]);

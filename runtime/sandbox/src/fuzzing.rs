@@ -15,7 +15,6 @@ pub fn spec(pod: &PodConfig, container: &ContainerConfig) -> Result<serde_json::
         source: Path::new("/staged").to_owned(),
         destination: mount.destination.clone(),
         options: vec!["rbind"],
-        directory: true,
     };
     let staged: Vec<Staged> = container.mounts.iter().map(stage).collect();
     let spec = spec::build(pod, container, &joined, None, &staged).map_err(|failure| format!("{failure:?}"))?;

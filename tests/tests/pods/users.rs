@@ -162,3 +162,45 @@ fn a_pod_with_users_of_its_own_is_root_in_itself_and_nobody_outside() {
     }
     assert_eq!(root_of(&carob, "full"), full_root);
 }
+
+#[test]
+fn a_volume_is_mounted_inside_another_one_whoever_the_users_are() {
+    let carob = Carob::start(&["busybox"]);
+    let script = "find /data /memory -exec stat -c '%n %u:%g %F' {} + | grep -v config/ | sort; cat /data/config/key /data/one/key; pwd; sleep 3600";
+    let nested = |name: &str, host_users: bool| {
+        let mut pod = shell_pod(name, script);
+        let spec = &mut pod["spec"];
+        spec["hostUsers"] = json!(host_users);
+        spec["volumes"] = json!([
+            {"name": "data", "emptyDir": {}},
+            {"name": "deep", "emptyDir": {}},
+            {"name": "memory", "emptyDir": {"medium": "Memory"}},
+            {"name": "config", "configMap": {"name": "given"}},
+        ]);
+        spec["containers"][0]["workingDir"] = json!("/data/work/here");
+        spec["containers"][0]["volumeMounts"] = json!([
+            {"name": "deep", "mountPath": "/data/a/b"},
+            {"name": "config", "mountPath": "/data/config"},
+            {"name": "config", "mountPath": "/data/one/key", "subPath": "key"},
+            {"name": "deep", "mountPath": "/memory/x"},
+            {"name": "memory", "mountPath": "/memory"},
+            {"name": "data", "mountPath": "/data"},
+        ]);
+        pod
+    };
+    let given =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "given"}, "data": {"key": "value\n"}});
+    carob.apply(&list(&[given, nested("own", false), nested("hosts", true)]));
+    let all = |pod: &str| carob.until(&["logs", pod], |said| said.ends_with("/data/work/here\n"));
+    let (own, hosts) = (all("own"), all("hosts"));
+    assert_eq!(own, hosts);
+    assert!(own.ends_with("value\nvalue\n/data/work/here\n"), "{own}");
+    for (path, kind) in [
+        ("/data/a/b", "directory"),
+        ("/data/work", "directory"),
+        ("/data/one/key", "regular file"),
+        ("/memory/x", "directory"),
+    ] {
+        assert!(own.contains(&format!("{path} 0:0 {kind}\n")), "{path}: {own}");
+    }
+}

@@ -2,7 +2,7 @@
 //! with a full specification.
 
 use super::spec::Joined;
-use super::{Blueprint, Stopwatch, enter_workshop, receive_terminal, rootfs, spec};
+use super::{Blueprint, Stopwatch, enter_workshop, mounts, receive_terminal, rootfs, spec};
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{self, Membership};
 use crate::config::{ContainerConfig, ExecConfig, PodConfig, Seccomp, User};
@@ -25,21 +25,20 @@ pub fn run(
 ) -> Result<(StartedContainer, Option<OwnedFd>), Failure> {
     let mut watch = Stopwatch { last: forked, stages: Vec::with_capacity(8) };
     watch.lap("fork");
-    let Blueprint { pod, container, joined, mounts, shm, cgroup, workshop, stdio, .. } = blueprint;
+    let Blueprint { pod, container, joined, mounts: pod_mounts, shm, cgroup, workshop, stdio, .. } = blueprint;
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
     cgroup.limit(&container.limits).map_err(in_cgroup)?;
     cgroup.group_oom();
     watch.lap("cgroup");
 
-    let opened = enter_workshop(mounts, workshop, &container.mounts)?;
+    let opened = enter_workshop(pod_mounts, workshop, &container.mounts)?;
     let root = workshop.join(super::ROOTFS);
     rootfs::overlay(&container.rootfs, &root, None)?;
     watch.lap("overlay");
 
-    let mut staged = rootfs::stage(&container.mounts, opened, workshop, None)?;
-    rootfs::make_linked_places(&root, &staged)?;
-    staged.push(rootfs::stage_shm(shm, workshop)?);
+    let trees = mounts::open(&container.mounts, opened, shm, workshop, None)?;
+    let mut staged = mounts::park_all(trees, &root, workshop)?;
     for one in &mut staged {
         // Their places are below the workshop, which isn't the root here.
         one.source = one.source.strip_prefix("/").map_or_else(|_| one.source.clone(), |name| workshop.join(name));

@@ -4,6 +4,8 @@
 mod executor;
 pub mod foreign;
 pub use executor::report;
+mod mounts;
+mod places;
 mod rootfs;
 pub mod spec;
 mod trace;
@@ -107,8 +109,20 @@ impl Stopwatch {
 pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContainer, Option<OwnedFd>), Failure> {
     let mut watch = Stopwatch { last: forked, stages: Vec::with_capacity(8) };
     watch.lap("fork");
-    let Blueprint { pod, container, joined, users, mounts, shm, cgroup, nursery, home, filters, workshop, stdio } =
-        blueprint;
+    let Blueprint {
+        pod,
+        container,
+        joined,
+        users,
+        mounts: pod_mounts,
+        shm,
+        cgroup,
+        nursery,
+        home,
+        filters,
+        workshop,
+        stdio,
+    } = blueprint;
 
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
@@ -117,16 +131,14 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     cgroup.group_oom();
     watch.lap("cgroup");
 
-    let opened = enter_workshop(mounts, workshop, &container.mounts)?;
+    let opened = enter_workshop(pod_mounts, workshop, &container.mounts)?;
     let rootfs = workshop.join(ROOTFS);
     rootfs::overlay(&container.rootfs, &rootfs, users)?;
-    let cwd = if container.cwd.is_empty() { "/" } else { &container.cwd };
-    rootfs::make_directory(&rootfs, Path::new(cwd), users)?;
     watch.lap("overlay");
 
-    let mut staged = rootfs::stage(&container.mounts, opened, workshop, users)?;
-    rootfs::make_linked_places(&rootfs, &staged)?;
-    staged.push(rootfs::stage_shm(shm, workshop)?);
+    let trees = mounts::open(&container.mounts, opened, shm, workshop, users)?;
+    let cwd = Path::new(if container.cwd.is_empty() { "/" } else { &container.cwd });
+    let staged = mounts::place(trees, &rootfs, cwd, workshop, users)?;
     let view = rootfs::cgroup_view(&cgroup.views(), &workshop.join("view"), container.privileged)?;
     let spec = spec::build(pod, container, &joined, users, &staged)?;
     spec.save(workshop.join("config.json")).map_err(|error| Failure::sandbox("spec", error))?;

@@ -27,7 +27,7 @@ pub struct Joined<'a> {
     pub pid: Option<BorrowedFd<'a>>,
 }
 
-/// A bind mount that has been opened and put in a private place.
+/// A bind mount that has been opened and put in a private place, for the runtime to put in the root.
 #[derive(Debug)]
 pub struct Staged {
     /// Where it is.
@@ -36,8 +36,6 @@ pub struct Staged {
     pub destination: String,
     /// Options of the specification.
     pub options: Vec<&'static str>,
-    /// A directory, not a file.
-    pub directory: bool,
 }
 
 /// Paths that a container must not read (containerd's list).
@@ -188,16 +186,7 @@ fn mounts(container: &ContainerConfig, owner: u32, staged: &[Staged]) -> Result<
         list.push(mount(destination, kind, Path::new(source), options)?);
     }
     let own = |options: &[&str]| options.iter().map(|option| (*option).to_owned()).collect::<Vec<String>>();
-    // The pod's own /dev/shm is the last of them, and gives way to one that the worker asks for.
-    let mut binds: Vec<&Staged> = staged
-        .iter()
-        .enumerate()
-        .filter(|(index, bind)| *index < container.mounts.len() || !replaced(&bind.destination))
-        .map(|(_, bind)| bind)
-        .collect();
-    // A mount inside another one's destination has to come after it.
-    binds.sort_by_key(|bind| Path::new(&bind.destination).components().count());
-    for bind in binds {
+    for bind in staged {
         list.push(mount(&bind.destination, "bind", &bind.source, own(&bind.options))?);
     }
     Ok(list)
