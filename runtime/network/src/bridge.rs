@@ -11,8 +11,8 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::Error;
 use crate::netlink::{self, Mode, Netlink};
+use crate::{Error, shaping};
 
 /// How the names of all bridges of Carobs begin.
 const PREFIX: &str = "cb-";
@@ -147,15 +147,16 @@ pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
 /// Removes the bridge and the links that hang on it.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-    let prefix = port_prefix(instance);
+    let (ports, blocks) = (port_prefix(instance), shaping::block_prefix(instance));
     let bridge = name(instance);
     let links = netlink
         .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
         .map_err(Error::kernel("list network links"))?;
     for link in links {
         let RouteNetlinkMessage::NewLink(link) = link else { continue };
-        let Some(name) = link.attributes.iter().find_map(if_name) else { continue };
-        if *name == bridge || (name.starts_with(&prefix) && name.len() == prefix.len() + 8) {
+        let Some(name) = name_of(&link) else { continue };
+        let of_a_pod = |prefix: &str| name.strip_prefix(prefix).is_some_and(|address| address.len() == 8);
+        if *name == bridge || of_a_pod(&ports) || of_a_pod(&blocks) {
             delete(&mut netlink, link.header.index).map_err(Error::kernel(format!("remove link {name}")))?;
         }
     }
@@ -170,11 +171,12 @@ pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     }
 }
 
-fn if_name(attribute: &LinkAttribute) -> Option<&String> {
-    match attribute {
+/// A link's name.
+pub(crate) fn name_of(link: &LinkMessage) -> Option<&String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name),
         _ => None,
-    }
+    })
 }
 
 /// The network and the interface other than the instance's own bridge whose addresses overlap, if there are any. Ranges

@@ -21,6 +21,7 @@ mod policies;
 mod pool;
 mod rules;
 mod services;
+mod shaping;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -35,6 +36,7 @@ pub use policies::{
     Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Rules, block_without, is_port_group, merged,
 };
 pub use services::{Backend, Change, Frontend, Protocol};
+pub use shaping::Bandwidth;
 
 use crate::address::Addresses;
 use crate::policies::Policies;
@@ -139,6 +141,7 @@ impl Network {
                 bridge::route(bridge, services, gateway)?;
             }
             firewall::install(&setup)?;
+            shaping::remove_orphans(&setup.instance).map_err(Error::kernel("remove links of pods that are gone"))?;
             bridge::enable_forwarding()?;
             bridge::uplink_mtu()
         })
@@ -214,13 +217,28 @@ impl Network {
         self.with_services(move |known| known.publish(&uid, all)).await
     }
 
+    /// Limits how fast the pod that has this address sends and receives.
+    pub async fn shape(&self, pod: Ipv4Addr, bandwidth: Bandwidth) -> Result<(), Error> {
+        if bandwidth == Bandwidth::default() {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let work = move || shaping::shape(&shared.instance, pod, bandwidth);
+        let shaped = tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?;
+        shaped.map_err(Error::kernel(format!("limit the bandwidth of {pod}")))
+    }
+
     /// Gives a pod's address and its ports of this machine back. Its link goes with its namespace.
     pub async fn release(&self, pod_uid: &str) {
         let uid = pod_uid.to_owned();
         if let Err(error) = self.with_services(move |known| known.unpublish(&uid)).await {
             tracing::warn!(%error, pod_uid, "ports of a pod that is gone may still lead to it");
         }
-        if let Some(address) = lock(&self.shared.owners).remove(pod_uid) {
+        let owned = lock(&self.shared.owners).remove(pod_uid);
+        if let Some(address) = owned {
+            if let Err(error) = shaping::release(&self.shared.instance, address) {
+                tracing::warn!(%error, pod_uid, "a link of a pod that is gone is still there");
+            }
             lock(&self.shared.addresses).free(address);
         }
     }

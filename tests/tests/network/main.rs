@@ -1,6 +1,7 @@
 //! A pod's place in the network.
 
 mod balancers;
+mod bandwidth;
 mod isolation;
 mod policies;
 mod ports;

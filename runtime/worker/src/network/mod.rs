@@ -1,6 +1,7 @@
 //! Services on this node: what kube-proxy and the cluster's DNS are in Kubernetes. Follows Services and EndpointSlices and
 //! tells the network.
 
+pub(crate) mod bandwidth;
 mod copy;
 mod frontends;
 mod health;

@@ -5,7 +5,7 @@ use crate::container::resources::{PodAmounts, pod_cgroup};
 use crate::context::Context;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
-use crate::network::host_ports;
+use crate::network::{bandwidth, host_ports};
 use crate::users::Home;
 use crate::volumes::{self, VolumeError, Volumes};
 use carob_sandbox::{PodConfig, UserNamespaces, UserRange};
@@ -182,6 +182,8 @@ async fn namespaces(
     };
     // Its policies are in force before it has a process that could send or hear anything.
     ctx.admit_network(pod, network.address).await.map_err(|error| in_network(&error))?;
+    let bandwidth = bandwidth::of(pod).map_err(|message| format!("failed to set up the pod's network: {message}"))?;
+    ctx.network.shape(network.address, bandwidth).await.map_err(|error| in_network(&error))?;
     let address = Some(IpAddr::V4(network.address));
     Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address })
 }
