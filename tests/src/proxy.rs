@@ -35,9 +35,14 @@ impl Proxy {
         Self { address, _process: process }
     }
 
+    /// A connection, to speak on it.
+    pub fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).expect("the proxy answers")
+    }
+
     /// Sends a request with these headers.
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(&self.address).expect("the proxy answers");
+        let mut stream = self.connect();
         // 1.0, so that the answer comes whole and unchunked.
         let mut head = format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {

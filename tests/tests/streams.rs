@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use carob_tests::pods::{pod, shell_pod, tools};
+use carob_tests::proxy::Proxy;
 use carob_tests::terminal::Running;
 use carob_tests::{Carob, PATIENCE, kubectl, kubectl_of};
 
@@ -146,4 +147,86 @@ fn a_connection_that_nobody_reads_stops_neither_the_gateway_nor_its_pod() {
     drop(stuck);
     drop(forward);
     assert_eq!(carob.kubectl(&["get", "--raw", "/readyz"]), "ok");
+}
+
+/// A client of WebSocket that only reads.
+struct Reader(TcpStream);
+
+impl Reader {
+    /// Asks for a path; gives the answer's head, too.
+    fn open(proxy: &Proxy, path: &str, protocol: Option<&str>) -> (Self, String) {
+        let mut stream = proxy.connect();
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let protocol = protocol.map_or_else(String::new, |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
+        // The key and its answer are those of RFC 6455, section 1.3.
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("a request");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("an answer");
+            head.push(byte[0]);
+        }
+        (Self(stream), String::from_utf8_lossy(&head).into_owned())
+    }
+
+    /// The next message: its opcode and what is in it.
+    fn next(&mut self) -> (u8, Vec<u8>) {
+        let mut read = |length: usize| {
+            let mut bytes = vec![0; length];
+            self.0.read_exact(&mut bytes).expect("a message");
+            bytes
+        };
+        let head = read(2);
+        let length = match head[1] {
+            126 => usize::from(u16::from_be_bytes(read(2).try_into().expect("two bytes"))),
+            length => usize::from(length),
+        };
+        (head[0] & 0x0f, read(length))
+    }
+}
+
+#[test]
+fn logs_and_watches_come_as_messages_of_a_websocket() {
+    // RFC 6455, section 5.2.
+    const TEXT: u8 = 1;
+    const BINARY: u8 = 2;
+    const CLOSE: u8 = 8;
+    let carob = Carob::start(&["busybox"]);
+    carob.start_pod(&shell_pod("talks", "echo one; sleep 1; echo two; sleep 3600").to_string(), "talks");
+    let proxy = Proxy::start(&carob);
+    let log = "/api/v1/namespaces/default/pods/talks/log?follow=true";
+    for (protocol, opcode, first) in [
+        (None, BINARY, "one\n"),
+        (Some("binary.k8s.io"), BINARY, "one\n"),
+        (Some("base64.binary.k8s.io"), TEXT, "b25lCg=="),
+    ] {
+        let (mut reader, head) = Reader::open(&proxy, log, protocol);
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        assert!(head.to_ascii_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+        assert_eq!(reader.next(), (opcode, Vec::new()), "an empty one says that it begins");
+        let (seen, text) = reader.next();
+        assert!(seen == opcode && text.starts_with(&first.as_bytes()[..3]), "{}", String::from_utf8_lossy(&text));
+    }
+    let (_, head) = Reader::open(&proxy, log, Some("other.k8s.io"));
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+
+    let whole = "/api/v1/namespaces/default/pods/talks/log?tailLines=1";
+    let (mut reader, _) = Reader::open(&proxy, whole, None);
+    assert_eq!(reader.next().1, b"");
+    assert!(reader.next().1.ends_with(b"\n"));
+    assert_eq!(reader.next().0, CLOSE);
+
+    let (mut reader, head) = Reader::open(&proxy, "/api/v1/namespaces/default/configmaps?watch=true", None);
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    carob.kubectl(&["create", "configmap", "seen"]);
+    let found = std::iter::repeat_with(|| reader.next()).take(10).find(|(opcode, text)| {
+        assert_eq!(*opcode, TEXT);
+        let event: serde_json::Value = serde_json::from_slice(text).expect("one event, whole");
+        event["type"] == "ADDED" && event["object"]["metadata"]["name"] == "seen"
+    });
+    assert!(found.is_some());
 }

@@ -9,6 +9,7 @@ pub mod custom;
 pub mod decode;
 pub mod discovery;
 pub mod field;
+pub mod host_port;
 pub mod intern;
 pub mod kind;
 pub mod kinds;

@@ -28,7 +28,7 @@ use crate::negotiate::{Accept, Format};
 use crate::query::Query;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::reviews::Review;
-use crate::stream::{self, Stream};
+use crate::stream::{self, Socket, Stream};
 use crate::{Server, activity, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
 
 /// A form of metrics that clients may prefer.
@@ -260,7 +260,13 @@ async fn resource(
     }
     match operation {
         Operation::Watch => {
+            let lines = call.accept.format == Format::Json;
+            let socket = Socket::for_watch(&call.headers, upgrade, lines)?;
+            let stopping = call.server.stopping.clone();
             let mut answer = watch::watch(call).await?;
+            if let Some(socket) = socket {
+                answer = socket.send(answer, stopping);
+            }
             response::warn(answer.headers_mut(), deprecation.as_slice());
             Ok(answer)
         }

@@ -1,6 +1,7 @@
 //! Whether a bound pod fits this node: the last check before it starts, since schedulers race and users set nodeName.
 
 use crate::container::resources::{PodAmounts, pod_requests};
+use carob_api::host_port::{HostPort, host_ports};
 use k8s_openapi::api::core::v1::PodSpec;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +9,19 @@ use std::sync::{Mutex, PoisonError};
 /// The amounts that pods on this node share, and who holds them.
 pub(crate) struct Admission {
     allocatable: Allocatable,
-    held: Mutex<HashMap<String, PodAmounts>>,
+    held: Mutex<HashMap<String, Held>>,
+}
+
+/// What one pod holds.
+struct Held {
+    amounts: PodAmounts,
+    ports: Vec<HostPort>,
+}
+
+impl Held {
+    fn by(spec: &PodSpec) -> Self {
+        Self { amounts: pod_requests(spec), ports: host_ports(spec) }
+    }
 }
 
 /// What pods may hold together.
@@ -39,23 +52,31 @@ impl Admission {
         self.allocatable
     }
 
-    /// Takes the pod's requests, or says which resource is short. A pod that already holds its share keeps it.
+    /// Takes what the pod asks for, or says what is short. A pod that already holds its share keeps it.
     pub fn admit(&self, uid: &str, spec: &PodSpec) -> Result<(), Refusal> {
-        let wanted = pod_requests(spec);
+        let wanted = Held::by(spec);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.contains_key(uid) {
             return Ok(());
         }
-        self.check(wanted, held.values())?;
+        self.check(wanted.amounts, held.values())?;
+        if held
+            .values()
+            .flat_map(|other| &other.ports)
+            .any(|taken| wanted.ports.iter().any(|port| port.collides(taken)))
+        {
+            let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+            return Err(Refusal { reason: "NodePorts", message: message.to_owned() });
+        }
         held.insert(uid.to_owned(), wanted);
         Ok(())
     }
 
     /// Takes these requests instead of those that the pod holds, or says which resource is short, and all stays as it was.
     pub fn resize(&self, uid: &str, spec: &PodSpec) -> Result<(), Refusal> {
-        let wanted = pod_requests(spec);
+        let wanted = Held::by(spec);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check(wanted, held.iter().filter(|(other, _)| *other != uid).map(|(_, amounts)| amounts))?;
+        self.check(wanted.amounts, held.iter().filter(|(other, _)| *other != uid).map(|(_, held)| held))?;
         held.insert(uid.to_owned(), wanted);
         Ok(())
     }
@@ -75,11 +96,11 @@ impl Admission {
     }
 
     /// Whether `wanted` fits beside the others.
-    fn check<'a>(&self, wanted: PodAmounts, others: impl Iterator<Item = &'a PodAmounts>) -> Result<(), Refusal> {
+    fn check<'a>(&self, wanted: PodAmounts, others: impl Iterator<Item = &'a Held>) -> Result<(), Refusal> {
         let mut count: i64 = 0;
         let used = others.inspect(|_| count += 1).fold(PodAmounts::default(), |sum, pod| PodAmounts {
-            cpu_millis: sum.cpu_millis + pod.cpu_millis,
-            memory_bytes: sum.memory_bytes + pod.memory_bytes,
+            cpu_millis: sum.cpu_millis + pod.amounts.cpu_millis,
+            memory_bytes: sum.memory_bytes + pod.amounts.memory_bytes,
         });
         let checks = [
             ("OutOfpods", "pods", 1, count, self.allocatable.pods),
@@ -99,7 +120,7 @@ impl Admission {
 
     /// Takes the pod's requests without asking: it runs already.
     pub fn readmit(&self, uid: &str, spec: &PodSpec) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), pod_requests(spec));
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), Held::by(spec));
     }
 
     /// Gives back what the pod held.
@@ -144,6 +165,20 @@ mod tests {
             "Node didn't have enough capacity: cpu, requested: 2000, capacity: 1000"
         );
         assert_eq!(admission.infeasible(&spec("1")), None);
+    }
+
+    #[test]
+    fn a_port_of_the_machine_is_one_pods() {
+        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 3 });
+        let spec = |port: u16| {
+            let ports = json!([{"containerPort": 80, "hostPort": port, "protocol": "TCP"}]);
+            serde_json::from_value(json!({"containers": [{"name": "c", "ports": ports}]})).unwrap()
+        };
+        admission.admit("a", &spec(80)).unwrap();
+        assert_eq!(admission.admit("b", &spec(80)).unwrap_err().reason, "NodePorts");
+        admission.admit("b", &spec(81)).unwrap();
+        admission.release("a");
+        admission.admit("c", &spec(80)).unwrap();
     }
 
     #[test]

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ContainerPort, Pod};
+use carob_api::host_port::{HostPort, host_ports};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::informer::Key;
 use crate::requests::Requests;
@@ -114,34 +115,14 @@ impl Board {
         taken
     }
 
-    /// The host's ports that are taken on a node: address, protocol, number.
+    /// The host's ports that are taken on a node.
     pub(super) fn host_ports(&self, node: &str, gone: &HashSet<Key>) -> Vec<HostPort> {
         let pods = self.nodes.get(node).into_iter().flat_map(|on_node| &on_node.pods);
-        pods.filter(|(key, _)| !gone.contains(key)).flat_map(|(_, placed)| host_ports(&placed.pod)).collect()
+        pods.filter(|(key, _)| !gone.contains(key))
+            .filter_map(|(_, placed)| placed.pod.spec.as_ref())
+            .flat_map(host_ports)
+            .collect()
     }
-}
-
-/// Address, protocol and number of a port of the host.
-pub(super) type HostPort = (String, String, i32);
-
-/// The ports of the host that a pod wants.
-pub(super) fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let sidecars = spec.init_containers.iter().flatten();
-    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let wanted = |port: &ContainerPort| {
-        let number = port.host_port.filter(|number| *number > 0)?;
-        let address = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
-        Some((address, port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), number))
-    };
-    ports.filter_map(wanted).collect()
-}
-
-/// Whether two ports of the host are one.
-pub(super) fn collide(one: &HostPort, other: &HostPort) -> bool {
-    let any = |address: &str| address == "0.0.0.0" || address == "::";
-    one.1 == other.1 && one.2 == other.2 && (one.0 == other.0 || any(&one.0) || any(&other.0))
 }
 
 /// How important a pod is.
@@ -174,13 +155,5 @@ mod tests {
         assert_eq!(board.taken("node", &Key::new("n", "p"), 5, &none), requests);
         assert_eq!(board.taken("node", &Key::new("n", "p"), 11, &none), Requests::default());
         assert_eq!(board.taken("node", &Key::new("n", "vip"), 10, &none), Requests::default());
-    }
-
-    #[test]
-    fn a_port_of_every_address_collides_with_that_of_one() {
-        let port = |address: &str, number| (address.to_owned(), "TCP".to_owned(), number);
-        assert!(collide(&port("0.0.0.0", 80), &port("10.0.0.1", 80)));
-        assert!(!collide(&port("10.0.0.2", 80), &port("10.0.0.1", 80)));
-        assert!(!collide(&port("0.0.0.0", 80), &port("0.0.0.0", 81)));
     }
 }

@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, Pod, PodSpec, Taint}
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::affinity::{self, Affinities};
-use super::board::{Board, HostPort, collide, host_ports, priority};
+use super::board::{Board, priority};
 use super::spread::{self, Spread};
 use crate::informer::{Informer, Key};
 use crate::ownership::controller_of;
 use crate::placement;
 use crate::requests::Requests;
+use carob_api::host_port::{HostPort, host_ports};
 
 /// What of a node decides about pods.
 #[derive(PartialEq)]
@@ -75,7 +76,7 @@ impl<'a> Scene<'a> {
             spec: pod.spec.clone().unwrap_or_default(),
             pod,
             requests: Requests::of(pod),
-            ports: host_ports(pod),
+            ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),
             board,
             affinities: Affinities::of(pod, board, &by_name, &gone, namespaces),
             spread: Spread::of(pod, board, &by_name, &gone),
@@ -98,7 +99,7 @@ impl<'a> Scene<'a> {
         }
         if !self.ports.is_empty() {
             let taken = self.board.host_ports(name, &self.gone);
-            if self.ports.iter().any(|port| taken.iter().any(|other| collide(port, other))) {
+            if self.ports.iter().any(|port| taken.iter().any(|other| port.collides(other))) {
                 return Err(Refusal::for_now("node(s) didn't have free ports for the requested pod ports"));
             }
         }

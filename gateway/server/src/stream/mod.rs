@@ -2,7 +2,10 @@
 
 mod messages;
 mod proxy;
+mod socket;
 mod target;
+
+pub(crate) use socket::Socket;
 
 use axum::response::Response;
 use carob_api::status::Status;
@@ -80,7 +83,14 @@ pub(crate) async fn answer(call: &Call, stream: Stream, upgrade: Option<OnUpgrad
         admission::review(&mut admission::Request::connect(call, stream.name(), options)).await?;
     }
     match stream {
-        Stream::Log => proxy::fetch(call, &target).await,
+        Stream::Log => {
+            let socket = Socket::for_log(&call.headers, upgrade)?;
+            let answer = proxy::fetch(call, &target).await?;
+            Ok(match socket {
+                Some(socket) => socket.send(answer, call.server.stopping.clone()),
+                None => answer,
+            })
+        }
         _ => proxy::tunnel(call, &target, upgrade).await,
     }
 }

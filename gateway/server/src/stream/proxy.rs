@@ -8,9 +8,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use carob_api::status::Status;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -66,8 +64,7 @@ pub(super) async fn fetch(call: &Call, target: &Target) -> Result<Response, Stat
 
 /// 400 for a WebSocket client that knows none of the subprotocols. One that names none gets the oldest.
 fn check_subprotocol(headers: &HeaderMap) -> Result<(), Status> {
-    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-    let offered: Vec<&str> = offered.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let offered = super::socket::offered(headers);
     if offered.is_empty() || offered.iter().any(|name| SUBPROTOCOLS.contains(name)) {
         return Ok(());
     }
@@ -138,7 +135,7 @@ pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgra
     Ok(response)
 }
 
-fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+pub(super) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     headers
         .get_all(CONNECTION)
         .iter()
