@@ -194,12 +194,11 @@ impl Names {
                 records(wanted.then(|| Record::from_rdata(name.clone(), TTL, version)).into_iter().collect())
             }
             [namespace, "svc" | "pod"] if self.namespaces.contains_key(*namespace) => records(Vec::new()),
-            [address, namespace, "pod"] if self.namespaces.contains_key(*namespace) => {
-                match address.replace('-', ".").parse() {
-                    Ok(address) => addresses(name, kind, [address]),
-                    Err(_) => Answer::Unknown,
-                }
-            }
+            // The name says it all. Which namespaces there are isn't known here, only those that have Services.
+            [address, _, "pod"] => match address.replace('-', ".").parse() {
+                Ok(address) => addresses(name, kind, [address]),
+                Err(_) => Answer::Unknown,
+            },
             [rest @ .., service, namespace, "svc"] => {
                 let key = ((*namespace).to_owned(), (*service).to_owned());
                 match self.services.get(&key) {
@@ -371,7 +370,8 @@ mod tests {
             ("9.9.9.9.in-addr.arpa.", PTR, "elsewhere"),
             ("other.shop.svc.cluster.local.", A, "alias example.test."),
             ("10-42-0-9.shop.pod.cluster.local.", A, "10.42.0.9"),
-            ("10-42-0-9.nowhere.pod.cluster.local.", A, "unknown"),
+            ("10-42-0-9.empty.pod.cluster.local.", A, "10.42.0.9"),
+            ("10-42-0.shop.pod.cluster.local.", A, "unknown"),
             ("shop.svc.cluster.local.", A, ""),
             ("nowhere.svc.cluster.local.", A, "unknown"),
             ("web.nowhere.svc.cluster.local.", A, "unknown"),
