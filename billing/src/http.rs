@@ -1,18 +1,19 @@
-//! What the gateway serves of billing: `GET report`, `GET containers`, `GET verify`.
+//! What the gateway serves of billing: `GET report`, `GET containers`, `GET verify`; and `POST readings`, with which workers
+//! of other machines deliver theirs.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query as QueryString, State};
-use axum::http::StatusCode;
+use axum::http::{Extensions, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::report::{GroupBy, Query, ReportError};
-use crate::{Billing, LedgerError, Meterable};
+use crate::{Billing, Delivery, LedgerError, Meterable};
 
 /// Where the gateway mounts it.
 pub const PREFIX: &str = "/billing/v1";
@@ -24,6 +25,30 @@ pub fn router(billing: Arc<Billing>) -> Router {
         .route("/containers", get(containers))
         .route("/verify", get(verify))
         .with_state(billing)
+}
+
+/// Where a worker delivers its readings, for the nodes that `sender` says it is. To be merged with [`router`].
+pub fn deliveries(billing: Arc<Billing>, sender: fn(&Extensions) -> Option<String>) -> Router {
+    Router::new().route("/readings", post(take)).with_state(Deliveries { billing, sender })
+}
+
+#[derive(Clone)]
+struct Deliveries {
+    billing: Arc<Billing>,
+    sender: fn(&Extensions) -> Option<String>,
+}
+
+async fn take(State(state): State<Deliveries>, extensions: Extensions, Json(delivery): Json<Delivery>) -> Response {
+    // A node's readings are its own: nobody is billed for what another says.
+    let node = (state.sender)(&extensions);
+    if node.is_none() || delivery.nodes().any(|of| Some(of) != node.as_deref()) {
+        return status(StatusCode::FORBIDDEN, "Forbidden", "a node delivers readings of its own containers");
+    }
+    match state.billing.take(delivery).await {
+        Ok(()) => Json(json!({})).into_response(),
+        Err(LedgerError::Damaged(mistake)) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
+        Err(error) => refuse(&ReportError::Ledger(error)),
+    }
 }
 
 /// The query string of a report; also what a client sends.
@@ -159,6 +184,10 @@ fn refuse(error: &ReportError) -> Response {
     if let Some(source) = std::error::Error::source(error) {
         message = format!("{message}: {source}");
     }
+    status(code, reason, &message)
+}
+
+fn status(code: StatusCode, reason: &str, message: &str) -> Response {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code.as_u16(),

@@ -3,26 +3,33 @@
 //! One thread writes: it gathers what waits and commits it in one transaction. A reading enters only if it follows the
 //! container's last one (its checkpoint is compared in the same transaction), so that a reading told twice, or made
 //! again after a crash, changes nothing. Nothing is ever changed or removed.
+//!
+//! A worker on another machine keeps no ledger but an outbox (`outbox.rs`): the same checkpoints, and in the same
+//! transaction the readings themselves, until the gateway's ledger has them. That one takes each by its sequence.
 
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::Meterable;
 use crate::reading::{Checkpoint, Reading};
+use crate::{Keeping, Meterable};
 
 /// Container id to its number and description (JSON).
-const CONTAINERS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("containers");
+pub(crate) const CONTAINERS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("containers");
 /// Container number to the hash of its last reading and where the next one begins (postcard).
-const CHECKPOINTS: TableDefinition<'_, u64, (Hash, &[u8])> = TableDefinition::new("checkpoints");
+pub(crate) const CHECKPOINTS: TableDefinition<'_, u64, (Hash, &[u8])> = TableDefinition::new("checkpoints");
 /// Container number, begin and sequence of a reading to the reading (postcard) and its hash: that over the hash before
 /// it (for the first one: over the container's description) and the reading.
 const READINGS: TableDefinition<'_, (u64, i64, u64), (Hash, &[u8])> = TableDefinition::new("readings");
 
-type Hash = [u8; 32];
+/// In an outbox: records in the order in which they were made (JSON), until they are delivered.
+pub(crate) const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
+
+pub(crate) type Hash = [u8; 32];
 
 /// Why the ledger did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -42,13 +49,14 @@ pub enum Error {
 }
 
 impl Error {
-    fn storage(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn storage(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Storage(Arc::new(error))
     }
 }
 
 /// A reading with its container, and the checkpoints around it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
     pub(crate) container: Meterable,
     pub(crate) before: Checkpoint,
@@ -56,8 +64,18 @@ pub(crate) struct Record {
     pub(crate) reading: Reading,
 }
 
+/// Who makes readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The meter of this process, which knows where the ledger ends.
+    Meter,
+    /// Another machine's outbox, which delivers each until it hears that it is here.
+    Outbox,
+}
+
 struct Order {
     records: Vec<Record>,
+    origin: Origin,
     done: oneshot::Sender<Written>,
 }
 
@@ -76,12 +94,12 @@ impl Pending {
 
 /// The ledger's file and its writer.
 pub struct Ledger {
-    database: Arc<Database>,
+    pub(crate) database: Arc<Database>,
     orders: mpsc::Sender<Order>,
 }
 
 impl Ledger {
-    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(dir: &Path, keeping: Keeping) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::storage)?;
         let database =
             Database::builder().set_cache_size(4 << 20).create(dir.join("ledger.redb")).map_err(Error::storage)?;
@@ -91,7 +109,7 @@ impl Ledger {
         let writer = Arc::clone(&database);
         std::thread::Builder::new()
             .name("ledger".into())
-            .spawn(move || write_orders(&writer, &inbox))
+            .spawn(move || write_orders(&writer, keeping, &inbox))
             .map_err(Error::storage)?;
         Ok(Self { database, orders })
     }
@@ -110,9 +128,9 @@ impl Ledger {
     }
 
     /// Queues records: they are written in the order of these calls.
-    pub(crate) fn write(&self, records: Vec<Record>) -> Pending {
+    pub(crate) fn write(&self, records: Vec<Record>, origin: Origin) -> Pending {
         let (done, outcome) = oneshot::channel();
-        if let Err(mpsc::SendError(order)) = self.orders.send(Order { records, done }) {
+        if let Err(mpsc::SendError(order)) = self.orders.send(Order { records, origin, done }) {
             // Only a receiver could mind, and this one is still here.
             let _ = order.done.send(Err((order.records, Error::Closed)));
         }
@@ -194,15 +212,16 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(CONTAINERS)?;
     transaction.open_table(CHECKPOINTS)?;
     transaction.open_table(READINGS)?;
+    transaction.open_table(OUTBOX)?;
     transaction.commit()?;
     Ok(())
 }
 
-fn write_orders(database: &Database, inbox: &mpsc::Receiver<Order>) {
+fn write_orders(database: &Database, keeping: Keeping, inbox: &mpsc::Receiver<Order>) {
     while let Ok(first) = inbox.recv() {
         let mut orders = vec![first];
         orders.extend(inbox.try_iter());
-        let outcome = commit(database, &orders).map_err(Error::storage);
+        let outcome = commit(database, keeping, &orders).map_err(Error::storage);
         for (index, order) in orders.into_iter().enumerate() {
             let written = match &outcome {
                 Ok(gaps) if gaps.contains(&index) => Err((order.records, Error::Gap)),
@@ -216,35 +235,50 @@ fn write_orders(database: &Database, inbox: &mpsc::Receiver<Order>) {
 }
 
 /// Writes all in one transaction; gives the orders that hold a reading which does not follow the one before it.
-fn commit(database: &Database, orders: &[Order]) -> Result<Vec<usize>, redb::Error> {
+fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec<usize>, redb::Error> {
     let transaction = database.begin_write()?;
     let mut gaps = Vec::new();
     {
         let mut containers = transaction.open_table(CONTAINERS)?;
         let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
         let mut readings = transaction.open_table(READINGS)?;
+        let mut outbox = transaction.open_table(OUTBOX)?;
         let records = orders
             .iter()
             .enumerate()
-            .flat_map(|(index, order)| order.records.iter().map(move |record| (index, record)));
-        for (index, record) in records {
-            let (number, first_hash) = number_of(&mut containers, &record.container)?;
+            .flat_map(|(index, order)| order.records.iter().map(move |record| (index, order.origin, record)));
+        for (index, origin, record) in records {
+            let (number, first_hash) = number_of(&mut containers, keeping, &record.container)?;
             let (previous, known) = match checkpoints.get(number)? {
                 Some(row) => (row.value().0, postcard::from_bytes::<Checkpoint>(row.value().1).ok()),
                 None => (first_hash, None),
             };
-            if known.is_some_and(|known| known.ended || known == record.after) {
+            let again = |known: Checkpoint| match origin {
+                Origin::Meter => known == record.after,
+                Origin::Outbox => known.next_sequence >= record.after.next_sequence,
+            };
+            if known.is_some_and(|known| known.ended || again(known)) {
                 // Told before.
                 continue;
             }
             let first = Checkpoint::start(record.container.started_at);
             if record.before != known.unwrap_or(first) {
-                gaps.push(index);
-                continue;
+                if origin == Origin::Meter {
+                    gaps.push(index);
+                    continue;
+                }
+                // An outbox gave those away long ago: this ledger was set back. What comes now is still true.
+                tracing::error!(container = %record.container.container_id, "earlier readings of a container are missing");
             }
             let encoded = encode(&record.reading);
             let hash = hash(&previous, &encoded);
-            readings.insert((number, record.reading.start_ns, record.reading.sequence), (hash, encoded.as_slice()))?;
+            match keeping {
+                Keeping::Ledger => {
+                    let key = (number, record.reading.start_ns, record.reading.sequence);
+                    readings.insert(key, (hash, encoded.as_slice()))?;
+                }
+                Keeping::Outbox => crate::outbox::put(&mut outbox, record)?,
+            }
             checkpoints.insert(number, (hash, encode(&record.after).as_slice()))?;
         }
     }
@@ -255,13 +289,24 @@ fn commit(database: &Database, orders: &[Order]) -> Result<Vec<usize>, redb::Err
 /// A container's number and the hash that its chain begins with; a new container gets the next number.
 fn number_of(
     containers: &mut redb::Table<'_, &'static str, (u64, &'static [u8])>,
+    keeping: Keeping,
     container: &Meterable,
 ) -> Result<(u64, Hash), redb::Error> {
     if let Some(known) = containers.get(container.container_id.as_str())? {
         let (number, description) = known.value();
         return Ok((number, hash(&[0; 32], description)));
     }
-    let number = containers.len()?;
+    // Without gaps, unless it is an outbox, which forgets what has ended.
+    let number = match keeping {
+        Keeping::Ledger => containers.len()?,
+        Keeping::Outbox => {
+            let mut next = 0;
+            for row in containers.iter()? {
+                next = next.max(row?.1.value().0 + 1);
+            }
+            next
+        }
+    };
     let description = serde_json::to_vec(container).expect("plain data is always JSON");
     containers.insert(container.container_id.as_str(), (number, description.as_slice()))?;
     Ok((number, hash(&[0; 32], &description)))

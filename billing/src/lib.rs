@@ -8,6 +8,7 @@
 pub mod http;
 mod ledger;
 mod meter;
+mod outbox;
 pub mod price;
 pub mod rate;
 mod reader;
@@ -24,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use ledger::Error as LedgerError;
+pub use outbox::{Delivery, Parcel};
 pub use reading::Reading;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Origin};
 use crate::meter::Meter;
 use crate::price::PriceBook;
 
@@ -39,6 +41,18 @@ pub struct BillingConfig {
     pub prices: PriceBook,
     /// How often the counters are read.
     pub interval: Duration,
+    /// What becomes of readings.
+    pub keeping: Keeping,
+}
+
+/// What becomes of readings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// They stay for ever.
+    #[default]
+    Ledger,
+    /// They wait to be delivered to another machine's ledger.
+    Outbox,
 }
 
 /// A container whose usage is billed.
@@ -125,7 +139,7 @@ pub struct Billing {
 impl Billing {
     /// Opens the ledger, or makes one.
     pub fn open(config: BillingConfig) -> Result<Arc<Self>, Error> {
-        let ledger = Ledger::open(&config.dir)?;
+        let ledger = Ledger::open(&config.dir, config.keeping)?;
         Ok(Arc::new(Self {
             meter: Meter::new(),
             ledger,
@@ -152,7 +166,7 @@ impl Billing {
             let _turn = self.take_turn();
             let checkpoint = self.ledger.checkpoint(&container.container_id)?;
             let Some(reading) = self.meter.finish(container, checkpoint, end) else { return Ok(()) };
-            self.ledger.write(vec![reading])
+            self.ledger.write(vec![reading], Origin::Meter)
         };
         pending.written().await.map_err(|(_, error)| error)
     }
@@ -177,13 +191,32 @@ impl Billing {
             if readings.is_empty() {
                 return;
             }
-            self.ledger.write(readings)
+            self.ledger.write(readings, Origin::Meter)
         };
         if let Err((unwritten, error)) = pending.written().await {
             tracing::error!(%error, "the ledger took no readings; the next ones make up for them");
             let _turn = self.take_turn();
             self.meter.take_back(&unwritten, |container| self.ledger.checkpoint(container));
         }
+    }
+
+    /// Takes another machine's readings: returns when they are durable. Telling them again does no harm.
+    pub async fn take(&self, delivery: Delivery) -> Result<(), LedgerError> {
+        if let Some(mistake) = delivery.mistake() {
+            return Err(LedgerError::Damaged(mistake));
+        }
+        self.meter.heard(&delivery.records);
+        self.ledger.write(delivery.records, Origin::Outbox).written().await.map_err(|(_, error)| error)
+    }
+
+    /// What is to be delivered next, in an outbox; none when all is.
+    pub fn parcel(&self) -> Result<Option<Parcel>, LedgerError> {
+        self.ledger.parcel()
+    }
+
+    /// Forgets what was delivered: only once the other ledger has it for good.
+    pub fn delivered(&self, parcel: &Parcel) -> Result<(), LedgerError> {
+        self.ledger.delivered(parcel)
     }
 
     /// Readings reach the ledger in the order in which they were made: whoever makes one queues it before the next turn.

@@ -17,12 +17,17 @@ use crate::{End, Meterable};
 /// is constant needs no second record to be exact.
 const LONGEST_QUIET: Duration = Duration::from_secs(300);
 
+/// After this time without a reading, another machine's container is as it was.
+const SILENCE_NS: i64 = 15_000_000_000;
+
 /// How far the meter's clock and the machine's may be apart.
 const LARGEST_DRIFT_NS: u64 = 1_000_000_000;
 
 /// The running containers.
 pub(crate) struct Meter {
     running: Mutex<HashMap<String, Running>>,
+    /// Containers of other machines, as far as their readings tell.
+    elsewhere: Mutex<HashMap<String, Elsewhere>>,
     arrived: Notify,
     clock: Clock,
 }
@@ -34,9 +39,15 @@ struct Running {
     looks: Looks,
 }
 
+struct Elsewhere {
+    container: Meterable,
+    last: Checkpoint,
+    looks: Looks,
+}
+
 impl Meter {
     pub(crate) fn new() -> Self {
-        Self { running: Mutex::default(), arrived: Notify::new(), clock: Clock::start() }
+        Self { running: Mutex::default(), elsewhere: Mutex::default(), arrived: Notify::new(), clock: Clock::start() }
     }
 
     /// Begins to look at a container, from `checkpoint` on if an earlier process has looked at it.
@@ -116,7 +127,38 @@ impl Meter {
 
     /// What the running containers use now.
     pub(crate) fn usage(&self) -> Vec<Usage> {
-        self.running().values().filter_map(|running| running.looks.usage(&running.container)).collect()
+        let mut all: Vec<_> =
+            self.running().values().filter_map(|running| running.looks.usage(&running.container)).collect();
+        let now_ns = self.clock.now_ns();
+        for elsewhere in self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            let Elsewhere { container, last, looks } = elsewhere;
+            if now_ns - last.at_ns > SILENCE_NS {
+                // What doesn't change isn't told.
+                looks.push(now_ns, last.cpu_ns, last.memory_bytes.unwrap_or(0));
+            }
+            all.extend(looks.usage(container));
+        }
+        all
+    }
+
+    /// Readings of another machine's containers.
+    pub(crate) fn heard(&self, records: &[Record]) {
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        for Record { container, after, .. } in records {
+            if after.ended {
+                elsewhere.remove(&container.container_id);
+                continue;
+            }
+            let known = elsewhere.entry(container.container_id.clone()).or_insert_with(|| Elsewhere {
+                container: container.clone(),
+                last: *after,
+                looks: Looks::default(),
+            });
+            if after.at_ns >= known.last.at_ns {
+                known.last = *after;
+                known.looks.push(after.at_ns, after.cpu_ns, after.memory_bytes.unwrap_or(0));
+            }
+        }
     }
 
     /// Forgets readings that could not be written: the next ones begin where the ledger ends.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use carob_billing::price::PriceBook;
 use carob_billing::report::{GroupBy, Query, Report};
-use carob_billing::{Billing, BillingConfig, Counters, End, Meterable, Requests};
+use carob_billing::{Billing, BillingConfig, Counters, End, Keeping, Meterable, Requests};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
@@ -17,7 +17,13 @@ fn open(dir: &Path) -> Arc<Billing> {
 
 fn open_with(dir: &Path, prices: &str) -> Arc<Billing> {
     let prices = PriceBook::parse(prices).unwrap();
-    Billing::open(BillingConfig { dir: dir.join("ledger"), prices, interval: Duration::from_secs(1) }).unwrap()
+    Billing::open(BillingConfig {
+        dir: dir.join("ledger"),
+        prices,
+        interval: Duration::from_secs(1),
+        keeping: Keeping::Ledger,
+    })
+    .unwrap()
 }
 
 /// A container whose counters are plain files.
@@ -115,8 +121,12 @@ async fn cpu_that_was_used_while_no_process_looked_is_in_the_next_reading() {
 
 /// The writer thread of a dropped ledger lets go of the file a moment later.
 async fn reopen(dir: &Path) -> Arc<Billing> {
-    let config =
-        BillingConfig { dir: dir.join("ledger"), prices: PriceBook::default(), interval: Duration::from_secs(1) };
+    open_again(&dir.join("ledger"), Keeping::Ledger).await
+}
+
+async fn open_again(dir: &Path, keeping: Keeping) -> Arc<Billing> {
+    let (prices, interval) = (PriceBook::default(), Duration::from_secs(1));
+    let config = BillingConfig { dir: dir.to_owned(), prices, interval, keeping };
     for _ in 0..500 {
         if let Ok(billing) = Billing::open(config.clone()) {
             return billing;
@@ -253,4 +263,62 @@ proptest! {
             assert_eq!(billing.ledger().verify().unwrap(), usage.len() as u64);
         });
     }
+}
+
+/// A worker's outbox, whose readings the test carries to the ledger.
+async fn outbox(dir: &Path) -> Arc<Billing> {
+    open_again(&dir.join("outbox"), Keeping::Outbox).await
+}
+
+#[tokio::test]
+async fn readings_of_another_machine_arrive_exactly_once_whoever_crashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let started = a_minute_ago();
+    let fake = Fake::new("far", "far", started);
+    let (mut worker, mut ledger) = (outbox(folder.path()).await, open(folder.path()));
+    worker.container_started(fake.meterable.clone());
+    for step in 1..=4_u64 {
+        fake.set(step * 250_000, 1 << 20);
+        worker.read_all().await;
+        let parcel = worker.parcel().unwrap().expect("a reading waits");
+        let sent = serde_json::to_vec(&parcel.delivery).unwrap();
+        let deliver = || serde_json::from_slice(&sent).unwrap();
+        match step {
+            // It arrives, and the answer is lost.
+            1 => ledger.take(deliver()).await.unwrap(),
+            // The gateway dies before and after it.
+            2 => {
+                drop(ledger);
+                ledger = reopen(folder.path()).await;
+                ledger.take(deliver()).await.unwrap();
+                drop(ledger);
+                ledger = reopen(folder.path()).await;
+            }
+            // The worker dies with all that it has not delivered.
+            3 => {
+                drop(worker);
+                worker = outbox(folder.path()).await;
+                worker.container_started(fake.meterable.clone());
+            }
+            _ => {}
+        }
+        ledger.take(deliver()).await.unwrap();
+        if step > 1 {
+            worker.delivered(&parcel).unwrap();
+        }
+    }
+    let end = End { finished_at: Timestamp::now(), unknown: false, cpu_ns: 1_500_000_000, memory_peak_bytes: 1 << 20 };
+    worker.container_exited(fake.meterable.clone(), end).await.unwrap();
+    let parcel = worker.parcel().unwrap().expect("the last reading");
+    ledger.take(serde_json::from_slice(&serde_json::to_vec(&parcel.delivery).unwrap()).unwrap()).await.unwrap();
+    worker.delivered(&parcel).unwrap();
+    assert!(worker.parcel().unwrap().is_none(), "nothing is left");
+    // Told again, as by a worker that died before it removed the container.
+    worker.container_exited(fake.meterable.clone(), end).await.unwrap();
+    if let Some(parcel) = worker.parcel().unwrap() {
+        ledger.take(parcel.delivery).await.unwrap();
+    }
+    let report = run(&ledger, &query());
+    assert_eq!(report.total.cpu_nanoseconds, 1_500_000_000);
+    ledger.ledger().verify().unwrap();
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use carob_edge::IpNet;
@@ -10,6 +11,8 @@ use carob_image::RegistryConfig;
 use carob_network::Ipv4Net;
 use carob_worker::{CredentialProviders, NodeSettings};
 use serde::Deserialize;
+
+use crate::agent::Owner;
 
 /// Settings of one Carob. Unknown ones are refused.
 #[derive(Debug, Default, Deserialize)]
@@ -27,8 +30,27 @@ pub struct ConfigFile {
     pub runtimes: BTreeMap<String, PathBuf>,
     /// When pods are evicted and unused images removed, and what pods may ask of the node.
     pub node: NodeSettings,
+    /// For how many seconds a node may be silent before it counts as lost and its pods are replaced: 15 to 3600, 50 where
+    /// it isn't given. Nodes are heard every ten seconds.
+    pub node_grace_seconds: Option<NodeGrace>,
     /// The price book; list prices of 0 where it isn't given.
     pub price_book: Option<PathBuf>,
+}
+
+/// How long a node may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct NodeGrace(pub Duration);
+
+impl TryFrom<u64> for NodeGrace {
+    type Error = String;
+
+    fn try_from(seconds: u64) -> Result<Self, String> {
+        match seconds {
+            15..=3600 => Ok(Self(Duration::from_secs(seconds))),
+            _ => Err(format!("{seconds} is not from 15 to 3600")),
+        }
+    }
 }
 
 /// Settings of the pods' network.
@@ -120,8 +142,17 @@ impl ConfigFile {
         Ok(config)
     }
 
+    /// What is of workers alone.
+    pub fn owner(&self) -> Result<Owner> {
+        Ok(Owner {
+            runtimes: self.runtimes.clone(),
+            credential_providers: self.credential_providers()?,
+            settings: self.node.clone(),
+        })
+    }
+
     /// The programs that know registries' credentials.
-    pub fn credential_providers(&self) -> Result<CredentialProviders> {
+    fn credential_providers(&self) -> Result<CredentialProviders> {
         let NodeSettings {
             image_credential_provider_config: file, image_credential_provider_bin_dir: programs, ..
         } = &self.node;

@@ -61,8 +61,31 @@ impl DataDir {
         self.0.join("volumes")
     }
 
-    pub fn sandboxes(&self) -> PathBuf {
-        self.0.join("sandboxes")
+    /// Where further workers keep what is their own, each in a folder of its number.
+    fn further(&self) -> PathBuf {
+        self.0.join("workers")
+    }
+
+    /// What the worker of this number keeps to itself, from 1 on.
+    pub fn worker(&self, number: u8) -> WorkerDir {
+        let root = if number == 1 { self.0.clone() } else { self.further().join(number.to_string()) };
+        WorkerDir { number, root }
+    }
+
+    /// The workers that there are or were, the first one first.
+    pub fn workers(&self) -> Result<Vec<WorkerDir>> {
+        let mut numbers = vec![1];
+        match fs::read_dir(self.further()) {
+            Ok(entries) => {
+                for entry in entries {
+                    numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u8>().ok()));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.further().display())),
+        }
+        numbers.sort_unstable();
+        Ok(numbers.into_iter().map(|number| self.worker(number)).collect())
     }
 
     fn instance_file(&self) -> PathBuf {
@@ -111,6 +134,38 @@ impl DataDir {
         serde_json::to_writer_pretty(&mut file, instance)?;
         file.sync_all()?;
         fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// What one of a machine's workers keeps to itself.
+#[derive(Clone, Debug)]
+pub struct WorkerDir {
+    /// From 1 on.
+    pub number: u8,
+    root: PathBuf,
+}
+
+impl WorkerDir {
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn sandboxes(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// By what its cgroups are named.
+    pub fn instance(&self, carob: &str) -> String {
+        if self.number == 1 { carob.to_owned() } else { format!("{carob}w{}", self.number) }
+    }
+
+    /// The name of its node, of the first one's.
+    pub fn node(&self, first: &str) -> String {
+        if self.number == 1 { first.to_owned() } else { format!("{first}-{}", self.number) }
     }
 }
 
@@ -175,6 +230,21 @@ mod tests {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         DataDir::create(folder.path()).unwrap();
         assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn further_workers_are_found_by_their_folders_and_named_after_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::create(folder.path()).unwrap();
+        for number in [10, 2] {
+            fs::create_dir_all(dir.worker(number).root()).unwrap();
+        }
+        let all = dir.workers().unwrap();
+        assert_eq!(all.iter().map(|worker| worker.number).collect::<Vec<_>>(), [1, 2, 10]);
+        assert_eq!(all[0].root(), dir.root());
+        let names = |worker: &WorkerDir| (worker.node("farm"), worker.instance("0123abcd"));
+        assert_eq!(names(&all[0]), ("farm".to_owned(), "0123abcd".to_owned()));
+        assert_eq!(names(&all[2]), ("farm-10".to_owned(), "0123abcdw10".to_owned()));
     }
 
     #[test]

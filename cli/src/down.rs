@@ -6,21 +6,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
-use carob_billing::{Billing, BillingConfig};
+use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_image::{Images, RegistryConfig};
 use carob_network::Network;
 use carob_sandbox::{Runtime, RuntimeConfig};
-use carob_worker::Unobserved;
+use carob_worker::{ContainerObserver, Unobserved};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::DataDirOption;
-use crate::data_dir::{DataDir, Lock, Locked};
+use crate::agent;
+use crate::data_dir::{DataDir, Lock, Locked, WorkerDir};
+use crate::remote;
 use crate::wiring::LastReadings;
 
 /// How long a running gateway may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What pods of a worker that is no longer wanted get to stop by themselves.
+const RETIRING_GRACE: Duration = Duration::from_secs(10);
 /// How long a ledger that can't be opened is tried again.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -58,60 +62,106 @@ pub async fn run(options: Options) -> Result<()> {
         return Ok(());
     };
     let _lock = stop_gateway(&dir).await?;
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: instance.id.clone(), exe };
-    if let Err(error) = stop_pods(&dir, runtime_config.clone(), Duration::from_secs(options.grace.into())).await {
+    let workers = dir.workers()?;
+    let spawner = |worker: &WorkerDir| agent::spawner(worker, &instance.id);
+    let spawners = workers.iter().map(spawner).collect::<Result<Vec<_>>>()?;
+    if let Err(error) = stop_pods(&dir, &spawners, Duration::from_secs(options.grace.into())).await {
         if error.is::<Unbilled>() && !options.force {
             return Err(error);
         }
         eprintln!("carob: pods could not be stopped in order, they are killed: {error:#}");
     }
-    carob_sandbox::teardown(runtime_config).await.context("cannot remove the sandboxes")?;
-    Network::teardown(&instance.id).await.context("cannot remove the network")?;
-    let pods = dir.root().join("pods");
-    if pods.exists() {
-        carob_sandbox::remove_tree(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
+    for (worker, spawner) in workers.iter().zip(spawners) {
+        remove_sandboxes(worker, spawner).await?;
     }
+    Network::teardown(&instance.id).await.context("cannot remove the network")?;
     release_images(&dir).await.context("cannot release the containers' images")?;
+    remote::worker::forget_place(&dir)?;
     // Another Carob may take the pods' addresses meanwhile: the next start looks for free ones.
     instance.pod_cidr = None;
     dir.save_instance(&instance)?;
     println!(
-        "stopped; objects, images and the ledger stay in {}: carob up starts the pods again",
-        dir.root().display()
+        "stopped; objects, images and the ledger stay in {}: carob {} starts the pods again",
+        dir.root().display(),
+        if remote::worker::is_one(&dir) { "worker" } else { "up" }
     );
     Ok(())
 }
 
-/// Stops the pods as a worker would, so that their last usage is in the ledger.
-async fn stop_pods(dir: &DataDir, runtime: RuntimeConfig, grace: Duration) -> Result<()> {
-    if !runtime.dir.exists() {
-        return Ok(());
+/// Removes what is left of a worker's pods.
+async fn remove_sandboxes(worker: &WorkerDir, spawner: RuntimeConfig) -> Result<()> {
+    carob_sandbox::teardown(spawner).await.context("cannot remove the sandboxes")?;
+    let pods = worker.pods();
+    if pods.exists() {
+        carob_sandbox::remove_tree(&pods).with_context(|| format!("cannot remove {}", pods.display()))?;
     }
-    let (runtime, pods, exits) = Runtime::start(runtime).await.context("cannot reach the spawner")?;
-    let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: dir.sandboxes(), cause };
-    let (stuck, written) = match open_ledger(dir).await {
-        Ok(billing) => {
-            let observer = LastReadings::new(billing);
-            let stuck = carob_worker::drain(&runtime, pods, exits, &observer, grace).await;
-            (stuck, observer.outcome().map_err(anyhow::Error::from))
-        }
-        // Who says that the pods are stopped has to stop them.
-        Err(error) => (carob_worker::drain(&runtime, pods, exits, &Unobserved, grace).await, Err(error.into())),
+    Ok(())
+}
+
+/// Stops the pods as their workers would, so that their last usage is in the ledger.
+async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], grace: Duration) -> Result<()> {
+    let spawners: Vec<_> = spawners.iter().filter(|spawner| spawner.dir.exists()).collect();
+    let Some(first) = spawners.first() else { return Ok(()) };
+    let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: first.dir.clone(), cause };
+    let ledger = open_ledger(dir).await;
+    let readings = ledger.as_ref().ok().map(|billing| LastReadings::new(Arc::clone(billing)));
+    // Who says that the pods are stopped has to stop them, also where the ledger can't be had.
+    let observer: &dyn ContainerObserver = match &readings {
+        Some(readings) => readings,
+        None => &Unobserved,
     };
-    written.map_err(unbilled)?;
-    if stuck > 0 {
-        bail!("{stuck} containers did not end");
+    let stopping = spawners.iter().map(|spawner| stop_pods_of((*spawner).clone(), observer, grace));
+    let stopped = futures::future::join_all(stopping).await;
+    match readings {
+        Some(readings) => readings.outcome().map_err(anyhow::Error::from),
+        None => ledger.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error}")),
     }
-    runtime.shutdown().await.context("cannot end the spawner")
+    .map_err(unbilled)?;
+    if let (true, Ok(outbox)) = (remote::worker::is_one(dir), &ledger)
+        && let Err(error) = remote::worker::settle(dir, outbox).await
+    {
+        eprintln!(
+            "carob: the last usage waits in {} until the worker is started again: {error:#}",
+            dir.ledger().display()
+        );
+    }
+    for runtime in stopped {
+        runtime?.shutdown().await.context("cannot end the spawner")?;
+    }
+    Ok(())
+}
+
+/// Stops the pods of one spawner, which has nothing to do after that.
+async fn stop_pods_of(spawner: RuntimeConfig, observer: &dyn ContainerObserver, grace: Duration) -> Result<Runtime> {
+    let (runtime, pods, exits) = Runtime::start(spawner).await.context("cannot reach the spawner")?;
+    match carob_worker::drain(&runtime, pods, exits, observer, grace).await {
+        0 => Ok(runtime),
+        stuck => bail!("{stuck} containers did not end"),
+    }
+}
+
+/// Ends a worker of an earlier start that this one doesn't have: its pods are stopped, what they used is told to
+/// `observer`, and nothing of it is kept.
+pub async fn retire(worker: &WorkerDir, spawner: RuntimeConfig, observer: &dyn ContainerObserver) -> Result<()> {
+    let doing = || format!("cannot end the worker {} of an earlier start", worker.number);
+    if spawner.dir.exists() {
+        let runtime = stop_pods_of(spawner.clone(), observer, RETIRING_GRACE).await.with_context(doing)?;
+        runtime.shutdown().await.with_context(doing)?;
+    }
+    remove_sandboxes(worker, spawner).await.with_context(doing)?;
+    carob_sandbox::remove_tree(worker.root()).with_context(doing)
 }
 
 /// A gateway that is ending may still be closing it.
 async fn open_ledger(dir: &DataDir) -> Result<Arc<Billing>, carob_billing::Error> {
     let begin = Instant::now();
     loop {
-        let config =
-            BillingConfig { dir: dir.ledger(), prices: PriceBook::default(), interval: Duration::from_secs(1) };
+        let config = BillingConfig {
+            dir: dir.ledger(),
+            prices: PriceBook::default(),
+            interval: Duration::from_secs(1),
+            keeping: if remote::worker::is_one(dir) { Keeping::Outbox } else { Keeping::Ledger },
+        };
         match Billing::open(config) {
             Err(_) if begin.elapsed() < LEDGER_PATIENCE => tokio::time::sleep(Duration::from_millis(50)).await,
             other => return other,

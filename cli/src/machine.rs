@@ -9,10 +9,8 @@ const WINDOW_SECONDS: f64 = 5.0;
 /// The kernel counts CPU time in hundredths of a second for programs.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The machine that a node is.
+/// The machine, as it is used.
 pub struct Machine {
-    /// The node's name.
-    pub node: String,
     looks: Mutex<Looks>,
 }
 
@@ -36,9 +34,9 @@ pub struct MachineUsage {
 }
 
 impl Machine {
-    pub fn new(node: String) -> Self {
+    pub fn new() -> Self {
         let now = Look { at: Timestamp::now(), busy_ticks: busy_ticks().unwrap_or(0) };
-        Self { node, looks: Mutex::new(Looks { before: now, last: now }) }
+        Self { looks: Mutex::new(Looks { before: now, last: now }) }
     }
 
     /// The rate since an earlier look; none if the kernel doesn't say.

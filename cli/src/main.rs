@@ -1,5 +1,7 @@
 //! `carob`: the command that wires the crates together.
 
+mod agent;
+mod annex;
 mod bill;
 mod check;
 mod config;
@@ -9,7 +11,11 @@ mod image;
 mod machine;
 mod memory;
 mod metrics;
+mod nodes;
+mod remote;
 mod rest;
+mod site;
+mod tasks;
 mod up;
 mod wiring;
 
@@ -31,6 +37,10 @@ struct Cli {
 enum Command {
     /// Run the gateway, the controllers, a worker and billing, until SIGTERM; pods go on running after that.
     Up(up::Options),
+    /// Run a worker of a gateway on another machine, until SIGTERM; pods go on running after that.
+    Worker(remote::worker::Options),
+    /// Let workers join: make their tokens.
+    Token(remote::token::Options),
     /// Stop the pods of a data directory and remove all that Carob made on this machine for them.
     Down(down::Options),
     /// Say what this machine lacks, item by item, and what that costs.
@@ -65,6 +75,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    // Whatever speaks TLS in this process does it with the same library.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
@@ -75,6 +87,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Down(options) => {
                 log_to_stderr("warn");
                 down::run(options).await.map(|()| ExitCode::SUCCESS)
+            }
+            Command::Worker(options) => {
+                log_to_stderr("info");
+                Box::pin(remote::worker::run(options)).await.map(|()| ExitCode::SUCCESS)
+            }
+            Command::Token(options) => {
+                log_to_stderr("warn");
+                remote::token::run(options).await.map(|()| ExitCode::SUCCESS)
             }
             Command::Bill(options) => {
                 log_to_stderr("warn");

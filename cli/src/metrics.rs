@@ -38,11 +38,12 @@ struct Wanted {
 struct Source {
     billing: Arc<Billing>,
     machine: Arc<Machine>,
+    nodes: Arc<[String]>,
 }
 
-/// The group, served for the node of this machine.
-pub fn extension(billing: Arc<Billing>, node: String) -> Extension {
-    let source = Source { billing, machine: Arc::new(Machine::new(node)) };
+/// The group, served for the nodes of this machine.
+pub fn extension(billing: Arc<Billing>, names: Vec<String>) -> Extension {
+    let source = Source { billing, machine: Arc::new(Machine::new()), nodes: names.into() };
     let router = Router::new()
         .route("/nodes", get(nodes))
         .route("/nodes/{name}", get(node_named))
@@ -56,11 +57,11 @@ pub fn extension(billing: Arc<Billing>, node: String) -> Extension {
 }
 
 async fn nodes(State(source): State<Source>, Query(wanted): Query<Wanted>) -> Response {
-    list("NodeMetricsList", source.node().into_iter().collect(), &wanted)
+    list("NodeMetricsList", source.nodes(), &wanted)
 }
 
 async fn node_named(State(source): State<Source>, Path(name): Path<String>) -> Response {
-    let found = source.node().filter(|node| node["metadata"]["name"] == name.as_str());
+    let found = source.nodes().into_iter().find(|node| node["metadata"]["name"] == name.as_str());
     one(found, "nodes", &name)
 }
 
@@ -103,14 +104,24 @@ fn list(kind: &str, mut items: Vec<Value>, wanted: &Wanted) -> Response {
 }
 
 impl Source {
-    fn node(&self) -> Option<Value> {
-        let usage = self.machine.usage()?;
-        let meta = json!({"name": self.machine.node, "creationTimestamp": second(Timestamp::now())});
-        Some(json!({
-            "kind": "NodeMetrics", "apiVersion": API_VERSION, "metadata": meta,
-            "timestamp": second(usage.at), "window": window(usage.window_seconds),
-            "usage": amounts(usage.cpu_nanocores, usage.memory_bytes),
-        }))
+    /// The machine's usage is that of the one node it is; of several, each has what its containers use.
+    fn nodes(&self) -> Vec<Value> {
+        if let [name] = &*self.nodes {
+            let usage = self.machine.usage().into_iter();
+            return usage
+                .map(|usage| node(name, usage.at, usage.window_seconds, usage.cpu_nanocores, usage.memory_bytes))
+                .collect();
+        }
+        let all = self.billing.usage();
+        let sum = |name: &String| {
+            let of = || all.iter().filter(|usage| usage.node == *name);
+            let window = of().map(|usage| usage.window_seconds).fold(f64::INFINITY, f64::min);
+            let at = of().map(|usage| usage.at).min().unwrap_or_else(Timestamp::now);
+            let (cpu, memory) =
+                (of().map(|usage| usage.cpu_nanocores).sum(), of().map(|usage| usage.memory_bytes).sum());
+            node(name, at, if window.is_finite() { window } else { 0.0 }, cpu, memory)
+        };
+        self.nodes.iter().map(sum).collect()
     }
 
     fn pods(&self, namespace: Option<&str>) -> Vec<Value> {
@@ -122,6 +133,14 @@ impl Source {
         }
         by_pod.into_iter().map(|((namespace, name), containers)| pod(&namespace, &name, containers)).collect()
     }
+}
+
+fn node(name: &str, at: Timestamp, window_seconds: f64, cpu_nanocores: u64, memory_bytes: u64) -> Value {
+    json!({
+        "kind": "NodeMetrics", "apiVersion": API_VERSION,
+        "metadata": {"name": name, "creationTimestamp": second(Timestamp::now())},
+        "timestamp": second(at), "window": window(window_seconds), "usage": amounts(cpu_nanocores, memory_bytes),
+    })
 }
 
 fn pod(namespace: &str, name: &str, mut containers: Vec<Usage>) -> Value {

@@ -1,49 +1,38 @@
 //! `carob up`: gateway, controllers, worker and billing in one process.
 
-use std::fs::File;
-use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
-use std::ops::RangeInclusive;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
-use carob_billing::{Billing, BillingConfig};
+use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_edge::Edge;
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
-use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
-use carob_sandbox::{Runtime, RuntimeConfig};
+use carob_network::Ipv4Net;
 use carob_store::redb::RedbStore;
-use carob_worker::{ClusterInfo, Worker, WorkerConfig};
-use nix::fcntl::{Flock, FlockArg};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use carob_worker::Share;
 
 use crate::DataDirOption;
+use crate::agent::{self, Clients, Plan};
+use crate::annex::Annex;
 use crate::config::ConfigFile;
-use crate::data_dir::{DataDir, Instance, random_id};
+use crate::data_dir::{DataDir, WorkerDir};
+use crate::down::retire;
 use crate::metrics;
+use crate::nodes;
+use crate::remote::dial::Nodes;
+use crate::remote::facts::Facts;
 use crate::rest;
-use crate::wiring::{LocalNode, Metered};
+use crate::site::{CLUSTER_DOMAIN, METER_INTERVAL, PodNetwork, Site, Wanted, node_name, raise_open_files};
+use crate::tasks::Tasks;
+use crate::wiring::{LocalNodes, Metered};
 
-/// What pods are told of the cluster's names.
-const CLUSTER_DOMAIN: &str = "cluster.local";
-/// The port of the `kubernetes` service.
-const API_SERVICE_PORT: u16 = 443;
-/// The port of the `kube-dns` service.
-const DNS_PORT: u16 = 53;
-/// How often the meter reads the counters.
-const METER_INTERVAL: Duration = Duration::from_secs(1);
-/// Held while a Carob chooses addresses that no other has.
-const MACHINE_LOCK: &str = "/run/carob.lock";
 /// Every kubeconfig of Carob's says so.
 const OUR_CONTEXT: &str = "current-context: carob";
-/// How long everything may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Workers that one process may have.
+const MOST_WORKERS: i64 = 32;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -61,8 +50,9 @@ pub struct Options {
     /// Services' addresses [default: the first free /16 from 10.96.0.0/16 on]
     #[arg(long, value_name = "CIDR")]
     service_cidr: Option<Ipv4Net>,
-    /// Workers in this process: 1, or 0 for a gateway alone.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1), value_name = "N")]
+    /// Workers in this process, which share the machine out equally: 0 is a gateway alone, and each beyond the first has a
+    /// network namespace of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=MOST_WORKERS), value_name = "N")]
     workers: u8,
     /// Further settings: registries, prices.
     #[arg(long, value_name = "FILE")]
@@ -77,7 +67,14 @@ pub async fn run(options: Options) -> Result<()> {
     raise_open_files();
     let listener = listen(options.listen)?;
     let address = listener.local_addr()?;
-    let (site, network) = claim_site(&dir, &options, address, config.network.open_metadata).await?;
+    let wanted = Wanted {
+        address,
+        pod_cidr: options.pod_cidr,
+        service_cidr: options.service_cidr,
+        workers: options.workers,
+        open_metadata: config.network.open_metadata,
+    };
+    let (site, network) = Site::claim(&dir, &wanted).await?;
     let mut tasks = Tasks::default();
 
     let store = RedbStore::open(dir.store(), carob_store::redb::Options::default())
@@ -86,15 +83,18 @@ pub async fn run(options: Options) -> Result<()> {
         Some(path) => PriceBook::read(path).with_context(|| format!("{} is no price book", path.display()))?,
         None => PriceBook::default(),
     };
-    let billing = Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL })?;
-    let node = LocalNode::default();
-    let measured = network.is_some().then(|| node_name.clone());
+    let billing =
+        Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL, keeping: Keeping::Ledger })?;
+    let nodes = Nodes::default();
+    let measured = (1..=site.workers()).map(|number| dir.worker(number).node(&node_name)).collect();
     let volumes = network.is_some().then(|| dir.volumes());
     let gateway = Arc::new(
-        gateway(&dir, &site, &store, &node, &billing, measured, std::mem::take(&mut config.cluster))
+        gateway(&dir, &site, &store, &nodes, &billing, measured, std::mem::take(&mut config.cluster))
             .await
             .context("cannot start the gateway")?,
     );
+    nodes.reach(&gateway).context("cannot reach workers on other machines")?;
+    Facts::of(&site).publish(&gateway.client("system:carob:up", &["system:masters"])).await?;
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
 
@@ -112,13 +112,11 @@ pub async fn run(options: Options) -> Result<()> {
         if !address.ip().is_unspecified() {
             listeners.push(listen(site.api_on_bridge().into())?);
         }
-        let worker = worker(&dir, &site, &gateway, &billing, (node_name, config), network).await?;
-        node.serve(worker.name, worker.agent.router());
-        gateway.register_metrics(|registry| worker.agent.register_metrics(registry));
-        tasks.spawn("worker", |stop| async move {
-            Box::pin(worker.agent.run(stop)).await;
-            Ok(())
-        });
+        let images = Images::open(&dir.images(), std::mem::take(&mut config.images))?;
+        let (site, gateway, billing, config, node) = (&site, &*gateway, &billing, &config, node_name.as_str());
+        let machine_address = Some(site.machine_address().unwrap_or_else(carob_worker::machine_address));
+        let workers = Workers { dir: &dir, site, gateway, billing, images, config, node, machine_address };
+        workers.start(network, &nodes.local, &mut tasks).await?;
     }
     tasks.spawn("meter", |stop| async move {
         billing.run(stop).await;
@@ -126,12 +124,15 @@ pub async fn run(options: Options) -> Result<()> {
     });
     let clients = Arc::clone(&gateway);
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| clients.client(user, groups));
+    let plain = carob_controllers::Options::default();
     let controller_options = carob_controllers::Options {
+        node_grace: config.node_grace_seconds.map_or(plain.node_grace, |grace| grace.0),
         root_ca: gateway.ca_certificate().to_owned(),
         authority: Some(gateway.signing_authority()),
         volumes,
         load_balancers,
-        ..carob_controllers::Options::default()
+        node_ranges: Some(site.node_ranges()),
+        ..plain
     };
     tasks.spawn(
         "controllers",
@@ -150,101 +151,33 @@ pub async fn run(options: Options) -> Result<()> {
     outcome
 }
 
-/// Where this Carob sits on the machine and its network.
-struct Site {
-    instance: Instance,
-    /// The pods' addresses.
-    pod_cidr: Ipv4Net,
-    /// Where the API is served.
-    address: SocketAddr,
-    /// The bridge's address.
-    bridge: Ipv4Addr,
-    /// The `kubernetes` service as pods see it.
-    service: SocketAddrV4,
-    /// The cluster's DNS as pods see it, and where it listens.
-    dns: Option<(SocketAddrV4, SocketAddrV4)>,
-}
-
-impl Site {
-    fn new(instance: Instance, pod_cidr: Ipv4Net, address: SocketAddr) -> Result<Self> {
-        let bridge = carob_network::gateway_of(pod_cidr)?;
-        let service = SocketAddrV4::new(first_host(instance.service_cidr), API_SERVICE_PORT);
-        Ok(Self { instance, pod_cidr, address, bridge, service, dns: None })
-    }
-
-    /// The DNS server's address among the Services: the tenth, as everywhere in Kubernetes.
-    fn dns_service(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(Ipv4Addr::from(u32::from(*self.service.ip()) + 9), DNS_PORT)
-    }
-
-    /// Where pods reach the API, whatever address it is served on for others.
-    fn api_on_bridge(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.bridge, self.address.port())
-    }
-}
-
-/// Chooses the addresses, at the first start, and sets up the pods' network on them. One Carob of the machine at a time
-/// does so: two that look at once would choose the same.
-async fn claim_site(
-    dir: &DataDir,
-    options: &Options,
-    address: SocketAddr,
-    open_metadata: bool,
-) -> Result<(Site, Option<PodNetwork>)> {
-    let _turn = tokio::task::spawn_blocking(machine_lock).await??;
-    let (instance, pod_cidr) = instance(dir, options)?;
-    let mut site = Site::new(instance, pod_cidr, address)?;
-    if options.workers == 0 {
-        return Ok((site, None));
-    }
-    let network = Network::start(NetworkConfig {
-        instance: site.instance.id.clone(),
-        pod_cidr: site.pod_cidr,
-        service_cidr: Some(site.instance.service_cidr),
-        open_metadata,
-    })
-    .await
-    .context("cannot set up the pods' network")?;
-    let dns = DnsSockets::bind(site.bridge).with_context(|| format!("cannot listen for DNS on {}", site.bridge))?;
-    site.dns = Some((site.dns_service(), dns.address()?));
-    Ok((site, Some(PodNetwork { network, dns })))
-}
-
-/// What pods need of the machine.
-struct PodNetwork {
-    network: Network,
-    dns: DnsSockets,
-}
-
-/// Waits for the other Carobs of this machine.
-fn machine_lock() -> Result<Flock<File>> {
-    let file = File::create(MACHINE_LOCK).with_context(|| format!("cannot open {MACHINE_LOCK}"))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("cannot lock {MACHINE_LOCK}"))
+/// The node that delivers readings.
+fn sender(request: &http::Extensions) -> Option<String> {
+    request.get::<carob_gateway::Requester>().and_then(|requester| requester.node().map(str::to_owned))
 }
 
 async fn gateway(
     dir: &DataDir,
     site: &Site,
     store: &RedbStore,
-    node: &LocalNode,
+    nodes: &Nodes,
     billing: &Arc<Billing>,
-    measured: Option<String>,
+    measured: Vec<String>,
     settings: carob_gateway::Settings,
 ) -> Result<Gateway, carob_gateway::Error> {
     let bill = Extension {
         prefix: carob_billing::http::PREFIX,
-        router: carob_billing::http::router(Arc::clone(billing)),
+        router: carob_billing::http::router(Arc::clone(billing))
+            .merge(carob_billing::http::deliveries(Arc::clone(billing), sender)),
         group: None,
     };
-    let metrics = measured.map(|node| metrics::extension(Arc::clone(billing), node));
+    let metrics = (!measured.is_empty()).then(|| metrics::extension(Arc::clone(billing), measured));
     Gateway::new(carob_gateway::Config {
         listen: vec![site.address],
-        extra_sans: vec![site.bridge.to_string(), site.service.ip().to_string()],
+        extra_sans: site.names(),
         pki_dir: dir.pki(),
         store: Arc::new(store.clone()),
-        dialer: Arc::new(node.clone()),
+        dialer: Arc::new(nodes.clone()),
         api_service: Some(carob_gateway::ApiService {
             service: site.service,
             endpoint: site.api_on_bridge(),
@@ -276,124 +209,83 @@ fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str) -> Edge
     })
 }
 
-/// A worker with its node's name.
-struct NamedWorker {
-    name: String,
-    agent: Arc<Worker>,
+/// What the workers of this machine are made of.
+struct Workers<'a> {
+    dir: &'a DataDir,
+    site: &'a Site,
+    gateway: &'a Gateway,
+    billing: &'a Arc<Billing>,
+    images: Images,
+    config: &'a ConfigFile,
+    /// The first one's node.
+    node: &'a str,
+    /// This machine's address.
+    machine_address: Option<IpAddr>,
 }
 
-async fn worker(
-    dir: &DataDir,
-    site: &Site,
-    gateway: &Gateway,
-    billing: &Arc<Billing>,
-    (name, config): (String, ConfigFile),
-    PodNetwork { network, dns }: PodNetwork,
-) -> Result<NamedWorker> {
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let runtime_config = RuntimeConfig { dir: dir.sandboxes(), instance: site.instance.id.clone(), exe };
-    let (runtime, recovered, exits) = Runtime::start(runtime_config).await.context("cannot start the spawner")?;
-    let credential_providers = config.credential_providers()?;
-    let agent = Worker::new(WorkerConfig {
-        node_name: name.clone(),
-        data_dir: dir.root().to_owned(),
-        client: gateway.client(&format!("system:node:{name}"), &["system:nodes"]),
-        services: gateway.client("system:kube-proxy", &[]),
-        policies: gateway.client("system:carob:network-policy", &[]),
-        runtime,
-        recovered,
-        exits,
-        images: Images::open(&dir.images(), config.images)?,
-        network: network.clone(),
-        observer: Arc::new(Metered(Arc::clone(billing))),
-        cluster: ClusterInfo {
-            api_service_ip: IpAddr::V4(*site.service.ip()),
-            api_port: site.service.port(),
-            ca_pem: gateway.ca_certificate().to_owned(),
-            cluster_domain: CLUSTER_DOMAIN.to_owned(),
-            dns_servers: site.dns.iter().map(|(service, _)| IpAddr::V4(*service.ip())).collect(),
-            load_balancers: config.network.pool(),
-            upstream_dns: config.network.resolvers.clone(),
-        },
-        dns: Some(dns),
-        runtimes: config.runtimes,
-        credential_providers,
-        settings: config.node,
-    })
-    .await
-    .context("cannot start the worker")?;
-    Ok(NamedWorker { name, agent })
-}
-
-/// Many containers mean many open counters and watches; the limit that a login shell gives is meant for people.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
-    {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+impl Workers<'_> {
+    fn plan(&self, worker: &WorkerDir) -> Result<Plan> {
+        let (site, gateway) = (self.site, self.gateway);
+        let node = worker.node(self.node);
+        Ok(Plan {
+            data_dir: worker.root().to_owned(),
+            profiles: agent::profiles(self.dir),
+            runtime: agent::spawner(worker, &site.instance.id)?,
+            pod_cidr: site.block(worker.number)?,
+            clients: Clients {
+                node: gateway.client(&format!("system:node:{node}"), &["system:nodes"]),
+                services: gateway.client("system:kube-proxy", &[]),
+                policies: gateway.client("system:carob:network-policy", &[]),
+            },
+            images: self.images.clone(),
+            images_dir: self.dir.images(),
+            observer: Arc::new(Metered(Arc::clone(self.billing))),
+            cluster: site.cluster(gateway.ca_certificate(), &self.config.network, worker.number),
+            share: Share { of: site.workers().into() },
+            address: site.machine_address().filter(|_| worker.number == 1),
+            annexed: self.machine_address.filter(|_| worker.number > 1),
+            serves: None,
+            machine: tokio::runtime::Handle::current(),
+            owner: self.config.owner()?,
+            node,
+        })
     }
-}
 
-/// What tells this Carob apart, kept from the first start on, and the pods' addresses.
-fn instance(dir: &DataDir, options: &Options) -> Result<(Instance, Ipv4Net)> {
-    let kept = dir.instance()?;
-    if let Some(kept) = &kept {
-        let service_cidr = Some(kept.service_cidr);
-        unchanged("--service-cidr", options.service_cidr, service_cidr, "Services have their addresses from it")?;
-        unchanged("--pod-cidr", options.pod_cidr, kept.pod_cidr, "carob down lets go of it")?;
-    }
-    let (id, service_cidr, pod_cidr) = if let Some(Instance { id, service_cidr, pod_cidr }) = kept {
-        (id, service_cidr, pod_cidr)
-    } else {
-        let id = random_id()?;
-        // Each has a range of its own: this machine, too, finds Services by their addresses.
-        let service_cidr = match options.service_cidr {
-            Some(cidr) => cidr.trunc(),
-            None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
-        };
-        (id, service_cidr, None)
-    };
-    let pod_cidr = match pod_cidr.or(options.pod_cidr) {
-        Some(cidr) => cidr.trunc(),
-        None => carob_network::free_cidr(
-            &id,
-            sixteens(POD_RANGES)
-                .filter(|candidate| !SERVICE_RANGES.contains(&candidate.network().octets()[1]))
-                .filter(|candidate| !overlap(*candidate, service_cidr)),
-        )?,
-    };
-    if overlap(pod_cidr, service_cidr) {
-        bail!("--pod-cidr {pod_cidr} and --service-cidr {service_cidr} overlap");
-    }
-    let instance = Instance { id, pod_cidr: Some(pod_cidr), service_cidr };
-    dir.save_instance(&instance)?;
-    Ok((instance, pod_cidr))
-}
-
-/// Second bytes of the ranges of pods and of Services where nobody chooses others.
-const POD_RANGES: RangeInclusive<u8> = 42..=250;
-const SERVICE_RANGES: RangeInclusive<u8> = 96..=127;
-
-fn sixteens(second: RangeInclusive<u8>) -> impl Iterator<Item = Ipv4Net> {
-    second.map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
-}
-
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other) || other.contains(&one)
-}
-
-fn unchanged(flag: &str, wanted: Option<Ipv4Net>, kept: Option<Ipv4Net>, why: &str) -> Result<()> {
-    match (wanted, kept) {
-        (Some(wanted), Some(kept)) if wanted.trunc() != kept => {
-            bail!("{flag} {wanted}: this data directory has {kept}; {why}")
+    /// Starts them, the first in the machine's own network, and has them answer for their pods.
+    async fn start(
+        &self,
+        PodNetwork { network, dns }: PodNetwork,
+        nodes: &LocalNodes,
+        tasks: &mut Tasks,
+    ) -> Result<()> {
+        let admin = self.gateway.client("system:carob:up", &["system:masters"]);
+        for gone in self.dir.workers()?.into_iter().filter(|worker| worker.number > self.site.workers()) {
+            let observer = Metered(Arc::clone(self.billing));
+            retire(&gone, agent::spawner(&gone, &self.site.instance.id)?, &observer).await?;
+            nodes::remove(&admin, &gone.node(self.node)).await?;
         }
-        _ => Ok(()),
+        let first = self.dir.worker(1);
+        nodes::settle(&admin, self.node, self.site.block(1)?).await?;
+        let agent = self.plan(&first)?.begin(network.clone(), Some(dns)).await?;
+        nodes.serve(self.node.to_owned(), agent.router(), tokio::runtime::Handle::current());
+        self.gateway.register_metrics(|registry| agent.register_metrics(registry));
+        tasks.spawn("worker", |stop| async move {
+            Box::pin(agent.run(stop)).await;
+            Ok(())
+        });
+        for number in 2..=self.site.workers() {
+            let worker = self.dir.worker(number);
+            let node = worker.node(self.node);
+            nodes::settle(&admin, &node, self.site.block(number)?).await?;
+            let annex = Annex::start(self.plan(&worker)?, &network, self.site.network(&worker)?)
+                .await
+                .with_context(|| format!("cannot start the worker {node}"))?;
+            let (router, threads) = annex.answers();
+            nodes.serve(node, router, threads);
+            tasks.spawn("worker", |stop| annex.run(stop));
+        }
+        Ok(())
     }
-}
-
-fn first_host(cidr: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(cidr.network()) + 1)
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
@@ -409,18 +301,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     address
-}
-
-fn node_name(configured: Option<String>) -> Result<String> {
-    let name = match configured {
-        Some(name) => name,
-        None => nix::unistd::gethostname().context("this machine has no host name")?.to_string_lossy().into_owned(),
-    };
-    let name = name.to_ascii_lowercase();
-    match carob_api::validation::names::dns1123_subdomain(&name).first() {
-        Some(problem) => bail!("nodeName {name:?}: {problem}"),
-        None => Ok(name),
-    }
 }
 
 /// Puts the kubeconfig in place, readable for its owner alone. A file that holds other clusters is not overwritten.
@@ -455,43 +335,4 @@ fn greet(address: SocketAddr, kubeconfig: &Path, data_dir: &Path) {
     println!();
     println!("SIGTERM ends the gateway and leaves pods running; this stops them:");
     println!("  carob down --data-dir {}", data_dir.display());
-}
-
-/// The parts of the process, which end together.
-#[derive(Default)]
-struct Tasks {
-    set: JoinSet<(&'static str, Result<()>)>,
-    stop: CancellationToken,
-}
-
-impl Tasks {
-    fn spawn<F>(&mut self, name: &'static str, start: impl FnOnce(CancellationToken) -> F)
-    where
-        F: Future<Output = Result<()>> + Send + 'static,
-    {
-        let work = start(self.stop.clone());
-        self.set.spawn(async move { (name, work.await) });
-    }
-
-    /// Waits for SIGTERM, SIGINT or the end of a part, then ends the others.
-    async fn until_told_to_stop(mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let first = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
-            ended = self.set.join_next() => ended,
-        };
-        self.stop.cancel();
-        let others = async { while self.set.join_next().await.is_some() {} };
-        if tokio::time::timeout(PATIENCE, others).await.is_err() {
-            tracing::warn!("some parts did not end within {} s", PATIENCE.as_secs());
-        }
-        match first {
-            None => Ok(()),
-            Some(Ok((name, Err(error)))) => Err(error.context(format!("the {name} failed"))),
-            Some(Ok((name, Ok(())))) => bail!("the {name} ended by itself"),
-            Some(Err(panic)) => Err(panic).context("a part of the process panicked"),
-        }
-    }
 }

@@ -1,8 +1,9 @@
 //! The two places where crates meet that don't know each other: the gateway reaches the worker's streams, and the worker
 //! tells billing of its containers.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,33 +14,33 @@ use carob_sandbox::{CgroupPaths, CgroupVersion};
 use carob_worker::{ContainerEnd, ContainerObserver, ObservedContainer};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use tokio::runtime::Handle;
 
 /// How much of a stream may be under way between the gateway and the worker of the same process.
 const PIPE_BYTES: usize = 64 << 10;
 
-/// Dials the worker of this process, over a pipe in memory on which it speaks HTTP as it would over the network.
+/// Dials the workers of this process, over pipes in memory on which they speak HTTP as they would over the network.
 #[derive(Clone, Default)]
-pub struct LocalNode {
-    worker: Arc<OnceLock<(String, Router)>>,
+pub struct LocalNodes {
+    workers: Arc<Mutex<HashMap<String, (Router, Handle)>>>,
 }
 
-impl LocalNode {
-    /// The worker that answers from now on.
-    pub fn serve(&self, node: String, router: Router) {
-        // The first worker stays: there is one per process.
-        let _ = self.worker.set((node, router));
+impl LocalNodes {
+    /// A worker that answers from now on, on its own threads.
+    pub fn serve(&self, node: String, router: Router, threads: Handle) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (router, threads));
     }
 }
 
 #[async_trait]
-impl NodeDialer for LocalNode {
+impl NodeDialer for LocalNodes {
     async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeStream>> {
-        let router = match self.worker.get() {
-            Some((name, router)) if name == node => router.clone(),
-            _ => return Err(io::Error::new(io::ErrorKind::NotFound, format!("node {node} has no worker here"))),
+        let known = self.workers.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
+        let Some((router, threads)) = known else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("node {node} has no worker here")));
         };
         let (gateway_end, worker_end) = tokio::io::duplex(PIPE_BYTES);
-        tokio::spawn(async move {
+        threads.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(worker_end), TowerToHyperService::new(router))
                 .with_upgrades();

@@ -24,6 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A running Carob.
 pub struct Carob {
     dir: tempfile::TempDir,
+    address: String,
     port: u16,
     gateway: Option<Child>,
     kubectl: PathBuf,
@@ -38,6 +39,8 @@ pub struct Setup<'a> {
     pub arguments: &'a [&'a str],
     /// The file of `--config`.
     pub config: Option<&'a str>,
+    /// Where the API is served, instead of on loopback.
+    pub address: Option<&'a str>,
 }
 
 impl Carob {
@@ -49,7 +52,8 @@ impl Carob {
     /// Starts one, and waits until its node is ready.
     pub fn start_with(setup: &Setup<'_>) -> Self {
         let dir = tempfile::Builder::new().prefix("carob-test-").tempdir().expect("a temporary directory");
-        let mut carob = Self { dir, port: free_port(), gateway: None, kubectl: kubectl() };
+        let address = setup.address.unwrap_or("127.0.0.1").to_owned();
+        let mut carob = Self { dir, address, port: free_port(), gateway: None, kubectl: kubectl() };
         for image in setup.images {
             carob.import(image);
         }
@@ -67,7 +71,7 @@ impl Carob {
         command
             .args(["up", "--data-dir"])
             .arg(self.data_dir())
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--listen", &format!("{}:{}", self.address, self.port)])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log file"))

@@ -26,6 +26,7 @@ mod kinds;
 mod load_balancer;
 mod namespace;
 mod node_lifecycle;
+mod node_ranges;
 mod ownership;
 mod placement;
 mod pod_control;
@@ -59,6 +60,7 @@ pub use crate::controller::Clients;
 use crate::controller::{Start, start};
 use crate::inventory::Inventory;
 pub use crate::load_balancer::CLASS as LOAD_BALANCER_CLASS;
+pub use crate::node_ranges::NodeRanges;
 use crate::replica_set::Replicas;
 
 /// All of them.
@@ -84,6 +86,7 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<garbage::Collector>,
     start::<pod_gc::PodGc>,
     start::<node_lifecycle::NodeLifecycle>,
+    start::<node_ranges::Ranges>,
     start::<taint_eviction::TaintEviction>,
     start::<autoscaler::Autoscaler>,
     start::<quota::Quotas>,
@@ -113,6 +116,10 @@ pub struct Options {
     pub volumes: Option<PathBuf>,
     /// Addresses for Services of type LoadBalancer, from the first to the last of each range; without any, they wait.
     pub load_balancers: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// Whence nodes that join get the addresses of their pods; without it, somebody else gives them.
+    pub node_ranges: Option<NodeRanges>,
+    /// How long a node may be silent before it counts as lost. Leases are renewed every ten seconds.
+    pub node_grace: Duration,
     /// How often an autoscaler looks at its metrics. In Kubernetes every 15 seconds.
     pub autoscaler_period: Duration,
     /// How long an event is kept after it was last written. Kubernetes keeps it for an hour.
@@ -127,6 +134,8 @@ impl Default for Options {
             authority: None,
             volumes: None,
             load_balancers: Vec::new(),
+            node_ranges: None,
+            node_grace: node_lifecycle::GRACE,
             autoscaler_period: Duration::from_secs(15),
             event_ttl: Duration::from_secs(3600),
         }

@@ -19,8 +19,8 @@ use crate::queue::{Again, Queue};
 use crate::replica_set::tolerate_gone;
 use crate::status;
 
-/// How long a node may be silent.
-const GRACE: Duration = Duration::from_secs(50);
+/// How long a node may be silent, where nobody chooses.
+pub(crate) const GRACE: Duration = Duration::from_secs(50);
 /// How long a node may take for its first word.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// Another look at each node even if nothing was heard: that is when silence is noticed.
@@ -48,6 +48,7 @@ pub(crate) struct NodeLifecycle {
     cluster: Cluster,
     voice: Voice,
     signs: Mutex<HashMap<String, Sign>>,
+    grace: Duration,
 }
 
 impl Controller for NodeLifecycle {
@@ -56,7 +57,12 @@ impl Controller for NodeLifecycle {
     const NAME: &'static str = "node-controller";
 
     fn new(setup: &Setup<'_>) -> Self {
-        Self { cluster: setup.cluster.clone(), voice: setup.voice.clone(), signs: Mutex::default() }
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            signs: Mutex::default(),
+            grace: setup.options.node_grace,
+        }
     }
 
     fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<String>) {
@@ -111,7 +117,7 @@ impl NodeLifecycle {
             let renewal = !unknown || !sign.written.starts_with(&format!("{renewed:?} "));
             *sign = Sign { written, seen: if renewal { Instant::now() } else { sign.seen } };
         }
-        sign.seen.elapsed() > if first { STARTUP_GRACE } else { GRACE }
+        sign.seen.elapsed() > if first { STARTUP_GRACE.max(self.grace) } else { self.grace }
     }
 
     /// Says of a silent node that nothing is known of it.

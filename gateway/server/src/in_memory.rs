@@ -1,4 +1,7 @@
 //! A client of this server inside its own process: the same requests, without a socket.
+//!
+//! Requests are worked on where the client was made: who asks may be on a runtime whose threads are in another network
+//! namespace, and what this server opens on the way (connections to webhooks) belongs to its own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -6,6 +9,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::header::USER_AGENT;
 use http::{HeaderValue, Request};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::authn::{Identity, InProcess};
 use crate::{Server, routes};
@@ -15,12 +20,24 @@ pub(crate) fn client(server: &Arc<Server>, user: &str, groups: &[&str]) -> kube:
     let server = Arc::clone(server);
     let program = HeaderValue::from_static(program(user));
     let identity = InProcess(Identity::authenticated(user, groups.iter().map(ToString::to_string)));
+    let home = Handle::try_current().ok();
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(identity.clone());
         request.headers_mut().entry(USER_AGENT).or_insert_with(|| program.clone());
         let answer = routes::handle(Arc::clone(&server), request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let home = home.clone();
+        async move {
+            let elsewhere = home.filter(|home| Handle::try_current().is_ok_and(|here| here.id() != home.id()));
+            let Some(home) = elsewhere else { return Ok::<_, Infallible>(answer.await) };
+            match AbortOnDropHandle::new(home.spawn(answer)).await {
+                Ok(answer) => Ok(answer),
+                // A panic goes on where it was asked for, as it would without the way between.
+                Err(panic) => {
+                    std::panic::resume_unwind(panic.try_into_panic().unwrap_or_else(|_| Box::new("cancelled")))
+                }
+            }
+        }
     });
     kube::Client::new(service, "default")
 }

@@ -134,6 +134,26 @@ pub trait NodeStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> NodeStream for T {}
 
+/// Who sent a request that an [`Extension`] answers.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    /// The user, after impersonation.
+    pub user: String,
+    /// Its groups.
+    pub groups: Vec<String>,
+}
+
+impl Requester {
+    /// The name of the node that this is, if it is one.
+    pub fn node(&self) -> Option<&str> {
+        let name = self.user.strip_prefix("system:node:")?;
+        self.groups.iter().any(|group| group == "system:nodes").then_some(name)
+    }
+}
+
+/// The common name of what the gateway shows to workers on other machines.
+pub use pki::WORKER_CLIENT;
+
 /// Opens streams to the workers of nodes.
 #[async_trait]
 pub trait NodeDialer: Send + Sync {
@@ -278,6 +298,7 @@ impl Gateway {
         definitions::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
         aggregation::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
         authn::legacy::start(&gateway.server, &gateway.pki.ca_certificate, &stopping).await?;
+        authn::bootstrap::start(&gateway.server, &stopping);
         Ok(gateway)
     }
 
@@ -299,6 +320,11 @@ impl Gateway {
     /// What signs for the cluster: that authority and its key, PEM.
     pub fn signing_authority(&self) -> (String, String) {
         (self.pki.ca_certificate.clone(), self.pki.ca_key.clone())
+    }
+
+    /// What the gateway shows to workers on other machines, certificate and key, PEM: they answer nobody else.
+    pub fn worker_client(&self) -> (String, String) {
+        (self.pki.worker_client.certificate.clone(), self.pki.worker_client.key.clone())
     }
 
     /// The kinds that are served now.

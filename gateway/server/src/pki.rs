@@ -93,7 +93,12 @@ pub struct Pki {
     pub front_proxy_ca: String,
     /// What the server shows to extension API servers.
     pub front_proxy: Pair,
+    /// What the server shows to workers on other machines.
+    pub worker_client: Pair,
 }
+
+/// The common name of the client certificate under which workers know the server, as in every Kubernetes.
+pub const WORKER_CLIENT: &str = "kube-apiserver-kubelet-client";
 
 /// The common name of the client certificate under which extension API servers know the server.
 pub const FRONT_PROXY: &str = "front-proxy-client";
@@ -173,6 +178,17 @@ impl Pki {
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
             },
         )?;
+        let worker_client = leaf(
+            dir,
+            WORKER_CLIENT,
+            &ca,
+            &Subject {
+                common_name: WORKER_CLIENT,
+                organizations: &[],
+                names: &[],
+                usage: ExtendedKeyUsagePurpose::ClientAuth,
+            },
+        )?;
         let (token_key, token_public_key) = token_keys(dir)?;
         Ok(Self {
             ca_certificate: ca.pair.certificate,
@@ -183,6 +199,7 @@ impl Pki {
             token_public_key,
             front_proxy_ca: proxies.pair.certificate,
             front_proxy,
+            worker_client,
         })
     }
 }

@@ -135,7 +135,7 @@ async fn admitted(
         return Ok(answer);
     }
     let answer = match info.target {
-        Target::Path(path) => other(&server, parts, body, &path, &query).await,
+        Target::Path(path) => other(&server, &identity, parts, body, &path, &query).await,
         Target::Resource(path) => {
             let upgrade = parts.extensions.remove::<OnUpgrade>();
             Box::pin(resource(Arc::clone(&server), parts, body, query, identity, path, info.verb, upgrade)).await
@@ -150,13 +150,20 @@ async fn admitted(
 }
 
 /// Paths that are no objects.
-async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query: &Query) -> Result<Response, Status> {
+async fn other(
+    server: &Arc<Server>,
+    identity: &Identity,
+    parts: Parts,
+    body: Body,
+    path: &str,
+    query: &Query,
+) -> Result<Response, Status> {
     // Documents of a group are discovery's, whoever serves its objects.
     for extension in server.extensions.iter().filter(|extension| extension.group.is_none()) {
         if let Some(rest) = path.strip_prefix(extension.prefix)
             && (rest.is_empty() || rest.starts_with('/'))
         {
-            return extend(extension, parts, body, rest).await;
+            return extend(extension, identity, parts, body, rest).await;
         }
     }
     let reading = matches!(parts.method, Method::GET | Method::HEAD);
@@ -184,13 +191,20 @@ async fn other(server: &Arc<Server>, parts: Parts, body: Body, path: &str, query
 }
 
 /// Hands a request on, with the path behind the extension's prefix.
-async fn extend(extension: &crate::Extension, mut parts: Parts, body: Body, rest: &str) -> Result<Response, Status> {
+async fn extend(
+    extension: &crate::Extension,
+    identity: &Identity,
+    mut parts: Parts,
+    body: Body,
+    rest: &str,
+) -> Result<Response, Status> {
     let path = if rest.is_empty() { "/" } else { rest };
     let target = match parts.uri.query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
     parts.uri = target.parse::<Uri>().map_err(|_| Status::generic_not_found())?;
+    parts.extensions.insert(crate::Requester { user: identity.user.clone(), groups: identity.groups.clone() });
     let Ok(response) = extension.router.clone().oneshot(Request::from_parts(parts, body)).await;
     Ok(response)
 }
@@ -224,7 +238,14 @@ async fn resource(
     };
     if let Some(extension) = server.extensions.iter().find(serves) {
         let whole = parts.uri.path().to_owned();
-        return extend(extension, parts, body.body, whole.strip_prefix(extension.prefix).unwrap_or_default()).await;
+        return extend(
+            extension,
+            &identity,
+            parts,
+            body.body,
+            whole.strip_prefix(extension.prefix).unwrap_or_default(),
+        )
+        .await;
     }
     let Some(kind) = server.kind(&path.group, &path.version, &path.resource) else {
         let known = server.registry().iter().any(|kind| kind.group == path.group && kind.version == path.version);

@@ -32,11 +32,12 @@ pub(crate) fn port_prefix(instance: &str) -> String {
     format!("v{}", &instance[..instance.len().min(6)])
 }
 
-/// Makes the bridge with its address, or takes the one that is there; returns its index.
-pub(crate) fn ensure(instance: &str, address: Ipv4Net) -> Result<u32, Error> {
+/// Makes the bridge with its address, or takes the one that is there; returns its index. Nobody else may have anything of
+/// `whole`.
+pub(crate) fn ensure(instance: &str, address: Ipv4Net, whole: Ipv4Net) -> Result<u32, Error> {
     let name = name(instance);
-    if let Some((taken, interface)) = overlap(instance, address.trunc())? {
-        return Err(Error::Overlap { wanted: address.trunc(), taken, interface });
+    if let Some((taken, interface)) = overlap(instance, whole)? {
+        return Err(Error::Overlap { wanted: whole, taken, interface });
     }
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let index = match netlink::index_of(&name) {
@@ -127,15 +128,26 @@ pub(crate) fn uplink_mtu() -> Result<u32, Error> {
     let uplink = routes.iter().find_map(|message| match message {
         RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => {
             route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => nix::net::if_::if_indextoname(*index).ok(),
+                RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             })
         }
         _ => None,
     });
-    let mtu =
-        uplink.and_then(|name| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", name.to_string_lossy())).ok());
-    Ok(mtu.and_then(|text| text.trim().parse().ok()).unwrap_or(1500))
+    // Not from /sys, which shows the network namespace in which it was mounted.
+    let links = netlink
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+        .map_err(Error::kernel("list network links"))?;
+    let mtu = links.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) if Some(link.header.index) == uplink => {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    Ok(mtu.unwrap_or(1500))
 }
 
 /// A locally administered hardware address that goes with an IP address.
@@ -147,6 +159,7 @@ pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
 /// Removes the bridge and the links that hang on it.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    crate::nodes::remove(&mut netlink, instance)?;
     let (ports, blocks) = (port_prefix(instance), shaping::block_prefix(instance));
     let bridge = name(instance);
     let links = netlink

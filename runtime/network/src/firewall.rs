@@ -89,6 +89,9 @@ pub(crate) const ADMITTED: &str = "admitted";
 /// Addresses that this machine has for services alone.
 pub(crate) const HELD: &str = "held";
 
+/// (address, protocol, port) where workers answer the gateway.
+const DOORS: &str = "doors";
+
 /// nft's numbers of types, and how many bits of a concatenation one takes.
 pub(crate) const ADDRESS: u32 = 7;
 pub(crate) const PROTOCOL: u32 = 12;
@@ -141,6 +144,7 @@ fn sets() -> Vec<(&'static str, Vec<u32>, Holds, Shape)> {
         (GUARDED, service.to_vec(), Holds::Keys, Shape::Plain),
         (ADMITTED, [&[ADDRESS][..], &service].concat(), Holds::Keys, Shape::Boxes),
         (HELD, vec![ADDRESS], Holds::Keys, Shape::Plain),
+        (DOORS, service.to_vec(), Holds::Keys, Shape::Plain),
     ];
     for side in Side::ALL {
         all.push((side.services(), service.to_vec(), Holds::Verdicts, Shape::Plain));
@@ -403,6 +407,13 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
             rule.field(Field::Destination, Is::Equal, &METADATA.octets()).refuse();
         });
     }
+    // Workers answer the gateway, on whatever machine; pods have no business there.
+    for chain in ["received", "forwarded"] {
+        changes.rule(chain, |rule| {
+            let rule = rule.network(Field::Source, Is::Equal, config.pod_cidr);
+            load_destination(rule, true).in_set(DOORS, DESTINATION).protocol(Is::Equal, TCP).reset();
+        });
+    }
     // Policies hold between a pod and everybody but itself and this machine; they see where a connection really goes.
     changes.rule("forwarded", |rule| hairpin(rule).verdict(&Verdict::Accept));
     for direction in Direction::BOTH {
@@ -424,19 +435,28 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
         rule.interface(Meta::OutputName, Is::Equal, &pods).come_from(gateway);
     });
     changes.rule("source", |rule| {
-        let rule = rule.network(Field::Destination, Is::Other, config.pod_cidr);
-        rule.network(Field::Source, Is::Equal, config.pod_cidr)
+        let rule = rule.network(Field::Destination, Is::Other, config.cluster_cidr);
+        rule.network(Field::Source, Is::Equal, config.cluster_cidr)
             .interface_named(Meta::OutputName, Is::Other, "lo")
             .masquerade();
     });
-    // An endpoint elsewhere would answer to the client directly, which knows nothing of it.
+    // An endpoint elsewhere would answer to the client directly, which knows nothing of it. Answers to this worker's own
+    // pods come back this way anyhow, from pods of other workers, which see who asks.
     changes.rule("source", |rule| {
-        let rule = rule.translated().network(Field::Destination, Is::Other, config.pod_cidr);
-        let rule = rule.interface_named(Meta::OutputName, Is::Other, "lo");
-        let rule = rule.load(Field::Destination, CLIENT).load(Field::Destination, DESTINATION);
-        rule.in_set(HAIRPIN, CLIENT).masquerade();
+        let rule = rule.translated().network(Field::Source, Is::Other, config.pod_cidr);
+        let rule = rule.network(Field::Destination, Is::Other, config.pod_cidr);
+        endpoint(rule.network(Field::Destination, Is::Equal, config.cluster_cidr)).come_from(gateway);
+    });
+    changes.rule("source", |rule| {
+        let rule = rule.translated().network(Field::Destination, Is::Other, config.cluster_cidr);
+        endpoint(rule.interface_named(Meta::OutputName, Is::Other, "lo")).masquerade();
     });
     changes.commit("install")
+}
+
+/// Only packets to an endpoint of a service.
+fn endpoint(rule: Rule<'_>) -> Rule<'_> {
+    rule.load(Field::Destination, CLIENT).load(Field::Destination, DESTINATION).in_set(HAIRPIN, CLIENT)
 }
 
 /// Only packets of an endpoint to itself.
@@ -457,6 +477,21 @@ pub(crate) fn hold(instance: &str, addresses: &[Ipv4Addr]) -> Result<(), Error> 
     changes.commit("hold addresses in")
 }
 
+/// Tells where workers answer the gateway.
+pub(crate) fn close(instance: &str, doors: &crate::nodes::Doors) -> Result<(), Error> {
+    let name = table(instance);
+    let mut changes = Changes::of(&name);
+    changes.clear(DOORS);
+    changes.add(DOORS, doors, |messages, door| {
+        let mut key = door.ip().octets().to_vec();
+        key.extend([TCP, 0, 0, 0]);
+        key.extend(door.port().to_be_bytes());
+        key.extend([0; 2]);
+        crate::services::write_key(messages, 1, &key);
+    });
+    changes.commit("close workers' ports in")
+}
+
 /// Removes an instance's table, if it is there.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
     let name = table(instance);
@@ -471,6 +506,8 @@ pub(crate) fn probe() -> Result<(), Error> {
         install(&NetworkConfig {
             instance: "probe000".into(),
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
+            cluster_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
+            annexed: false,
             service_cidr: None,
             open_metadata: false,
         })

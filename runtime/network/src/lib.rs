@@ -7,6 +7,7 @@
 //! it which addresses are taken.
 
 mod address;
+mod annex;
 mod bridge;
 mod conntrack;
 mod dns;
@@ -17,6 +18,7 @@ mod host_port;
 mod namespace;
 mod netfilter;
 mod netlink;
+mod nodes;
 mod policies;
 mod pool;
 mod rules;
@@ -32,6 +34,7 @@ pub use dns::{Dns, DnsSockets, NamedEndpoint, NamedPort, Resolvers, ServiceNames
 pub use firewall::Side;
 pub use host_port::HostPort;
 pub use ipnet::Ipv4Net;
+pub use nodes::{Doors, Ways};
 pub use policies::{
     Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Rules, block_without, is_port_group, merged,
 };
@@ -48,8 +51,12 @@ use crate::services::Services;
 pub struct NetworkConfig {
     /// Tells the networks of several Carobs on one machine apart: lower-case hex, at least 6 characters.
     pub instance: String,
-    /// Pods' addresses; the first host address is the bridge's.
+    /// Addresses of this worker's pods; the first host address is the bridge's.
     pub pod_cidr: Ipv4Net,
+    /// Addresses of the pods of all workers; `pod_cidr` is a part of it, or all of it.
+    pub cluster_cidr: Ipv4Net,
+    /// Whether this is in a namespace that [`Network::annex`] gave: other workers' pods then lie by way of the machine.
+    pub annexed: bool,
     /// Services' addresses: what is sent to one of them that no service has is refused. None where there are no services.
     pub service_cidr: Option<Ipv4Net>,
     /// Whether pods may reach 169.254.169.254, where clouds tell a machine's secrets.
@@ -122,6 +129,7 @@ pub struct Network {
 struct Shared {
     instance: String,
     gateway: Ipv4Addr,
+    mtu: u32,
     addresses: Arc<Mutex<Addresses>>,
     owners: Mutex<HashMap<String, Ipv4Addr>>,
     pool: Pool,
@@ -136,7 +144,12 @@ impl Network {
         let gateway = address::gateway(config.pod_cidr)?;
         let setup = config.clone();
         let mtu = tokio::task::spawn_blocking(move || {
-            let bridge = bridge::ensure(&setup.instance, Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len()))?;
+            let own = Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len());
+            let bridge = bridge::ensure(&setup.instance, own, setup.cluster_cidr)?;
+            if setup.cluster_cidr != setup.pod_cidr && !setup.annexed {
+                // What no worker has goes nowhere, and other Carobs see whose the range is.
+                bridge::route(bridge, setup.cluster_cidr, gateway)?;
+            }
             if let Some(services) = setup.service_cidr {
                 bridge::route(bridge, services, gateway)?;
             }
@@ -158,6 +171,7 @@ impl Network {
             shared: Arc::new(Shared {
                 instance: config.instance,
                 gateway,
+                mtu,
                 addresses,
                 owners,
                 pool,
@@ -241,6 +255,32 @@ impl Network {
             }
             lock(&self.shared.addresses).free(address);
         }
+    }
+
+    /// A network namespace for a further worker of this machine, whose pods have the addresses of `block`: linked to this
+    /// one and routed. `kept` is the one that it had before, if it is still there. To be called in this machine's namespace.
+    pub async fn annex(&self, block: Ipv4Net, kept: Option<OwnedFd>) -> Result<OwnedFd, Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || annex::prepare(&shared.instance, shared.gateway, shared.mtu, block, kept);
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Routes to the pods of these nodes and of no others; those that can't be had are said. Other nodes' pods aren't for
+    /// a network that is annexed: the machine's own leads to them.
+    pub async fn set_ways(&self, ways: nodes::Ways) -> Result<Vec<(Ipv4Net, Error)>, Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let here = nodes::Here { instance: &shared.instance, gateway: shared.gateway, mtu: shared.mtu };
+            here.set_ways(&ways)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Closes these addresses and ports to this worker's pods, and no others: workers answer the gateway there.
+    pub async fn close(&self, doors: nodes::Doors) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || firewall::close(&shared.instance, &doors);
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
     /// The bridge's address: the pods' way out and the address under which they reach this machine.

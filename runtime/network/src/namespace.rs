@@ -18,7 +18,7 @@ use crate::{Error, bridge, lock};
 pub(crate) const INTERFACE: &str = "eth0";
 
 /// Every namespace is born with its loopback interface at this index.
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// A namespace that is ready for a pod.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Maker {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
         let port = bridge::port_name(&self.instance, address);
         host.request(vec![
-            (self.veth(&netns, address, &port), Mode::Create),
+            (veth(&netns, address, &port, self.mtu), Mode::Create),
             (netlink::up_without_ipv6(&port), Mode::Change),
         ])
         .map_err(Error::kernel(format!("make the link of {address}")))?;
@@ -97,22 +97,22 @@ impl Maker {
             .map_err(Error::kernel(format!("give a pod the address {address}")))?;
         Ok(Made { netns, address })
     }
+}
 
-    /// A pair of links: one end stays on the machine, the other is born in the namespace. (An end can be set up
-    /// only when both exist.)
-    fn veth(&self, netns: &OwnedFd, address: Ipv4Addr, port: &str) -> RouteNetlinkMessage {
-        let mut peer = netlink::link(INTERFACE);
-        peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-        peer.attributes.push(LinkAttribute::Address(bridge::mac(address).to_vec()));
-        peer.attributes.push(LinkAttribute::Mtu(self.mtu));
-        let mut port = netlink::link(port);
-        port.attributes.push(LinkAttribute::Mtu(self.mtu));
-        port.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
-        RouteNetlinkMessage::NewLink(port)
-    }
+/// A pair of links: one end stays on the machine as `port`, the other is born in the namespace. (An end can be set up
+/// only when both exist.)
+pub(crate) fn veth(netns: &OwnedFd, address: Ipv4Addr, port: &str, mtu: u32) -> RouteNetlinkMessage {
+    let mut peer = netlink::link(INTERFACE);
+    peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+    peer.attributes.push(LinkAttribute::Address(bridge::mac(address).to_vec()));
+    peer.attributes.push(LinkAttribute::Mtu(mtu));
+    let mut port = netlink::link(port);
+    port.attributes.push(LinkAttribute::Mtu(mtu));
+    port.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    RouteNetlinkMessage::NewLink(port)
 }
 
 /// Looks up links of the machine's namespace from a thread that has left it.
@@ -148,6 +148,32 @@ impl HostLinks {
 /// The current thread's network namespace.
 fn current() -> io::Result<OwnedFd> {
     File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
+}
+
+/// A network namespace of its own for somebody.
+pub(crate) fn make() -> Result<OwnedFd, Error> {
+    std::thread::scope(|scope| {
+        let work = || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            current()
+        };
+        scope.spawn(work).join().map_err(|_| Error::Closed)?.map_err(Error::kernel("make a network namespace"))
+    })
+}
+
+/// Runs something in a network namespace.
+pub(crate) fn within<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                nix::sched::setns(netns, CloneFlags::CLONE_NEWNET)
+                    .map_err(io::Error::from)
+                    .map_err(Error::kernel("enter a network namespace"))?;
+                work()
+            })
+            .join()
+            .unwrap_or(Err(Error::Closed))
+    })
 }
 
 /// Runs something in a network namespace of its own, which goes away afterwards.

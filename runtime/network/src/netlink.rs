@@ -7,12 +7,12 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -22,6 +22,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 pub(crate) enum Mode {
     /// Fails where the object exists.
     Create,
+    /// Makes it, or makes what exists so.
+    Replace,
     /// Changes or deletes what exists.
     Change,
 }
@@ -50,6 +52,7 @@ impl Netlink {
             self.sequence += 1;
             let flags = match mode {
                 Mode::Create => NLM_F_CREATE | NLM_F_EXCL,
+                Mode::Replace => NLM_F_CREATE | NLM_F_REPLACE,
                 Mode::Change => 0,
             };
             append(&mut buffer, message, self.sequence, flags | NLM_F_REQUEST | NLM_F_ACK);
@@ -197,6 +200,40 @@ pub(crate) fn network_route(network: Ipv4Net, link: u32, source: Option<Ipv4Addr
     message.attributes.push(RouteAttribute::Oif(link));
     if let Some(source) = source {
         message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+    }
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// The way to a network by way of a neighbour behind a link.
+pub(crate) fn route_by(network: Ipv4Net, link: u32, neighbour: Ipv4Addr, source: Ipv4Addr) -> RouteNetlinkMessage {
+    let mut route = network_route(network, link, Some(source));
+    if let RouteNetlinkMessage::NewRoute(message) = &mut route {
+        message.header.scope = RouteScope::Universe;
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(neighbour)));
+    }
+    route
+}
+
+/// The way to a network by way of another machine: one on a network of this machine's, or a neighbour behind `link`.
+pub(crate) fn route_via(
+    network: Ipv4Net,
+    link: Option<u32>,
+    machine: Ipv4Addr,
+    source: Ipv4Addr,
+) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = network.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(network.network())));
+    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(machine)));
+    message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+    if let Some(link) = link {
+        message.header.flags |= RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Oif(link));
     }
     RouteNetlinkMessage::NewRoute(message)
 }

@@ -36,7 +36,7 @@ pub use config::{
 pub use error::Error;
 pub use memory::give_back;
 pub use profile::profile;
-pub use runtime::{ExecProcess, Runtime, show_as, teardown};
+pub use runtime::{ExecProcess, Runtime, show_as, spawner_of, teardown};
 pub use state::{
     CgroupPaths, CgroupVersion, ContainerState, Exit, FinalUsage, RecoveredContainer, RecoveredPod, Started, Usage,
 };

@@ -230,6 +230,11 @@ pub fn show_as(directory: &Path, users: &UserNamespaces) -> std::io::Result<()> 
     kernel::mount::map_users(tree.as_fd(), users.user.as_fd(), false)
 }
 
+/// Process id of the spawner that serves a directory, if there is one: what it holds (a network namespace) is then there.
+pub async fn spawner_of(dir: &Path) -> Result<Option<i32>, Error> {
+    launch::listening(dir).await
+}
+
 /// Removes all that the instance left on the machine, with or without a living spawner, of this version or another:
 /// processes in its cgroups, cgroups, mounts, state directories. For `carob down`.
 pub async fn teardown(config: RuntimeConfig) -> Result<(), Error> {

@@ -13,13 +13,14 @@ use crate::pressure::{NodeSettings, Pressure};
 use crate::users::{Homes, Ranges, UserNamespacePolicy, possible};
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
-use carob_network::{Dns, DnsSockets, Network};
+use carob_network::{Dns, DnsSockets, Ipv4Net, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 /// All that a worker is made of.
@@ -42,6 +43,8 @@ pub struct WorkerConfig {
     pub exits: mpsc::UnboundedReceiver<Exit>,
     /// The image store.
     pub images: Images,
+    /// Where it is, of which only the disk is looked at.
+    pub images_dir: PathBuf,
     /// The pods' network.
     pub network: Network,
     /// Learns of every container.
@@ -56,6 +59,32 @@ pub struct WorkerConfig {
     pub credential_providers: CredentialProviders,
     /// What the node's owner has set.
     pub settings: NodeSettings,
+    /// Addresses of this worker's pods, as the Node object shows them.
+    pub pod_cidr: Ipv4Net,
+    /// The node's address; without it, that which the machine uses towards the world.
+    pub address: Option<IpAddr>,
+    /// In a network namespace of its own on somebody else's machine: the address of that.
+    pub annexed: Option<IpAddr>,
+    /// The port at which [`crate::Worker::router`] is served to a gateway elsewhere.
+    pub serves: Option<u16>,
+    /// The part of the machine that this worker has.
+    pub share: Share,
+    /// `D/seccomp` of the machine: profiles of type Localhost.
+    pub profiles: PathBuf,
+    /// Where sockets belong to the machine's own network, in which images are found: a worker may run in another.
+    pub machine: Handle,
+}
+
+/// A part of a machine: one worker's, where several are on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// One of how many equal parts.
+    pub of: u32,
+}
+
+impl Share {
+    /// All of it.
+    pub const WHOLE: Self = Self { of: 1 };
 }
 
 /// Facts of the cluster that pods are told.
@@ -90,13 +119,8 @@ pub(crate) struct Dirs {
 }
 
 impl Dirs {
-    pub fn new(data_dir: &Path) -> Self {
-        Self {
-            pods: data_dir.join("pods"),
-            logs: data_dir.join("logs").join("pods"),
-            seccomp: data_dir.join("seccomp"),
-            images: data_dir.join("images"),
-        }
+    pub fn new(data_dir: &Path, profiles: PathBuf, images: PathBuf) -> Self {
+        Self { pods: data_dir.join("pods"), logs: data_dir.join("logs").join("pods"), seccomp: profiles, images }
     }
 
     /// `D/pods`
@@ -119,7 +143,7 @@ impl Dirs {
         self.logs.join(format!("{namespace}_{name}_{uid}"))
     }
 
-    /// `D/images`, of which only the disk is looked at.
+    /// Where images are, of which only the disk is looked at.
     pub fn images(&self) -> &Path {
         &self.images
     }
@@ -144,6 +168,13 @@ pub(crate) struct Context {
     pub observer: Arc<dyn ContainerObserver>,
     pub cluster: ClusterInfo,
     pub machine: Machine,
+    pub machine_network: Handle,
+    pub pod_cidr: Ipv4Net,
+    pub machine_address: Option<IpAddr>,
+    pub annexed: bool,
+    pub serves: Option<u16>,
+    /// Where this worker itself answers for names.
+    pub own_dns: Option<SocketAddrV4>,
     pub host_ip: IpAddr,
     pub admission: Admission,
     pub events: Arc<Recorder>,
@@ -164,8 +195,9 @@ pub(crate) struct Context {
 impl Context {
     pub async fn new(
         config: WorkerConfig,
+        own_dns: Option<SocketAddrV4>,
     ) -> Result<(Arc<Self>, Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>, Requests), Error> {
-        let dirs = Dirs::new(&config.data_dir);
+        let dirs = Dirs::new(&config.data_dir, config.profiles, config.images_dir);
         for path in [dirs.pods(), dirs.logs()] {
             tokio::fs::create_dir_all(path)
                 .await
@@ -187,8 +219,8 @@ impl Context {
                 possible.is_ok()
             }
         };
-        let machine = Machine::read()?;
-        let host_ip = host_address().unwrap_or(IpAddr::V4(config.network.gateway_address()));
+        let machine = Machine::read(config.share)?;
+        let host_ip = config.address.or_else(host_address).unwrap_or(IpAddr::V4(config.network.gateway_address()));
         for pod in config.recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
             // Their addresses must not be given away before their objects are seen.
             let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
@@ -225,6 +257,12 @@ impl Context {
             observer: config.observer,
             cluster: config.cluster,
             machine,
+            machine_network: config.machine,
+            pod_cidr: config.pod_cidr,
+            machine_address: config.annexed,
+            annexed: config.annexed.is_some(),
+            serves: config.serves,
+            own_dns,
             host_ip,
             metrics: Metrics::default(),
             interests: Interests::default(),
@@ -254,6 +292,11 @@ impl Context {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)
     }
+}
+
+/// The address that this machine uses towards the world; loopback where it has no way there.
+pub fn machine_address() -> IpAddr {
+    host_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 /// The address that this machine uses towards the world. Connecting a datagram socket sends nothing: the kernel only

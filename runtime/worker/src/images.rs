@@ -5,6 +5,8 @@ use crate::events::{About, Severity};
 use carob_image::{Credential, Image, docker_config_json};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Why an image isn't here: `reason` and `message` of the waiting container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +65,7 @@ async fn pull(ctx: &Context, pod: &Pod, container: &Container, name: &str) -> Re
     let started = Instant::now();
     let mut credentials = credentials(ctx, pod).await;
     credentials.extend(ctx.credential_providers.credentials(name).await);
-    match ctx.images.pull(name, &credentials, &()).await {
+    match fetch(ctx, name, credentials).await {
         Ok(image) => {
             let took = started.elapsed();
             let shown = go_duration(took);
@@ -75,6 +77,19 @@ async fn pull(ctx: &Context, pod: &Pod, container: &Container, name: &str) -> Re
             Ok(Ready { image, pulled: Some(took) })
         }
         Err(error) => Err(refused(ctx, about(), &error, name)),
+    }
+}
+
+/// Registries are looked for in the machine's network, wherever this worker is.
+async fn fetch(ctx: &Context, name: &str, credentials: Vec<Credential>) -> Result<Image, carob_image::Error> {
+    if Handle::current().id() == ctx.machine_network.id() {
+        return ctx.images.pull(name, &credentials, &()).await;
+    }
+    let (images, reference) = (ctx.images.clone(), name.to_owned());
+    let pull = ctx.machine_network.spawn(async move { images.pull(&reference, &credentials, &()).await });
+    match AbortOnDropHandle::new(pull).await {
+        Ok(outcome) => outcome,
+        Err(panic) => std::panic::resume_unwind(panic.try_into_panic().unwrap_or_else(|_| Box::new("cancelled"))),
     }
 }
 

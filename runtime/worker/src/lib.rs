@@ -28,7 +28,7 @@ mod stream;
 mod users;
 mod volumes;
 
-pub use context::{ClusterInfo, WorkerConfig};
+pub use context::{ClusterInfo, Share, WorkerConfig, machine_address};
 pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
@@ -79,8 +79,9 @@ impl Worker {
     /// Prepares the directories under `data_dir`, reads the machine's facts and keeps the addresses of recovered pods: only
     /// then may the network's pool be filled. Nothing runs yet.
     pub async fn new(mut config: WorkerConfig) -> Result<Arc<Worker>, Error> {
+        let own_dns = config.dns.as_ref().and_then(|sockets| sockets.address().ok());
         let dns = config.dns.take();
-        let (context, recovered, exits, policies) = Context::new(config).await?;
+        let (context, recovered, exits, policies) = Context::new(config, own_dns).await?;
         let network = network::Inputs { dns, policies };
         Ok(Arc::new(Worker { context, inherited: Mutex::new(Some((recovered, exits, network))) }))
     }

@@ -3,14 +3,14 @@
 
 use crate::Error;
 use crate::admission::Allocatable;
-use crate::context::Context;
+use crate::context::{Context, Share};
 use crate::events::{About, Severity};
 use crate::pressure::{Shortage, Signal};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    ContainerImage, Node, NodeAddress, NodeCondition, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures,
-    NodeSpec, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -35,20 +35,23 @@ const RESERVED_PART: i64 = 16;
 const RESERVED_MOST: i64 = 512 << 20;
 /// The Kubernetes release whose node behaviour is offered.
 const KUBELET_VERSION: &str = "v1.35.0";
+/// The annotation with the address of the machine that a node shares with others: theirs isn't known on other machines.
+pub(crate) const MACHINE_ADDRESS: &str = "carob.dev/machine-address";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
-/// Facts of the machine, read once.
+/// Facts of the machine, or of the part of it that this worker has; read once.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub cpu_millis: i64,
     pub memory_bytes: i64,
+    share: Share,
     info: NodeSystemInfo,
     hostname: String,
 }
 
 impl Machine {
     /// Reads /proc and /etc.
-    pub fn read() -> Result<Self, Error> {
+    pub fn read(share: Share) -> Result<Self, Error> {
         let failed = |what| move |source| Error::Machine { what, source };
         let cpus = std::thread::available_parallelism().map_err(failed("the number of processors"))?.get();
         let meminfo = fs::read_to_string("/proc/meminfo").map_err(failed("/proc/meminfo"))?;
@@ -70,8 +73,9 @@ impl Machine {
             ..NodeSystemInfo::default()
         };
         Ok(Self {
-            cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000,
-            memory_bytes: total_memory(&meminfo).unwrap_or(0),
+            cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000 / i64::from(share.of),
+            memory_bytes: total_memory(&meminfo).unwrap_or(0) / i64::from(share.of),
+            share,
             info,
             hostname: hostname.trim().to_owned(),
         })
@@ -79,7 +83,7 @@ impl Machine {
 
     /// What is left for pods, of which no more than so many come here.
     pub fn allocatable(&self, pods: u32) -> Allocatable {
-        let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST);
+        let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST / i64::from(self.share.of));
         Allocatable { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes - reserved, pods: pods.into() }
     }
 
@@ -147,8 +151,8 @@ async fn keep_alive(ctx: &Context) {
             tracing::debug!(%error, "the node's lease could not be renewed");
         }
         count = count.wrapping_add(1);
-        // A node that was removed under us (its lease too) comes back with the next status.
-        if count.is_multiple_of(STATUS_EVERY)
+        // A node that was removed under us, or given up while nothing was heard of it, comes back with the next status.
+        if (count.is_multiple_of(STATUS_EVERY) || !is_known_as_ready(ctx).await)
             && let Err(error) = register(ctx).await
         {
             tracing::debug!(%error, "the node's status could not be written");
@@ -156,29 +160,48 @@ async fn keep_alive(ctx: &Context) {
     }
 }
 
+/// Whether others take the node for ready. Where they can't be asked, nothing can be told either.
+async fn is_known_as_ready(ctx: &Context) -> bool {
+    let api: Api<Node> = Api::all(ctx.client.clone());
+    let Ok(found) = api.get_opt(&ctx.node).await else { return true };
+    let conditions = found.and_then(|node| node.status?.conditions).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// Creates the node if it isn't there, and writes its labels and status.
 async fn register(ctx: &Context) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(ctx.client.clone());
     let labels = labels(&ctx.node);
+    let machine = ctx.machine_address.map(|address| address.to_string());
     let existing = api.get_opt(&ctx.node).await?;
     let node = if let Some(node) = existing {
         let has = node.metadata.labels.clone().unwrap_or_default();
-        if labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
-            let patch = json!({"metadata": {"labels": labels}});
+        let without_range = node.spec.as_ref().is_none_or(|spec| spec.pod_cidr.is_none());
+        let moved = node.metadata.annotations.as_ref().and_then(|all| all.get(MACHINE_ADDRESS)) != machine.as_ref();
+        if without_range || moved || labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
+            let mut patch = json!({"metadata": {"labels": labels, "annotations": {MACHINE_ADDRESS: machine}}});
+            if without_range {
+                patch["spec"] = json!({"podCIDR": ctx.pod_cidr.to_string(), "podCIDRs": [ctx.pod_cidr.to_string()]});
+            }
             api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await?
         } else {
             node
         }
     } else {
         let attach = ("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned());
+        let machine = machine.map(|address| (MACHINE_ADDRESS.to_owned(), address));
         let node = Node {
             metadata: ObjectMeta {
                 name: Some(ctx.node.clone()),
                 labels: Some(labels),
-                annotations: Some([attach].into()),
+                annotations: Some([attach].into_iter().chain(machine).collect()),
                 ..ObjectMeta::default()
             },
-            spec: Some(NodeSpec::default()),
+            spec: Some(NodeSpec {
+                pod_cidr: Some(ctx.pod_cidr.to_string()),
+                pod_cidrs: Some(vec![ctx.pod_cidr.to_string()]),
+                ..NodeSpec::default()
+            }),
             status: None,
         };
         api.create(&PostParams::default(), &node).await?
@@ -209,9 +232,10 @@ fn labels(node: &str) -> BTreeMap<String, String> {
 
 async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
-    let disk = disk_bytes(ctx.dirs.pods()).unwrap_or(0);
+    let (parts, whole) = (u64::from(machine.share.of), disk_bytes(ctx.dirs.pods()).unwrap_or(0));
     // What is left below it belongs to nobody: pods are evicted for it.
-    let kept = ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(disk));
+    let kept = ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(whole)) / parts;
+    let disk = whole / parts;
     let amounts = |cpu_millis: i64, memory_bytes: i64, disk_bytes: u64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
         let amounts = [
@@ -230,6 +254,9 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk.saturating_sub(kept))),
         conditions: Some(conditions(before, &|short| ctx.pressure.has(short), now)),
         node_info: Some(machine.info.clone()),
+        daemon_endpoints: ctx
+            .serves
+            .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: port.into() }) }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         runtime_handlers: Some(runtime_handlers(&ctx.runtimes)),
         images: Some(

@@ -1,5 +1,8 @@
 //! Nodes' own certificates are approved without anybody's doing, if whoever asks may have one: the first one of a node by
-//! the right to create `certificatesigningrequests/nodeclient`, its renewal by that to `selfnodeclient`.
+//! the right to create `certificatesigningrequests/nodeclient`, its renewal by that to `selfnodeclient`, what it shows to
+//! who asks it for logs by that to `selfnodeserver`, for the addresses that its Node object has.
+//!
+//! Who joins by a token can't take the name of a node that is there: such a request is denied.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,10 +11,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, PostParams};
 
 use super::asked::Asked;
-use super::{NODE_CLIENT, add_condition, certificate, has};
+use super::{NODE_CLIENT, NODE_SERVING, add_condition, certificate, has};
 use crate::cluster::Cluster;
 use crate::controller::{self, Controller, Setup};
 use crate::informer::Key;
@@ -25,7 +29,7 @@ struct Recognizer {
     message: &'static str,
 }
 
-const RECOGNIZERS: [Recognizer; 2] = [
+const RECOGNIZERS: [Recognizer; 3] = [
     Recognizer {
         recognizes: |request, asked| {
             is_of_node(request, asked) && request.spec.username.as_ref() == Some(&asked.common_name)
@@ -38,14 +42,37 @@ const RECOGNIZERS: [Recognizer; 2] = [
         subresource: "nodeclient",
         message: "Auto approving kubelet client certificate after SubjectAccessReview.",
     },
+    Recognizer {
+        recognizes: |request, asked| {
+            is_for(NODE_SERVING, request, asked) && request.spec.username.as_ref() == Some(&asked.common_name)
+        },
+        subresource: "selfnodeserver",
+        message: "Auto approving self kubelet serving certificate for the node's addresses.",
+    },
 ];
+
+/// Who joins by a token is in this group.
+const BOOTSTRAPPERS: &str = "system:bootstrappers";
 
 /// The longest wait before a node that may not have a certificate is looked at again: rights may come later.
 const LAST_LOOK: Duration = Duration::from_secs(1000);
 
 fn is_of_node(request: &CertificateSigningRequest, asked: &Asked) -> bool {
+    is_for(NODE_CLIENT, request, asked)
+}
+
+fn is_for(signer: &str, request: &CertificateSigningRequest, asked: &Asked) -> bool {
     let usages: BTreeSet<&str> = request.spec.usages.iter().flatten().map(String::as_str).collect();
-    request.spec.signer_name == NODE_CLIENT && asked.problem(NODE_CLIENT, &usages).is_none()
+    request.spec.signer_name == signer && asked.problem(signer, &usages).is_none()
+}
+
+/// Whether a node has all the names and addresses that are asked for.
+fn has_all(node: &Node, asked: &Asked) -> bool {
+    let known = |wanted: &str| {
+        let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        addresses.into_iter().any(|address| address.address == wanted)
+    };
+    asked.dns_names.iter().all(|name| known(name)) && asked.addresses.iter().all(|ip| known(&ip.to_string()))
 }
 
 pub(crate) struct Approver {
@@ -71,15 +98,18 @@ impl Controller for Approver {
         }
         // What can't be read isn't a node's; a person may still judge it.
         let Ok(asked) = Asked::read(&request.spec.request.0) else { return Ok(None) };
+        if let Some(why) = self.denial(&request, &asked) {
+            return self.judge(&request, "Denied", "NodeExists", why).await;
+        }
+        if request.spec.signer_name == NODE_SERVING && !self.node(&asked).is_some_and(|node| has_all(&node, &asked)) {
+            // Its addresses may come later; a person may still approve it before.
+            return Ok(is_for(NODE_SERVING, &request, &asked).then(|| next_look(&request)));
+        }
         let mut recognized = false;
         for recognizer in RECOGNIZERS.iter().filter(|recognizer| (recognizer.recognizes)(&request, &asked)) {
             recognized = true;
             if self.may(&request, recognizer.subresource).await? {
-                let mut approved = (*request).clone();
-                add_condition(&mut approved, "Approved", "AutoApproved", recognizer.message.to_owned());
-                let api: Api<CertificateSigningRequest> = Api::all(self.cluster.client.clone());
-                let written = api.replace_subresource("approval", &key.name, &PostParams::default(), &approved).await;
-                return tolerate_gone(written.map(|_| ())).map(|()| None);
+                return self.judge(&request, "Approved", "AutoApproved", recognizer.message.to_owned()).await;
             }
         }
         Ok(recognized.then(|| next_look(&request)))
@@ -94,6 +124,34 @@ fn next_look(request: &CertificateSigningRequest) -> Duration {
 }
 
 impl Approver {
+    fn node(&self, asked: &Asked) -> Option<Arc<Node>> {
+        self.cluster.nodes.get(&Key::new("", asked.node()?))
+    }
+
+    /// Why a request is turned down: a token lets new nodes in, and makes nobody a node that is there already.
+    fn denial(&self, request: &CertificateSigningRequest, asked: &Asked) -> Option<String> {
+        let joins = request.spec.groups.iter().flatten().any(|group| group == BOOTSTRAPPERS);
+        let name = asked.node().filter(|_| joins && request.spec.signer_name == NODE_CLIENT)?;
+        self.node(asked)?;
+        Some(format!("there is a node {name:?} already: choose another name, or delete that node first"))
+    }
+
+    /// Writes what becomes of a request.
+    async fn judge(
+        &self,
+        request: &CertificateSigningRequest,
+        condition: &str,
+        reason: &str,
+        message: String,
+    ) -> Result<Again, kube::Error> {
+        let mut judged = request.clone();
+        add_condition(&mut judged, condition, reason, message);
+        let name = request.metadata.name.as_deref().unwrap_or_default();
+        let api: Api<CertificateSigningRequest> = Api::all(self.cluster.client.clone());
+        let written = api.replace_subresource("approval", name, &PostParams::default(), &judged).await;
+        tolerate_gone(written.map(|_| ())).map(|()| None)
+    }
+
     /// Whether who asks has the right to this kind of certificate.
     async fn may(&self, request: &CertificateSigningRequest, subresource: &str) -> Result<bool, kube::Error> {
         let spec = &request.spec;

@@ -1,6 +1,7 @@
 //! What a request for a certificate (PKCS #10) asks for, and which signer may give it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -24,9 +25,9 @@ const ENCIPHERMENT: &str = "key encipherment";
 pub(super) struct Asked {
     pub(super) common_name: String,
     pub(super) organizations: Vec<String>,
-    dns_names: usize,
+    pub(super) dns_names: Vec<String>,
     emails: usize,
-    addresses: usize,
+    pub(super) addresses: Vec<IpAddr>,
     uris: usize,
     /// The subject as it stands in the request, DER.
     pub(super) subject: Vec<u8>,
@@ -72,9 +73,9 @@ impl Asked {
             let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
             for name in &names.general_names {
                 match name {
-                    GeneralName::DNSName(_) => asked.dns_names += 1,
+                    GeneralName::DNSName(name) => asked.dns_names.push((*name).to_owned()),
                     GeneralName::RFC822Name(_) => asked.emails += 1,
-                    GeneralName::IPAddress(_) => asked.addresses += 1,
+                    GeneralName::IPAddress(bytes) => asked.addresses.push(address(bytes).ok_or(Error::NotRequest)?),
                     GeneralName::URI(_) => asked.uris += 1,
                     // Not taken over, as by Go's library.
                     _ => continue,
@@ -83,6 +84,11 @@ impl Asked {
             }
         }
         Ok(asked)
+    }
+
+    /// The node that the subject names, if it names one.
+    pub(super) fn node(&self) -> Option<&str> {
+        self.common_name.strip_prefix(NODE_PREFIX)
     }
 
     /// Why this signer doesn't sign such a request, in Kubernetes' words.
@@ -99,9 +105,9 @@ impl Asked {
     fn node_client_problem(&self, usages: &BTreeSet<&str>) -> Option<String> {
         let refusals = [
             (self.organizations != [NODES], "subject organization is not system:nodes"),
-            (self.dns_names > 0, "DNS subjectAltNames are not allowed"),
+            (!self.dns_names.is_empty(), "DNS subjectAltNames are not allowed"),
             (self.emails > 0, "Email subjectAltNames are not allowed"),
-            (self.addresses > 0, "IP subjectAltNames are not allowed"),
+            (!self.addresses.is_empty(), "IP subjectAltNames are not allowed"),
             (self.uris > 0, "URI subjectAltNames are not allowed"),
             (!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:"),
         ];
@@ -111,13 +117,21 @@ impl Asked {
     fn node_serving_problem(&self, usages: &BTreeSet<&str>) -> Option<String> {
         let refusals = [
             (self.organizations != [NODES], "subject organization is not system:nodes"),
-            (self.dns_names + self.addresses == 0, "DNS or IP subjectAltName is required"),
+            (self.dns_names.is_empty() && self.addresses.is_empty(), "DNS or IP subjectAltName is required"),
             (self.emails > 0, "Email subjectAltNames are not allowed"),
             (self.uris > 0, "URI subjectAltNames are not allowed"),
         ];
         let name =
             [(!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:")];
         first(&refusals).or_else(|| usages_problem(usages, &NODE_SERVING_USAGES)).or_else(|| first(&name))
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
     }
 }
 

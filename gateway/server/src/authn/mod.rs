@@ -1,6 +1,7 @@
 //! Who is asking: a client certificate, a token (a service account's, an identity provider's, one from a file), a part of
 //! Carob itself, or nobody.
 
+pub(crate) mod bootstrap;
 mod claims;
 pub(crate) mod front_proxy;
 mod impersonation;
@@ -160,6 +161,10 @@ pub(crate) async fn of_token(
     let own = || audiences.iter().filter(|audience| **audience == own[0]).map(ToString::to_string).collect();
     if let Some(identity) = authn.from_file.find(token) {
         return Ok(Ok(Known { identity, audiences: own() }));
+    }
+    if let Some((id, secret)) = bootstrap::parts(token) {
+        let found = bootstrap::verify(&*server.store, id, secret).await?;
+        return Ok(found.map(|identity| Known { identity, audiences: own() }));
     }
     // Whoever signed it, it is only asked here whom to ask; the signature is verified by who knows the key.
     match issuer_of(token).as_deref() {

@@ -44,6 +44,8 @@ impl TestNetwork {
         let config = NetworkConfig {
             instance: instance.clone(),
             pod_cidr,
+            cluster_cidr: pod_cidr,
+            annexed: false,
             service_cidr: Some(services(tag)),
             open_metadata: false,
         };
@@ -290,7 +292,14 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
     let instance = first.instance.clone();
     drop(first);
     let cidr = Ipv4Net::new(kept.gateway, 24).unwrap().trunc();
-    let config = NetworkConfig { instance: instance.clone(), pod_cidr: cidr, service_cidr: None, open_metadata: false };
+    let config = NetworkConfig {
+        instance: instance.clone(),
+        pod_cidr: cidr,
+        cluster_cidr: cidr,
+        annexed: false,
+        service_cidr: None,
+        open_metadata: false,
+    };
     let second = Network::start(config).await.unwrap();
     second.adopt("kept", kept.address);
     let new = second.attach("new").await.unwrap();
@@ -303,8 +312,14 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
 async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
     let first = TestNetwork::start(7).await;
     let taken = Ipv4Net::new(first.network.gateway_address(), 24).unwrap().trunc();
-    let config =
-        NetworkConfig { instance: "ffffffff".into(), pod_cidr: taken, service_cidr: None, open_metadata: false };
+    let config = NetworkConfig {
+        instance: "ffffffff".into(),
+        pod_cidr: taken,
+        cluster_cidr: taken,
+        annexed: false,
+        service_cidr: None,
+        open_metadata: false,
+    };
     let error = Network::start(config).await.err().expect("two networks with one CIDR");
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;

@@ -140,18 +140,28 @@ pub fn nothing_there(config: &RuntimeConfig) -> bool {
     no_cgroup && !config.dir.join("pods").exists() && !config.dir.join(SOCKET).exists()
 }
 
-/// Kills a spawner of another version; the next one cleans up after it.
-pub async fn kill_foreign(config: &RuntimeConfig) -> Result<(), Error> {
-    let dir = config.dir.clone();
-    let pid = blocking(move || {
+/// Process id of the spawner that listens in a directory, of whatever version.
+pub async fn listening(dir: &Path) -> Result<Option<i32>, Error> {
+    let dir = dir.to_owned();
+    blocking(move || {
+        if !dir.exists() {
+            return Ok(None);
+        }
         let Some(socket) = connect_to(&dir)? else { return Ok(None) };
         let credentials =
             getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| Error::SpawnerStart(errno.to_string()))?;
-        let pidfd = process::pidfd_open(credentials.pid()).map_err(|error| Error::SpawnerStart(error.to_string()))?;
-        process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(|error| Error::SpawnerStart(error.to_string()))?;
         Ok(Some(credentials.pid()))
     })
-    .await?;
+    .await
+}
+
+/// Kills a spawner of another version; the next one cleans up after it.
+pub async fn kill_foreign(config: &RuntimeConfig) -> Result<(), Error> {
+    let pid = listening(&config.dir).await?;
+    if let Some(pid) = pid {
+        let pidfd = process::pidfd_open(pid).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+        process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+    }
     match pid {
         Some(pid) => wait_for_end(pid).await,
         None => Ok(()),

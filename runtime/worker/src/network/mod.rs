@@ -7,6 +7,7 @@ mod frontends;
 mod health;
 pub(crate) mod host_ports;
 mod names;
+mod nodes;
 pub(crate) mod policies;
 
 use crate::context::Context;
@@ -20,7 +21,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 const GATHER: Duration = Duration::from_millis(5);
 /// How long after a refusal the kernel is told again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Where names are asked.
+const DNS_PORT: u16 = 53;
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Somebody else carries a Service out that has this label.
@@ -52,7 +55,8 @@ pub(crate) async fn run(ctx: Arc<Context>, inputs: Inputs, shutdown: Cancellatio
         }
     };
     let policies = policies::run(ctx.clone(), policies, shutdown.clone());
-    tokio::join!(answering, follow(ctx.clone(), shutdown.clone()), policies);
+    let nodes = nodes::run(ctx.clone(), shutdown.clone());
+    tokio::join!(answering, follow(ctx.clone(), shutdown.clone()), policies, nodes);
 }
 
 async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
@@ -199,7 +203,9 @@ impl Proxy {
             Some(service) => {
                 let none = Slices::new();
                 let slices = self.slices_of.get(key).unwrap_or(&none);
-                frontends::of(service, slices.values().map(AsRef::as_ref), &self.ctx.node)
+                let mut all = frontends::of(service, slices.values().map(AsRef::as_ref), &self.ctx.node);
+                answer_names_here(&self.ctx, &mut all);
+                all
             }
             None => HashMap::new(),
         };
@@ -277,6 +283,17 @@ impl Proxy {
                 frontend.protocol.name()
             );
             self.ctx.events.record(About::service(service), Severity::Warning, "NodePortContested", message);
+        }
+    }
+}
+
+/// Names are asked of this worker by its own pods, also while the gateway's machine can't be reached.
+fn answer_names_here(ctx: &Context, frontends: &mut HashMap<Frontend, Backend>) {
+    let Some(own) = ctx.own_dns else { return };
+    for (frontend, backend) in frontends {
+        let asked = frontend.address.is_some_and(|ip| ctx.cluster.dns_servers.contains(&IpAddr::V4(ip)));
+        if asked && frontend.port == DNS_PORT {
+            *backend = Backend::Endpoints { endpoints: vec![own], affinity: None, clients: None };
         }
     }
 }

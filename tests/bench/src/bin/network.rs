@@ -38,7 +38,14 @@ async fn services(instance: &str) -> Result<()> {
         (0..200).map(|third| Ipv4Net::new_assert(Ipv4Addr::new(10, 250, third, 0), 24)),
     )?;
     let service_cidr = Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 126, 0, 0), 16));
-    let config = NetworkConfig { instance: instance.to_owned(), pod_cidr, service_cidr, open_metadata: false };
+    let config = NetworkConfig {
+        instance: instance.to_owned(),
+        pod_cidr,
+        cluster_cidr: pod_cidr,
+        annexed: false,
+        service_cidr,
+        open_metadata: false,
+    };
     let network = Network::start(config).await.context("run this as root")?;
     let listener = TcpListener::bind((network.gateway_address(), 0))?;
     let SocketAddr::V4(here) = listener.local_addr()? else { anyhow::bail!("an address of IPv6") };

@@ -1,0 +1,124 @@
+//! Addresses for the pods of nodes that joined: each gets a block of the pods' range. Workers of the gateway's own process
+//! take theirs from the beginning of the range, so these are given from its end.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::cluster::Cluster;
+use crate::controller::{Controller, Setup};
+use crate::events::Voice;
+use crate::informer::Key;
+use crate::queue::{Again, Queue};
+use crate::replica_set::tolerate_gone;
+
+/// Whence nodes' blocks are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRanges {
+    /// The first address.
+    pub first: Ipv4Addr,
+    /// How long the prefix of all pods' addresses is.
+    pub prefix: u8,
+    /// How long that of one node's is.
+    pub block: u8,
+    /// So many blocks at the beginning are not given.
+    pub reserved: u32,
+}
+
+impl NodeRanges {
+    fn blocks(&self) -> u32 {
+        1_u32.checked_shl(u32::from(self.block.saturating_sub(self.prefix))).unwrap_or(0)
+    }
+
+    fn block(&self, index: u32) -> String {
+        let first = u32::from(self.first) + (index << (32 - u32::from(self.block)));
+        format!("{}/{}", Ipv4Addr::from(first), self.block)
+    }
+
+    /// The last block that nobody has.
+    fn free(&self, taken: impl Fn(&str) -> bool) -> Option<String> {
+        (self.reserved..self.blocks()).rev().map(|index| self.block(index)).find(|block| !taken(block))
+    }
+}
+
+pub(crate) struct Ranges {
+    cluster: Cluster,
+    voice: Voice,
+    whole: Option<NodeRanges>,
+    /// Blocks that were given, by node, until the informer knows.
+    given: Mutex<HashMap<String, String>>,
+}
+
+impl Controller for Ranges {
+    /// A node.
+    type Item = String;
+    const NAME: &'static str = "node-controller";
+
+    fn new(setup: &Setup<'_>) -> Self {
+        Self {
+            cluster: setup.cluster.clone(),
+            voice: setup.voice.clone(),
+            whole: setup.options.node_ranges,
+            given: Mutex::default(),
+        }
+    }
+
+    fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<String>) {
+        if self.whole.is_none() {
+            return;
+        }
+        let queue = queue.clone();
+        self.cluster.nodes.on_change(move |change| {
+            if let Some(node) = change.new.or(change.old) {
+                queue.add(node.metadata.name.clone().unwrap_or_default());
+            }
+        });
+    }
+
+    async fn reconcile(&self, name: String) -> Result<Again, kube::Error> {
+        let mut given = self.given.lock().await;
+        let node = self.cluster.nodes.get(&Key::new("", &name));
+        let (Some(ranges), Some(node)) = (self.whole, node.filter(|node| range(node).is_none())) else {
+            given.remove(&name);
+            return Ok(None);
+        };
+        let taken = |block: &str| {
+            given.iter().any(|(owner, given)| *owner != name && given == block)
+                || !self.cluster.nodes.list(|other| range(other) == Some(block)).is_empty()
+        };
+        let Some(block) = ranges.free(taken) else {
+            let why = format!("Node {name} status is now: CIDRNotAvailable");
+            self.voice.normal(&*node, "CIDRNotAvailable", why);
+            return Ok(None);
+        };
+        let api: Api<Node> = Api::all(self.cluster.client.clone());
+        let patch = json!({"spec": {"podCIDR": block, "podCIDRs": [block]}});
+        let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        given.insert(name, block);
+        tolerate_gone(patched.map(drop)).map(|()| None)
+    }
+}
+
+fn range(node: &Node) -> Option<&str> {
+    node.spec.as_ref()?.pod_cidr.as_deref().filter(|range| !range.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_given_from_the_end_and_the_first_ones_never() {
+        let ranges = NodeRanges { first: Ipv4Addr::new(10, 42, 0, 0), prefix: 20, block: 22, reserved: 2 };
+        assert_eq!(ranges.free(|_| false).as_deref(), Some("10.42.12.0/22"));
+        assert_eq!(ranges.free(|block| block == "10.42.12.0/22").as_deref(), Some("10.42.8.0/22"));
+        assert_eq!(ranges.free(|block| block != "10.42.4.0/22"), None);
+        let one = NodeRanges { prefix: 24, block: 24, reserved: 1, ..ranges };
+        assert_eq!(one.free(|_| false), None);
+    }
+}
