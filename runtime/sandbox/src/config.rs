@@ -140,6 +140,8 @@ pub struct UserNamespaces {
     pub ipc: OwnedFd,
     /// Its host name.
     pub uts: OwnedFd,
+    /// While it is open, no other pod of the machine gets these users.
+    pub claim: OwnedFd,
 }
 
 /// cgroup limits; `None` leaves the kernel's default.

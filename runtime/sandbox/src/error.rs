@@ -63,6 +63,9 @@ pub enum Error {
     /// What the container needs can't be had with users of the pod's own: their number, or files shown as theirs.
     #[error("{0}")]
     Users(String),
+    /// Another pod of the machine, of whichever spawner, has these users.
+    #[error("the users are another pod's")]
+    UsersTaken,
     /// The spawner has gone away, or was never there.
     #[error("the spawner is not connected")]
     Disconnected,

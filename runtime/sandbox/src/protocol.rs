@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// The version this program speaks. It grows when a message changes; the spawner that runs may be older or newer than
 /// the gateway that finds it.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 const MAGIC: &[u8; 6] = b"carob\0";
 
@@ -48,7 +48,7 @@ pub struct Request {
 pub enum Ask {
     /// Make the next start faster; not answered.
     Warm,
-    /// The answer carries the user, network, IPC and UTS namespaces.
+    /// The answer carries the user, network, IPC and UTS namespaces, and the claim to the range.
     MakeUsers {
         /// The host's users that theirs are.
         range: UserRange,
@@ -258,6 +258,8 @@ pub enum Failure {
     },
     /// [`Error::Users`]
     Users(String),
+    /// [`Error::UsersTaken`]
+    UsersTaken,
 }
 
 impl Failure {
@@ -284,6 +286,7 @@ impl From<Failure> for Error {
             Failure::Start { message, exit_code } => Error::Start { message, exit_code },
             Failure::Sandbox { stage, message } => Error::Sandbox { stage, message },
             Failure::Users(message) => Error::Users(message),
+            Failure::UsersTaken => Error::UsersTaken,
         }
     }
 }

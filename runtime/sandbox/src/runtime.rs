@@ -72,16 +72,17 @@ impl Runtime {
     }
 
     /// Makes a user namespace in which these users of the host are all there are, and namespaces that it owns.
+    /// [`Error::UsersTaken`] when they are another pod's.
     pub async fn make_users(&self, range: UserRange) -> Result<UserNamespaces, Error> {
         let (_, fds) = self.connection.ask(Ask::MakeUsers { range }, Vec::new()).await?;
-        let [user, net, ipc, uts] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| Error::Disconnected)?;
-        Ok(UserNamespaces { user, net, ipc, uts })
+        let [user, net, ipc, uts, claim] = <[OwnedFd; 5]>::try_from(fds).map_err(|_| Error::Disconnected)?;
+        Ok(UserNamespaces { user, net, ipc, uts, claim })
     }
 
     /// Makes the pod's cgroups with their limits and its namespaces.
     pub async fn create_pod(&self, mut pod: PodConfig) -> Result<(), Error> {
         let fds: Vec<OwnedFd> = match pod.user_namespaces.take() {
-            Some(UserNamespaces { user, net, ipc, uts }) => vec![user, net, ipc, uts],
+            Some(UserNamespaces { user, net, ipc, uts, claim }) => vec![user, net, ipc, uts, claim],
             None => pod.netns.take().into_iter().collect(),
         };
         let netns = !fds.is_empty();
@@ -277,7 +278,6 @@ fn recovered(pod: KnownPod) -> RecoveredPod {
         uid: pod.config.uid,
         hostname: pod.config.hostname,
         host_network: !pod.own_network,
-        users: pod.config.users,
         annotations: pod.config.annotations,
         alive: pod.alive,
         containers,

@@ -1,6 +1,6 @@
 //! What the sandbox tells: starts, exits, usage, and what is found again after a restart.
 
-use crate::{ContainerId, UserRange};
+use crate::ContainerId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -98,8 +98,6 @@ pub struct RecoveredPod {
     pub hostname: String,
     /// Whether it is on the host's network.
     pub host_network: bool,
-    /// The host's users that its own are.
-    pub users: Option<UserRange>,
     /// As given in [`PodConfig`](crate::PodConfig).
     pub annotations: BTreeMap<String, String>,
     /// False when the spawner died and with it the pod's namespaces: all containers have exited, nothing can be started in it.

@@ -2,7 +2,7 @@
 
 mod machine;
 
-use carob_sandbox::{ExecConfig, PathMasks, Seccomp, User};
+use carob_sandbox::{Error, ExecConfig, PathMasks, PodConfig, Seccomp, User, UserRange};
 use machine::Machine;
 use std::fs;
 use std::io::Read;
@@ -228,4 +228,22 @@ async fn a_directory_that_is_not_in_the_container_is_refused() {
         assert!(live.runtime.start_container(container).await.is_err(), "{fd}");
     }
     live.end().await;
+}
+
+#[tokio::test]
+async fn users_of_a_pod_are_no_other_pods_whosever_spawner_it_has() {
+    // Below those that Carobs of this machine give.
+    let range = UserRange { first: 0x2ff0_0000 };
+    let (one, other) = (Machine::new().start().await, Machine::new().start().await);
+    let made = one.runtime.make_users(range).await.expect("free");
+    let pod = PodConfig { netns: None, users: Some(range), user_namespaces: Some(made), ..one.machine.pod("p") };
+    one.runtime.create_pod(pod).await.expect("pod");
+    for live in [&one, &other] {
+        let refused = live.runtime.make_users(range).await.expect_err("they are taken");
+        assert!(matches!(refused, Error::UsersTaken), "{refused}");
+    }
+    one.runtime.remove_pod("p").await.expect("remove");
+    other.runtime.make_users(range).await.expect("free again");
+    one.end().await;
+    other.end().await;
 }

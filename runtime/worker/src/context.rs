@@ -204,11 +204,6 @@ impl Context {
                 .map_err(|source| Error::Directory { path: path.to_owned(), source })?;
         }
         let ranges = Ranges::new(&config.data_dir);
-        for pod in &config.recovered {
-            if let Some(range) = pod.users {
-                ranges.give(&pod.uid, range);
-            }
-        }
         let own_users = match config.settings.user_namespaces {
             UserNamespacePolicy::WhenAsked => false,
             UserNamespacePolicy::WherePossible => {
@@ -279,11 +274,10 @@ impl Context {
         Ok((context, config.recovered, config.exits, requests))
     }
 
-    /// Gives a pod's address back, once nothing is said of it any more, and its users.
+    /// Gives a pod's address back, once nothing is said of it any more.
     pub async fn give_back(&self, uid: &str) {
         self.policies.release(uid).await;
         self.network.release(uid).await;
-        self.ranges.release(uid);
     }
 
     /// Puts a pod's policies in force, and then leads its ports of this machine to it.

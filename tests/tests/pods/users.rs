@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use carob_tests::pods::{idle, list, pod, shell, shell_pod};
-use carob_tests::{Carob, text};
+use carob_tests::{Carob, eventually, text};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use serde_json::{Value, json};
 
 /// Where the machine's users that pods get begin.
@@ -203,4 +205,26 @@ fn a_volume_is_mounted_inside_another_one_whoever_the_users_are() {
     ] {
         assert!(own.contains(&format!("{path} 0:0 {kind}\n")), "{path}: {own}");
     }
+}
+
+/// Whether some spawner of the machine has claimed these users, as the kernel says.
+fn claimed(root: u32) -> bool {
+    let file = fs::OpenOptions::new().write(true).open("/run/carob.users").expect("claims are kept there");
+    let write = libc::F_WRLCK.try_into().expect("a small number");
+    let mut byte = libc::flock { l_type: write, l_whence: 0, l_start: (root / 65536).into(), l_len: 1, l_pid: 0 };
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut byte)).expect("the kernel says");
+    i32::from(byte.l_type) != libc::F_UNLCK
+}
+
+#[test]
+fn a_pods_users_are_claimed_on_the_machine_while_it_is_there_whatever_becomes_of_the_gateway() {
+    let mut carob = Carob::start(&["tools"]);
+    carob.start_pod(&own(pod("own", &[idle("main")])).to_string(), "own");
+    let root = root_of(&carob, "own");
+    assert!(claimed(root));
+    carob.kill();
+    assert!(claimed(root));
+    carob.up(&[]);
+    carob.kubectl(&["delete", "pod", "own", "--grace-period=0"]);
+    eventually("they are anybody's", || !claimed(root));
 }

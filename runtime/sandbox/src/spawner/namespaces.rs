@@ -39,6 +39,8 @@ pub struct PodNamespaces {
     pub pid: Option<(OwnedFd, i32)>,
     /// The pod's own users; the four above are theirs.
     pub user: Option<OwnedFd>,
+    /// What keeps those users from other pods for as long as this one is there.
+    _claim: Option<OwnedFd>,
 }
 
 /// What comes with a pod's request.
@@ -102,10 +104,10 @@ pub fn make(
     cgroup: &Cgroup<'_>,
 ) -> Result<PodNamespaces, Failure> {
     let wrap = |error: io::Error| Failure::sandbox("namespaces", error);
-    let (net, theirs) = match given {
-        Given::Nothing => (None, None),
-        Given::Network(net) => (Some(net), None),
-        Given::Users(UserNamespaces { user, net, ipc, uts }) => (Some(net), Some((user, ipc, uts))),
+    let (net, theirs, claim) = match given {
+        Given::Nothing => (None, None, None),
+        Given::Network(net) => (Some(net), None, None),
+        Given::Users(UserNamespaces { user, net, ipc, uts, claim }) => (Some(net), Some((user, ipc, uts)), Some(claim)),
     };
     let (new_ipc, new_uts) = (!pod.host_ipc && theirs.is_none(), net.is_some() && theirs.is_none());
     let mut flags = libc::CLONE_NEWNS;
@@ -161,7 +163,7 @@ pub fn make(
     } else {
         None
     };
-    Ok(PodNamespaces { mnt, net, ipc, uts, pid, user })
+    Ok(PodNamespaces { mnt, net, ipc, uts, pid, user, _claim: claim })
 }
 
 /// The sysctls of an IPC namespace that has users of its own: they are its root's to write, not the host's.

@@ -39,8 +39,8 @@ impl Service {
                 return;
             }
             Ask::MakeUsers { range } => users::make(range).map(|made| {
-                let UserNamespaces { user, net, ipc, uts } = made;
-                Some((Answer::Done, vec![user, net, ipc, uts]))
+                let UserNamespaces { user, net, ipc, uts, claim } = made;
+                Some((Answer::Done, vec![user, net, ipc, uts, claim]))
             }),
             Ask::CreatePod { pod, netns } => self.create_pod(pod, netns, fds),
             Ask::StartContainer { container, mount_fds } => self.start_container(id, *container, &mount_fds, fds),
@@ -131,8 +131,8 @@ impl Service {
                 return Err(Failure::config("users", "of its own have no rights over the host's namespaces"));
             }
             (Some(_), _) => {
-                let [user, net, ipc, uts] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| missing())?;
-                Given::Users(UserNamespaces { user, net, ipc, uts })
+                let [user, net, ipc, uts, claim] = <[OwnedFd; 5]>::try_from(fds).map_err(|_| missing())?;
+                Given::Users(UserNamespaces { user, net, ipc, uts, claim })
             }
         };
         if config.runtime.is_some() {

@@ -4,11 +4,17 @@
 use crate::config::{UserNamespaces, UserRange};
 use crate::kernel::process::{self, Fork};
 use crate::protocol::Failure;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, pipe2};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// Whose users are whose, for all spawners of the machine: the byte of each range is locked while a pod has it. The kernel
+/// unlocks it when the last copy of the descriptor is closed, whoever died.
+const CLAIMS: &str = "/run/carob.users";
 
 fn wrap(error: impl std::fmt::Display) -> Failure {
     Failure::sandbox("user namespace", error)
@@ -16,6 +22,7 @@ fn wrap(error: impl std::fmt::Display) -> Failure {
 
 /// Makes them. A child is born into them and waits until they are held here: the spawner itself could never come back.
 pub fn make(range: UserRange) -> Result<UserNamespaces, Failure> {
+    let claim = claim(range)?;
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let (end, end_writer) = pipe2(OFlag::O_CLOEXEC).map_err(wrap)?;
     // SAFETY: the spawner has one thread.
@@ -27,11 +34,28 @@ pub fn make(range: UserRange) -> Result<UserNamespaces, Failure> {
         }
         Fork::Parent(pid) => {
             drop(end);
-            let made = map(pid, range).and_then(|()| hold(pid)).map_err(wrap);
+            let made = map(pid, range).and_then(|()| hold(pid, claim)).map_err(wrap);
             drop(end_writer);
             wait(pid);
             made
         }
+    }
+}
+
+/// Locks the range's byte, by a description of its own: each lasts for itself.
+fn claim(range: UserRange) -> Result<OwnedFd, Failure> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(CLAIMS).map_err(wrap)?;
+    let byte = libc::flock {
+        l_type: libc::F_WRLCK.try_into().map_err(wrap)?,
+        l_whence: libc::SEEK_SET.try_into().map_err(wrap)?,
+        l_start: (range.first / UserRange::LENGTH).into(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
+        Ok(_) => Ok(file.into()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(Failure::UsersTaken),
+        Err(errno) => Err(wrap(format!("{CLAIMS}: {errno}"))),
     }
 }
 
@@ -42,9 +66,9 @@ fn map(pid: i32, range: UserRange) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/gid_map"), &line)
 }
 
-fn hold(pid: i32) -> io::Result<UserNamespaces> {
+fn hold(pid: i32, claim: OwnedFd) -> io::Result<UserNamespaces> {
     let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
-    Ok(UserNamespaces { user: open("user")?, net: open("net")?, ipc: open("ipc")?, uts: open("uts")? })
+    Ok(UserNamespaces { user: open("user")?, net: open("net")?, ipc: open("ipc")?, uts: open("uts")?, claim })
 }
 
 fn wait(pid: i32) {

@@ -175,7 +175,6 @@ async fn namespaces(
     let in_network = |error: &dyn std::error::Error| format!("failed to set up the pod's network: {}", chain(error));
     let (network, users) = if own_users {
         let Home { range, namespaces, link } = ctx.homes.take(ctx).await?;
-        ctx.ranges.give(uid, range);
         (ctx.network.give(uid, link), Some((range, namespaces)))
     } else {
         (ctx.network.attach(uid).await.map_err(|error| in_network(&error))?, None)

@@ -88,35 +88,20 @@ async fn keep_homes(ctx: &Context) {
 }
 
 async fn make(ctx: &Context) -> Result<Home, String> {
-    let range = ctx.ranges.take().ok_or("no free range of users is left for the pod's user namespace")?;
-    let linked = async {
-        let failed =
-            |error: &dyn std::error::Error| format!("failed to make the pod's user namespace: {}", chain(error));
-        let namespaces = ctx.runtime.make_users(range).await.map_err(|error| failed(&error))?;
-        let net = namespaces.net.try_clone().map_err(|error| failed(&error))?;
-        let link = ctx.network.link(net).await;
-        let link = link.map_err(|error| format!("failed to set up the pod's network: {}", chain(&error)))?;
-        Ok(Home { range, namespaces, link })
-    };
-    let made = linked.await;
-    if made.is_err() {
-        ctx.ranges.free(range);
-    }
-    made
+    let failed = |error: &dyn std::error::Error| format!("failed to make the pod's user namespace: {}", chain(error));
+    let (range, namespaces) = ctx.ranges.make(&ctx.runtime).await.map_err(|error| failed(&error))?;
+    let net = namespaces.net.try_clone().map_err(|error| failed(&error))?;
+    let link = ctx.network.link(net).await;
+    let link = link.map_err(|error| format!("failed to set up the pod's network: {}", chain(&error)))?;
+    Ok(Home { range, namespaces, link })
 }
 
 /// Whether pods can have users of their own here: the kernel makes them, and these directories' file systems can show files
 /// as theirs.
 pub(crate) async fn possible(runtime: &Runtime, ranges: &Ranges, directories: [&Path; 2]) -> Result<(), String> {
-    let range = ranges.take().ok_or("no range of users is free")?;
-    let tried = async {
-        let made = runtime.make_users(range).await.map_err(|error| chain(&error))?;
-        directories.into_iter().try_for_each(|directory| {
-            let shown = carob_sandbox::show_as(directory, &made);
-            shown.map_err(|error| format!("{}: {error}", directory.display()))
-        })
-    };
-    let tried = tried.await;
-    ranges.free(range);
-    tried
+    let (_, made) = ranges.make(runtime).await.map_err(|error| chain(&error))?;
+    directories.into_iter().try_for_each(|directory| {
+        let shown = carob_sandbox::show_as(directory, &made);
+        shown.map_err(|error| format!("{}: {error}", directory.display()))
+    })
 }
