@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use carob_image::Images;
 use carob_network::{DnsSockets, Ipv4Net, Network};
 use carob_sandbox::{Runtime, RuntimeConfig};
-use carob_worker::{ClusterInfo, ContainerObserver, CredentialProviders, NodeSettings, Share, Worker, WorkerConfig};
+use carob_worker::{ClusterInfo, ContainerObserver, CredentialProviders, NodeSettings, Share, Tenants, Worker, WorkerConfig};
 
 use crate::data_dir::{DataDir, WorkerDir};
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub images: Images,
     /// Where those are.
     pub images_dir: PathBuf,
+    /// Who else has them.
+    pub tenants: Tenants,
     pub observer: Arc<dyn ContainerObserver>,
     pub cluster: ClusterInfo,
     pub share: Share,
@@ -82,6 +84,7 @@ impl Plan {
             share: self.share,
             profiles: self.profiles,
             images_dir: self.images_dir,
+            tenants: self.tenants,
             machine: self.machine,
             runtimes: self.owner.runtimes,
             credential_providers: self.owner.credential_providers,

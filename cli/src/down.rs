@@ -9,7 +9,7 @@ use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_image::{Images, RegistryConfig};
 use carob_network::Network;
-use carob_sandbox::{Runtime, RuntimeConfig};
+use carob_sandbox::{ContainerId, Runtime, RuntimeConfig};
 use carob_worker::{ContainerObserver, Unobserved};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -125,28 +125,43 @@ async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], grace: Duration) -
             dir.ledger().display()
         );
     }
-    for runtime in stopped {
-        runtime?.shutdown().await.context("cannot end the spawner")?;
+    for stopped in stopped {
+        stopped?.runtime.shutdown().await.context("cannot end the spawner")?;
     }
     Ok(())
 }
 
-/// Stops the pods of one spawner, which has nothing to do after that.
-async fn stop_pods_of(spawner: RuntimeConfig, observer: &dyn ContainerObserver, grace: Duration) -> Result<Runtime> {
+/// A spawner without anything to do, and the containers that it had.
+struct Stopped {
+    runtime: Runtime,
+    containers: Vec<ContainerId>,
+}
+
+/// Stops the pods of one spawner.
+async fn stop_pods_of(spawner: RuntimeConfig, observer: &dyn ContainerObserver, grace: Duration) -> Result<Stopped> {
     let (runtime, pods, exits) = Runtime::start(spawner).await.context("cannot reach the spawner")?;
+    let containers = pods.iter().flat_map(|pod| &pod.containers).map(|container| container.id.clone()).collect();
     match carob_worker::drain(&runtime, pods, exits, observer, grace).await {
-        0 => Ok(runtime),
+        0 => Ok(Stopped { runtime, containers }),
         stuck => bail!("{stuck} containers did not end"),
     }
 }
 
 /// Ends a worker of an earlier start that this one doesn't have: its pods are stopped, what they used is told to
 /// `observer`, and nothing of it is kept.
-pub async fn retire(worker: &WorkerDir, spawner: RuntimeConfig, observer: &dyn ContainerObserver) -> Result<()> {
+pub async fn retire(
+    worker: &WorkerDir,
+    spawner: RuntimeConfig,
+    observer: &dyn ContainerObserver,
+    images: &Images,
+) -> Result<()> {
     let doing = || format!("cannot end the worker {} of an earlier start", worker.number);
     if spawner.dir.exists() {
-        let runtime = stop_pods_of(spawner.clone(), observer, RETIRING_GRACE).await.with_context(doing)?;
-        runtime.shutdown().await.with_context(doing)?;
+        let stopped = stop_pods_of(spawner.clone(), observer, RETIRING_GRACE).await.with_context(doing)?;
+        stopped.runtime.shutdown().await.with_context(doing)?;
+        for container in &stopped.containers {
+            images.release(container.as_str()).await.with_context(doing)?;
+        }
     }
     remove_sandboxes(worker, spawner).await.with_context(doing)?;
     carob_sandbox::remove_tree(worker.root()).with_context(doing)

@@ -12,7 +12,7 @@ use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
 use carob_network::Ipv4Net;
 use carob_store::redb::RedbStore;
-use carob_worker::Share;
+use carob_worker::{Share, Tenants};
 
 use crate::DataDirOption;
 use crate::agent::{self, Clients, Plan};
@@ -115,7 +115,8 @@ pub async fn run(options: Options) -> Result<()> {
         let images = Images::open(&dir.images(), std::mem::take(&mut config.images))?;
         let (site, gateway, billing, config, node) = (&site, &*gateway, &billing, &config, node_name.as_str());
         let machine_address = Some(site.machine_address().unwrap_or_else(carob_worker::machine_address));
-        let workers = Workers { dir: &dir, site, gateway, billing, images, config, node, machine_address };
+        let tenants = Tenants::new(site.workers().into());
+        let workers = Workers { dir: &dir, site, gateway, billing, images, tenants, config, node, machine_address };
         workers.start(network, &nodes.local, &mut tasks).await?;
     }
     tasks.spawn("meter", |stop| async move {
@@ -216,6 +217,8 @@ struct Workers<'a> {
     gateway: &'a Gateway,
     billing: &'a Arc<Billing>,
     images: Images,
+    /// Of those images.
+    tenants: Tenants,
     config: &'a ConfigFile,
     /// The first one's node.
     node: &'a str,
@@ -239,6 +242,7 @@ impl Workers<'_> {
             },
             images: self.images.clone(),
             images_dir: self.dir.images(),
+            tenants: self.tenants.clone(),
             observer: Arc::new(Metered(Arc::clone(self.billing))),
             cluster: site.cluster(gateway.ca_certificate(), &self.config.network, worker.number),
             share: Share { of: site.workers().into() },
@@ -261,7 +265,7 @@ impl Workers<'_> {
         let admin = self.gateway.client("system:carob:up", &["system:masters"]);
         for gone in self.dir.workers()?.into_iter().filter(|worker| worker.number > self.site.workers()) {
             let observer = Metered(Arc::clone(self.billing));
-            retire(&gone, agent::spawner(&gone, &self.site.instance.id)?, &observer).await?;
+            retire(&gone, agent::spawner(&gone, &self.site.instance.id)?, &observer, &self.images).await?;
             nodes::remove(&admin, &gone.node(self.node)).await?;
         }
         let first = self.dir.worker(1);

@@ -14,7 +14,7 @@ use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_image::Images;
 use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
-use carob_worker::Share;
+use carob_worker::{Share, Tenants};
 use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use kube::Api;
 use kube::api::PostParams;
@@ -132,6 +132,7 @@ pub async fn run(options: Options) -> Result<()> {
         clients: Clients { node: client.clone(), services: client.clone(), policies: client.clone() },
         images: Images::open(&dir.images(), config.images)?,
         images_dir: dir.images(),
+        tenants: Tenants::new(1),
         observer: Arc::new(Metered(Arc::clone(&outbox))),
         cluster: facts.cluster(&identity.authority, config.network.resolvers),
         share: Share::WHOLE,

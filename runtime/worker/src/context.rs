@@ -9,7 +9,7 @@ use crate::network::policies::{Policies, Requests};
 use crate::node::Machine;
 use crate::objects::Interests;
 use crate::pod::PodTable;
-use crate::pressure::{NodeSettings, Pressure};
+use crate::pressure::{NodeSettings, Pressure, Tenants};
 use crate::users::{Homes, Ranges, UserNamespacePolicy, possible};
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
@@ -45,6 +45,8 @@ pub struct WorkerConfig {
     pub images: Images,
     /// Where it is, of which only the disk is looked at.
     pub images_dir: PathBuf,
+    /// Who else has it.
+    pub tenants: Tenants,
     /// The pods' network.
     pub network: Network,
     /// Learns of every container.
@@ -164,6 +166,7 @@ pub(crate) struct Context {
     pub policies: Policies,
     pub runtime: Runtime,
     pub images: Images,
+    pub tenants: Tenants,
     pub network: Network,
     pub observer: Arc<dyn ContainerObserver>,
     pub cluster: ClusterInfo,
@@ -248,6 +251,7 @@ impl Context {
             policies,
             runtime: config.runtime,
             images: config.images,
+            tenants: config.tenants,
             network: config.network,
             observer: config.observer,
             cluster: config.cluster,

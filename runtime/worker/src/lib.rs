@@ -32,7 +32,7 @@ pub use context::{ClusterInfo, Share, WorkerConfig, machine_address};
 pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
-pub use pressure::{NodeSettings, Signal, Threshold};
+pub use pressure::{NodeSettings, Signal, Tenants, Threshold};
 pub use users::UserNamespacePolicy;
 
 use carob_sandbox::{Exit, RecoveredPod};

@@ -1,5 +1,7 @@
-//! Several workers: on one machine, each a node with a network namespace of its own; and on others (`remote.rs`).
+//! Several workers: on one machine, each a node with a network namespace of its own (`images.rs`: what they share); and on
+//! others (`remote.rs`).
 
+mod images;
 mod remote;
 
 use std::collections::BTreeSet;

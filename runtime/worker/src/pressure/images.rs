@@ -67,7 +67,7 @@ fn excess(settings: &NodeSettings, stock: Stock) -> Option<u64> {
     (used > part(settings.image_gc_high)).then(|| used - part(settings.image_gc_low))
 }
 
-/// Removes what is to go. `used` are the names of the images that pods of this node run.
+/// Removes what is to go. `used` are the names of the images that pods of the store's workers run.
 pub(super) async fn collect(
     ctx: &Context,
     ages: &mut Ages,

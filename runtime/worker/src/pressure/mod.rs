@@ -5,8 +5,10 @@ mod facts;
 mod images;
 mod rank;
 mod settings;
+mod tenants;
 
 pub use settings::{NodeSettings, Signal, Threshold};
+pub use tenants::Tenants;
 
 use crate::admission::Refusal;
 use crate::container::resources::{QosClass, qos_class};
@@ -83,7 +85,8 @@ fn refuse(short: &BTreeSet<Shortage>, spec: &PodSpec) -> Option<Refusal> {
 
 /// Watches the machine until `shutdown`.
 pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
-    let mut keeper = Keeper::default();
+    ctx.tenants.join(&ctx);
+    let mut keeper = Keeper { stopping: shutdown.clone(), ..Keeper::default() };
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -104,6 +107,7 @@ struct Keeper {
     evicted: Option<(String, Instant)>,
     ages: images::Ages,
     collected: Option<Instant>,
+    stopping: CancellationToken,
 }
 
 impl Keeper {
@@ -114,9 +118,8 @@ impl Keeper {
         self.tell(ctx, &passed, now);
         if self.collected.is_none_or(|at| now.duration_since(at) >= ctx.settings.image_gc_period) {
             self.collected = Some(now);
-            let used = images_of(&weights(ctx).await);
             let stock = stocks.get(&Signal::ImagefsAvailable).copied();
-            images::collect(ctx, &mut self.ages, &used, stock, images::Reason::Time).await;
+            self.collect(ctx, stock, images::Reason::Time).await;
         }
         if let Some((uid, at)) = &self.evicted
             && ctx.pods.has_running(uid)
@@ -126,6 +129,15 @@ impl Keeper {
         }
         if let Some((signal, _)) = passed.first_key_value() {
             self.relieve(ctx, *signal).await;
+        }
+    }
+
+    /// Removes images that no worker's pods use.
+    async fn collect(&mut self, ctx: &Context, stock: Option<Stock>, reason: images::Reason) {
+        let used = ctx.tenants.used().await;
+        // Pods that have ended with their workers don't say what they use.
+        if let (Some(used), false) = (used, self.stopping.is_cancelled()) {
+            images::collect(ctx, &mut self.ages, &used, stock, reason).await;
         }
     }
 
@@ -173,16 +185,14 @@ impl Keeper {
         let short = Shortage::of(signal);
         let text = format!("Attempting to reclaim {}", short.resource(signal));
         ctx.events.record(About::node(&ctx.node), Severity::Warning, "EvictionThresholdMet", text);
-        let weights = weights(ctx).await;
         if short == Shortage::Disk {
-            let used = images_of(&weights);
-            images::collect(ctx, &mut self.ages, &used, None, images::Reason::Pressure).await;
+            self.collect(ctx, None, images::Reason::Pressure).await;
         }
         let stocks = read(ctx).await;
         let still = self.passed(&ctx.settings, &stocks, Instant::now());
         let (Some(threshold), Some(stock)) = (still.get(&signal), stocks.get(&signal)) else { return };
         let mut candidates = Vec::new();
-        for weight in weights.into_iter().filter(|weight| !weight.ending) {
+        for weight in weights(ctx).await.into_iter().filter(|weight| !weight.ending) {
             candidates.push(measure(ctx, short, weight).await);
         }
         rank::order(short, &mut candidates);
