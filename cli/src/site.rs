@@ -50,8 +50,8 @@ pub struct Site {
     pub bridge: Ipv4Addr,
     /// The `kubernetes` service as pods see it.
     pub service: SocketAddrV4,
-    /// The cluster's DNS as pods see it, and where it listens.
-    pub dns: Option<(SocketAddrV4, SocketAddrV4)>,
+    /// Where the first worker answers for names.
+    dns: Option<SocketAddrV4>,
     workers: u8,
     open_metadata: bool,
 }
@@ -86,7 +86,7 @@ impl Site {
         let config = site.network(&dir.worker(1))?;
         let network = Network::start(config).await.context("cannot set up the pods' network")?;
         let dns = DnsSockets::bind(site.bridge).with_context(|| format!("cannot listen for DNS on {}", site.bridge))?;
-        site.dns = Some((site.dns_service(), dns.address()?));
+        site.dns = Some(dns.address()?);
         Ok((site, Some(PodNetwork { network, dns })))
     }
 
@@ -95,7 +95,23 @@ impl Site {
         SocketAddrV4::new(Ipv4Addr::from(u32::from(*self.service.ip()) + 9), DNS_PORT)
     }
 
-    /// Where pods reach the API, whatever address it is served on for others.
+    /// The cluster's DNS as pods see it, and where it listens, if not only on workers elsewhere.
+    pub fn dns(&self) -> (SocketAddrV4, Option<SocketAddrV4>) {
+        (self.dns_service(), self.dns)
+    }
+
+    /// Where pods reach the API: by the first worker, or else where workers elsewhere do.
+    pub fn api_endpoint(&self) -> SocketAddrV4 {
+        if self.workers > 0 {
+            return self.api_on_bridge();
+        }
+        match self.machine_address().unwrap_or_else(carob_worker::machine_address) {
+            IpAddr::V4(ip) => SocketAddrV4::new(ip, self.address.port()),
+            IpAddr::V6(_) => self.api_on_bridge(),
+        }
+    }
+
+    /// Where pods reach the API by the first worker, whatever address it is served on for others.
     pub fn api_on_bridge(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.bridge, self.address.port())
     }
@@ -162,7 +178,7 @@ impl Site {
             api_port: self.service.port(),
             ca_pem: ca_pem.to_owned(),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
-            dns_servers: self.dns.iter().map(|(service, _)| IpAddr::V4(*service.ip())).collect(),
+            dns_servers: vec![IpAddr::V4(*self.dns_service().ip())],
             // The machine's networks reach the first worker alone.
             load_balancers: if worker == 1 { settings.pool() } else { Vec::new() },
             upstream_dns: settings.resolvers.clone(),

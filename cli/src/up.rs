@@ -181,9 +181,9 @@ async fn gateway(
         dialer: Arc::new(nodes.clone()),
         api_service: Some(carob_gateway::ApiService {
             service: site.service,
-            endpoint: site.api_on_bridge(),
+            endpoint: site.api_endpoint(),
             range: site.instance.service_cidr,
-            dns: site.dns,
+            dns: Some(site.dns()),
         }),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         settings,

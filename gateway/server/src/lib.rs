@@ -102,8 +102,9 @@ pub struct ApiService {
     pub endpoint: SocketAddrV4,
     /// Addresses of Services.
     pub range: Ipv4Net,
-    /// The cluster's DNS: the address and port of the `kube-dns` Service, and what it leads to.
-    pub dns: Option<(SocketAddrV4, SocketAddrV4)>,
+    /// The cluster's DNS: the address and port of the `kube-dns` Service, and what it leads to where a node's own worker
+    /// doesn't answer.
+    pub dns: Option<(SocketAddrV4, Option<SocketAddrV4>)>,
 }
 
 /// Addresses of Services where nothing is said of them.

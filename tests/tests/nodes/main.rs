@@ -1,7 +1,9 @@
-//! Several workers: on one machine, each a node with a network namespace of its own (`images.rs`: what they share); and on
-//! others (`remote.rs`).
+//! Several workers: on one machine, each a node with a network namespace of its own, with images that they share (`images.rs`);
+//! and on others (`remote.rs`), also far apart (`apart.rs`).
 
+mod apart;
 mod images;
+mod machines;
 mod remote;
 
 use std::collections::BTreeSet;

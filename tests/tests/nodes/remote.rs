@@ -1,176 +1,22 @@
-//! Workers on other machines, which here are network namespaces with a link to this one and no more in common with it than
-//! the disk.
+//! Workers on other machines.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
 
 use carob_tests::machine::Traces;
 use carob_tests::pods::{idle, list, pod, shell_pod};
-use carob_tests::{Carob, Setup, binary, eventually, network_octet, text};
+use carob_tests::{Carob, Setup, eventually};
 use serde_json::{Value, json};
 
+use crate::machines::{Machine, Worker, gateway, ip, token};
 use crate::{asks, machine_gets, nodes, on, ready, server};
-
-/// Another machine.
-struct Machine {
-    namespace: String,
-    link: String,
-    /// This machine's address on the network between the two, and the other's.
-    here: String,
-    there: String,
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip (package iproute2)");
-    assert!(output.status.success(), "ip {arguments}: {}", text(&output));
-}
-
-impl Machine {
-    fn new() -> Self {
-        let octet = network_octet();
-        let machine = Self {
-            namespace: format!("carob-test-{octet}"),
-            link: format!("ct{octet}"),
-            here: format!("10.213.{octet}.1"),
-            there: format!("10.213.{octet}.2"),
-        };
-        let Self { namespace, link, here, there } = &machine;
-        ip(&format!("netns add {namespace}"));
-        ip(&format!("link add {link} type veth peer name eth0 netns {namespace}"));
-        ip(&format!("addr add {here}/24 dev {link}"));
-        ip(&format!("link set {link} up"));
-        for inside in [
-            "link set lo up".to_owned(),
-            format!("addr add {there}/24 dev eth0"),
-            "link set eth0 up".to_owned(),
-            format!("route add default via {here}"),
-        ] {
-            ip(&format!("-n {namespace} {inside}"));
-        }
-        machine
-    }
-
-    /// The binary, there.
-    fn carob(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(binary()).args(arguments).stdin(Stdio::null());
-        command
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "del", &self.link]).output();
-        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
-    }
-}
-
-/// A worker on another machine.
-struct Worker<'a> {
-    machine: &'a Machine,
-    dir: PathBuf,
-    process: Option<Child>,
-}
-
-impl<'a> Worker<'a> {
-    fn new(machine: &'a Machine, carob: &Carob, images: &[&str]) -> Self {
-        let dir = carob.path("worker");
-        fs::create_dir_all(&dir).unwrap();
-        let data = dir.join("data");
-        for image in images {
-            let layout = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/images").join(image);
-            let (data, layout) = (data.to_string_lossy(), layout.to_string_lossy());
-            let output = carob.carob(&["image", "import", "--data-dir", &data, &layout]);
-            assert!(output.status.success(), "importing {image}: {}", text(&output));
-        }
-        Self { machine, dir, process: None }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.dir.join("data")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let data = self.data();
-        let mut all = vec!["worker", "--data-dir", data.to_str().unwrap()];
-        all.extend(arguments);
-        self.machine.carob(&all)
-    }
-
-    /// Tries to join, which must fail; what it says.
-    fn refused(&self, arguments: &[&str]) -> String {
-        let output: Output = self.command(arguments).output().expect("the binary starts");
-        assert!(!output.status.success(), "{arguments:?} is let in: {}", text(&output));
-        text(&output)
-    }
-
-    fn start(&mut self, arguments: &[&str]) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let child = self.command(arguments).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-        self.process = Some(child.expect("the binary starts"));
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().expect("a running worker");
-        process.kill().expect("SIGKILL can be sent");
-        process.wait().expect("it ends");
-    }
-
-    fn down(&mut self) -> Output {
-        let data = self.data();
-        let output = self.machine.carob(&["down", "--grace", "0", "--data-dir", data.to_str().unwrap()]).output();
-        if let Some(mut process) = self.process.take() {
-            let _ = process.wait();
-        }
-        output.expect("the binary starts")
-    }
-
-    fn instance(&self) -> String {
-        let text = fs::read(self.data().join("instance.json")).expect("an instance");
-        serde_json::from_slice::<Value>(&text).unwrap()["id"].as_str().unwrap().to_owned()
-    }
-
-    /// Cgroups of containers there.
-    fn containers(&self) -> BTreeSet<String> {
-        let traces = Traces::of(&self.instance(), &self.data());
-        let names = traces.cgroups.iter().filter_map(|path| path.rsplit('/').next());
-        names.filter(|name| name.len() == 64).map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Worker<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the worker's log:\n{}", fs::read_to_string(self.dir.join("log")).unwrap_or_default());
-        }
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-        if self.data().join("instance.json").exists() {
-            self.down();
-        }
-    }
-}
-
-fn token(carob: &Carob, name: &str, ttl: &str) -> PathBuf {
-    let data = carob.data_dir();
-    let output = carob.carob(&["token", "create", "--ttl", ttl, "--data-dir", data.to_str().unwrap()]);
-    assert!(output.status.success(), "{}", text(&output));
-    let path = carob.path(name);
-    fs::write(&path, output.stdout).unwrap();
-    path
-}
 
 #[test]
 fn a_worker_joins_by_a_token_and_its_pods_are_like_any_others() {
     let machine = Machine::new();
     let mut carob =
         Carob::start_with(&Setup { images: &["tools", "busybox"], address: Some(&machine.here), ..Setup::default() });
-    let gateway = format!("https://{}:{}", machine.here, carob.port());
-    let mut worker = Worker::new(&machine, &carob, &["tools"]);
+    let gateway = gateway(&carob);
+    let mut worker = Worker::new(&machine, &carob, "worker", &["tools"]);
     let good = token(&carob, "token", "1h");
     let join = ["--join", &gateway, "--node-name", "far", "--token-file"];
     let with = |more: &[&str]| -> Vec<String> { join.iter().chain(more).map(ToString::to_string).collect() };
@@ -288,9 +134,8 @@ fn a_worker_that_is_cut_off_is_replaced_and_ends_what_was_replaced_when_it_retur
         ..Setup::default()
     });
     let first = nodes(&carob)[0].clone();
-    let mut worker = Worker::new(&machine, &carob, &["tools"]);
-    let (gateway, good) = (format!("https://{}:{}", machine.here, carob.port()), token(&carob, "token", "1h"));
-    worker.start(&["--join", &gateway, "--node-name", "far", "--token-file", good.to_str().unwrap()]);
+    let mut worker = Worker::new(&machine, &carob, "worker", &["tools"]);
+    worker.join(&carob, "far");
     ready(&carob, 2);
     carob.kubectl(&["cordon", &first]);
     let labels = json!({"app": "moving"});

@@ -16,7 +16,7 @@ struct Own {
     name: &'static str,
     labels: Value,
     service: SocketAddrV4,
-    endpoint: SocketAddrV4,
+    endpoint: Option<SocketAddrV4>,
     /// Name and protocol of each port.
     ports: &'static [(&'static str, &'static str)],
 }
@@ -28,12 +28,12 @@ impl Own {
             name: "kubernetes",
             labels: json!({ "component": "apiserver", "provider": "kubernetes" }),
             service: api.service,
-            endpoint: api.endpoint,
+            endpoint: Some(api.endpoint),
             ports: &[("https", "TCP")],
         }
     }
 
-    fn dns((service, endpoint): (SocketAddrV4, SocketAddrV4)) -> Self {
+    fn dns((service, endpoint): (SocketAddrV4, Option<SocketAddrV4>)) -> Self {
         Self {
             namespace: "kube-system",
             name: "kube-dns",
@@ -44,8 +44,12 @@ impl Own {
         }
     }
 
+    fn target_port(&self) -> u16 {
+        self.endpoint.unwrap_or(self.service).port()
+    }
+
     fn endpoint_ports(&self) -> Value {
-        let port = |(name, protocol)| json!({ "name": name, "port": self.endpoint.port(), "protocol": protocol });
+        let port = |(name, protocol)| json!({ "name": name, "port": self.target_port(), "protocol": protocol });
         self.ports.iter().copied().map(port).collect()
     }
 }
@@ -87,7 +91,7 @@ fn settle_endpoints(found: &Value, wanted: &Value) -> Existing {
 fn service(own: &Own) -> Value {
     let ip = own.service.ip().to_string();
     let port = |(name, protocol)| {
-        let (port, target) = (own.service.port(), own.endpoint.port());
+        let (port, target) = (own.service.port(), own.target_port());
         json!({ "name": name, "port": port, "protocol": protocol, "targetPort": target })
     };
     let ports: Value = own.ports.iter().copied().map(port).collect();
@@ -112,25 +116,24 @@ fn service(own: &Own) -> Value {
 fn endpoints(own: &Own) -> Value {
     // Nobody is to make a slice of it: there is one.
     let labels = json!({ "endpointslice.kubernetes.io/skip-mirror": "true" });
+    let subset = |endpoint: SocketAddrV4| json!({ "addresses": [{ "ip": endpoint.ip().to_string() }], "ports": own.endpoint_ports() });
     json!({
         "kind": "Endpoints",
         "apiVersion": "v1",
         "metadata": { "name": own.name, "namespace": own.namespace, "labels": labels },
-        "subsets": [{
-            "addresses": [{ "ip": own.endpoint.ip().to_string() }],
-            "ports": own.endpoint_ports(),
-        }],
+        "subsets": own.endpoint.into_iter().map(subset).collect::<Value>(),
     })
 }
 
 fn slice(own: &Own) -> Value {
     let labels = json!({ "kubernetes.io/service-name": own.name });
+    let ready = |endpoint: SocketAddrV4| json!({ "addresses": [endpoint.ip().to_string()], "conditions": { "ready": true } });
     json!({
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
         "metadata": { "name": own.name, "namespace": own.namespace, "labels": labels },
         "addressType": "IPv4",
-        "endpoints": [{ "addresses": [own.endpoint.ip().to_string()], "conditions": { "ready": true } }],
+        "endpoints": own.endpoint.into_iter().map(ready).collect::<Value>(),
         "ports": own.endpoint_ports(),
     })
 }
