@@ -32,23 +32,27 @@ pub struct ConfigFile {
     pub node: NodeSettings,
     /// For how many seconds a node may be silent before it counts as lost and its pods are replaced: 15 to 3600, 50 where
     /// it isn't given. Nodes are heard every ten seconds.
-    pub node_grace_seconds: Option<NodeGrace>,
+    pub node_grace_seconds: Option<Seconds<15, 3600>>,
+    /// For how many seconds certificates hold that are signed for CertificateSigningRequests, workers' among them, if nobody asks
+    /// for less: 20 to a year, which it is where it isn't given.
+    pub signing_duration_seconds: Option<Seconds<20, 31_536_000>>,
     /// The price book; list prices of 0 where it isn't given.
     pub price_book: Option<PathBuf>,
 }
 
-/// How long a node may be silent.
+/// So many seconds, neither fewer nor more than allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u64")]
-pub struct NodeGrace(pub Duration);
+pub struct Seconds<const LEAST: u64, const MOST: u64>(pub Duration);
 
-impl TryFrom<u64> for NodeGrace {
+impl<const LEAST: u64, const MOST: u64> TryFrom<u64> for Seconds<LEAST, MOST> {
     type Error = String;
 
     fn try_from(seconds: u64) -> Result<Self, String> {
-        match seconds {
-            15..=3600 => Ok(Self(Duration::from_secs(seconds))),
-            _ => Err(format!("{seconds} is not from 15 to 3600")),
+        if (LEAST..=MOST).contains(&seconds) {
+            Ok(Self(Duration::from_secs(seconds)))
+        } else {
+            Err(format!("{seconds} is not from {LEAST} to {MOST}"))
         }
     }
 }

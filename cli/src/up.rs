@@ -128,6 +128,7 @@ pub async fn run(options: Options) -> Result<()> {
     let plain = carob_controllers::Options::default();
     let controller_options = carob_controllers::Options {
         node_grace: config.node_grace_seconds.map_or(plain.node_grace, |grace| grace.0),
+        signing_duration: config.signing_duration_seconds.map_or(plain.signing_duration, |duration| duration.0),
         root_ca: gateway.ca_certificate().to_owned(),
         authority: Some(gateway.signing_authority()),
         volumes,

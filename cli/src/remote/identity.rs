@@ -29,11 +29,14 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A certificate is renewed when this part of its life has passed, in percent.
 const RENEW_AT: i64 = 70;
 
-/// A certificate and its key, PEM, kept in two files.
+/// A certificate and its key, PEM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pair {
     pub certificate: String,
     pub key: String,
+    /// When it was given, in seconds since the epoch: it says itself that it began earlier, for clocks that are behind.
+    #[serde(default)]
+    given: i64,
 }
 
 impl Pair {
@@ -42,16 +45,25 @@ impl Pair {
         let (_, pem) = parse_x509_pem(self.certificate.as_bytes()).ok()?;
         let certificate = pem.parse_x509().ok()?;
         let (from, to) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
-        Some((to, from + (to - from) / 100 * RENEW_AT))
+        let from = from.max(self.given);
+        Some((to, from + (to - from) * RENEW_AT / 100))
     }
 
     fn has_ended(&self) -> bool {
         self.times().is_none_or(|(end, _)| end <= Timestamp::now().as_second())
     }
 
-    /// Whether it is time for the next one.
-    pub fn is_old(&self) -> bool {
-        self.times().is_none_or(|(_, renew)| renew <= Timestamp::now().as_second())
+    /// How long until it is time for the next one; nothing when it is.
+    pub fn fresh_for(&self) -> Option<Duration> {
+        let (_, renew) = self.times()?;
+        let left = u64::try_from(renew - Timestamp::now().as_second()).ok()?;
+        (left > 0).then(|| Duration::from_secs(left))
+    }
+
+    /// How long it still holds.
+    pub fn holds_for(&self) -> Duration {
+        let end = self.times().map_or(0, |(end, _)| end);
+        Duration::from_secs(u64::try_from(end - Timestamp::now().as_second()).unwrap_or(0))
     }
 }
 
@@ -205,7 +217,8 @@ async fn ask(gateway: &kube::Client, node: &str, signer: &str, names: Vec<SanTyp
         let answer = api.get(&name).await?;
         let status = answer.status.unwrap_or_default();
         if let Some(certificate) = status.certificate.filter(|certificate| !certificate.0.is_empty()) {
-            return Ok(Pair { certificate: String::from_utf8(certificate.0)?, key: key.serialize_pem() });
+            let given = Timestamp::now().as_second();
+            return Ok(Pair { certificate: String::from_utf8(certificate.0)?, key: key.serialize_pem(), given });
         }
         let mut conditions = status.conditions.iter().flatten();
         if let Some(condition) = conditions.find(|condition| condition.type_ != "Approved") {

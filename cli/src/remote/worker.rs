@@ -35,8 +35,10 @@ use crate::wiring::Metered;
 
 /// How long the gateway may take to give the pods' addresses.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often certificates are looked at, and how soon a renewal that failed is tried again.
+/// How rarely certificates are looked at, and a renewal that failed is tried again.
 const RENEWAL: Duration = Duration::from_secs(60);
+/// How soon the first certificate for logs and streams is asked for again.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -181,8 +183,7 @@ async fn renew(mut identity: Identity, dir: &Path, renewable: &Renewable, shown:
     let mut serving: Option<identity::Pair> = None;
     loop {
         let client = renewable.client();
-        let mut wait = RENEWAL;
-        if identity.client.is_old() {
+        if identity.client.fresh_for().is_none() {
             let renewed = async {
                 let renewed = identity.renewed(&client, dir).await?;
                 renewable.replace(renewed.connect()?);
@@ -195,7 +196,7 @@ async fn renew(mut identity: Identity, dir: &Path, renewable: &Renewable, shown:
                 }
             }
         }
-        if serving.as_ref().is_none_or(identity::Pair::is_old) {
+        if serving.as_ref().is_none_or(|pair| pair.fresh_for().is_none()) {
             let renewed = async {
                 let pair = identity::serving(&client, &identity.node, address).await?;
                 shown.set(&pair.certificate, &pair.key)?;
@@ -204,13 +205,17 @@ async fn renew(mut identity: Identity, dir: &Path, renewable: &Renewable, shown:
             match renewed.await {
                 Ok(pair) => serving = Some(pair),
                 Err(error) => {
-                    tracing::warn!(error = %format!("{error:#}"), "logs and streams have no certificate yet");
-                    wait = Duration::from_secs(2);
+                    tracing::warn!(error = %format!("{error:#}"), "logs and streams have no new certificate yet");
                 }
             }
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(next_look(&identity.client).min(serving.as_ref().map_or(FIRST_RETRY, next_look))).await;
     }
+}
+
+/// When to look at a certificate again: when it is old, and then the more often, the sooner it ends.
+fn next_look(pair: &identity::Pair) -> Duration {
+    pair.fresh_for().unwrap_or_else(|| (pair.holds_for() / 10).max(Duration::from_secs(1))).min(RENEWAL)
 }
 
 /// The addresses of the pods and what else the gateway tells, or what it told before.

@@ -103,6 +103,9 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
     start::<certificates::cleaner::Cleaner>,
 ];
 
+/// A year, as `--cluster-signing-duration` has it.
+const SIGNING_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How the controllers work.
 #[derive(Clone)]
 pub struct Options {
@@ -112,6 +115,8 @@ pub struct Options {
     pub root_ca: String,
     /// What requests for certificates are signed with: certificate and key, in PEM. Without it they are not signed.
     pub authority: Option<(String, String)>,
+    /// How long such a certificate holds if nobody asks for less.
+    pub signing_duration: Duration,
     /// Where the directories of volumes of the default StorageClass are made; none if nobody here could mount them.
     pub volumes: Option<PathBuf>,
     /// Addresses for Services of type LoadBalancer, from the first to the last of each range; without any, they wait.
@@ -132,6 +137,7 @@ impl Default for Options {
             workers: 8,
             root_ca: String::new(),
             authority: None,
+            signing_duration: SIGNING_DURATION,
             volumes: None,
             load_balancers: Vec::new(),
             node_ranges: None,

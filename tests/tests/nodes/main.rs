@@ -1,7 +1,8 @@
 //! Several workers: on one machine, each a node with a network namespace of its own, with images that they share (`images.rs`);
-//! and on others (`remote.rs`), also far apart (`apart.rs`).
+//! and on others (`remote.rs`), also far apart (`apart.rs`), with certificates (`certificates.rs`).
 
 mod apart;
+mod certificates;
 mod images;
 mod machines;
 mod remote;

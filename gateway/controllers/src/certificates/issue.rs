@@ -19,8 +19,7 @@ use super::asked::Asked;
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 /// One that is shorter keeps its whole time, for the backdating would be much of it.
 const SHORT: Duration = Duration::from_secs(8 * 60 * 60);
-/// What is given where nothing or more is asked for: a year, as `--cluster-signing-duration` has it.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Who asks for less gets this nonetheless.
 const SHORTEST: Duration = Duration::from_secs(10 * 60);
 
 mod tag {
@@ -101,6 +100,8 @@ pub(super) struct Authority {
     key_id: Option<Vec<u8>>,
     /// When its own certificate ends.
     end: i64,
+    /// What it gives where nothing or more is asked for.
+    longest: Duration,
 }
 
 /// Why nothing can be signed.
@@ -117,8 +118,8 @@ pub(super) enum Error {
 }
 
 impl Authority {
-    /// Of a certificate and its key, PEM.
-    pub(super) fn read(certificate: &str, key: &str) -> Result<Self, Error> {
+    /// Of a certificate and its key, PEM. What it issues ends after `longest`.
+    pub(super) fn read(certificate: &str, key: &str, longest: Duration) -> Result<Self, Error> {
         let (_, block) = parse_x509_pem(certificate.as_bytes()).map_err(|_| Error::Certificate)?;
         let (_, certificate) = X509Certificate::from_der(&block.contents).map_err(|_| Error::Certificate)?;
         let key = KeyPair::from_pem(key).map_err(|_| Error::Key)?;
@@ -131,7 +132,7 @@ impl Authority {
             _ => None,
         });
         let (name, end) = (certificate.subject().as_raw().to_vec(), certificate.validity().not_after.timestamp());
-        Ok(Self { key, algorithm, name, key_id, end })
+        Ok(Self { key, algorithm, name, key_id, end, longest })
     }
 
     /// A certificate, PEM.
@@ -175,7 +176,7 @@ impl Authority {
     /// When a certificate that is issued now begins and ends, in seconds.
     fn lifetime(&self, now: i64, asked: Option<i32>) -> (i64, i64) {
         let asked = asked.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-        let length = asked.map_or(LONGEST, |asked| asked.clamp(SHORTEST, LONGEST));
+        let length = asked.map_or(self.longest, |asked| asked.max(SHORTEST).min(self.longest));
         let seconds = |length: Duration| i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
         let begin = now - seconds(BACKDATE);
         let end = if length < SHORT { now } else { begin } + seconds(length);
@@ -290,7 +291,7 @@ pub(super) mod tests {
     #[test]
     fn a_certificate_says_what_was_asked_and_its_authority_vouches_for_it() {
         let (certificate, key) = authority();
-        let authority = Authority::read(&certificate, &key).unwrap();
+        let authority = Authority::read(&certificate, &key, crate::SIGNING_DURATION).unwrap();
         let asked = Asked::read(request("system:node:n1", "system:nodes", &["n1", "10.0.0.1"]).as_bytes()).unwrap();
         let usages = BTreeSet::from(["digital signature", "decipher only", "server auth"]);
         let issued = authority.issue(&asked, &usages, Some(3600)).unwrap();
@@ -317,7 +318,7 @@ pub(super) mod tests {
     #[test]
     fn nobody_gets_more_time_than_a_year_or_the_authority_has() {
         let (certificate, key) = authority();
-        let mut authority = Authority::read(&certificate, &key).unwrap();
+        let mut authority = Authority::read(&certificate, &key, crate::SIGNING_DURATION).unwrap();
         authority.end = i64::MAX;
         let now = 1_800_000_000;
         let ends = |authority: &Authority, asked| authority.lifetime(now, asked).1 - now;
@@ -327,6 +328,9 @@ pub(super) mod tests {
         assert_eq!(ends(&authority, Some(9 * 3600)), 9 * 3600 - 300);
         authority.end = now + 60;
         assert_eq!(ends(&authority, None), 60);
+        authority.longest = Duration::from_secs(30);
+        assert_eq!(ends(&authority, None), 30);
+        assert_eq!(ends(&authority, Some(600)), 30);
     }
 
     #[test]

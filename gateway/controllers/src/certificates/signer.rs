@@ -31,7 +31,7 @@ impl Controller for Signer {
 
     fn new(setup: &Setup<'_>) -> Self {
         let read = |pair: &(String, String)| {
-            Authority::read(&pair.0, &pair.1)
+            Authority::read(&pair.0, &pair.1, setup.options.signing_duration)
                 .inspect_err(|error| tracing::error!(%error, "requests for certificates will not be signed"))
                 .ok()
         };
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_request_is_answered_by_a_certificate_or_by_why_not() {
         let (certificate, key) = authority();
-        let authority = Authority::read(&certificate, &key).unwrap();
+        let authority = Authority::read(&certificate, &key, crate::SIGNING_DURATION).unwrap();
         let asked = |signer: &str, usages: &[&str]| -> CertificateSigningRequest {
             let pem = ByteString(request("ann", "team", &[]).into_bytes());
             serde_json::from_value(json!({"metadata": {"name": "a"},
