@@ -1,9 +1,11 @@
 //! What the gateway serves of billing: `GET report`, `GET containers`, `GET verify`; and `POST readings`, with which workers
 //! of other machines deliver theirs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Query as QueryString, State};
 use axum::http::{Extensions, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::report::{GroupBy, Query, ReportError};
-use crate::{Billing, Delivery, LedgerError, Meterable};
+use crate::{Ask, Billing, Delivery, LedgerError, Meterable, NotTaken};
 
 /// Where the gateway mounts it.
 pub const PREFIX: &str = "/billing/v1";
@@ -27,27 +29,49 @@ pub fn router(billing: Arc<Billing>) -> Router {
         .with_state(billing)
 }
 
-/// Where a worker delivers its readings, for the nodes that `sender` says it is. To be merged with [`router`].
-pub fn deliveries(billing: Arc<Billing>, sender: fn(&Extensions) -> Option<String>) -> Router {
-    Router::new().route("/readings", post(take)).with_state(Deliveries { billing, sender })
+/// Where a worker delivers its readings, for the node that `sender` says it is and the pods that were bound to it, which `ask`
+/// knows of those that nobody has noted. To be merged with [`router`].
+pub fn deliveries(billing: Arc<Billing>, sender: fn(&Extensions) -> Option<String>, ask: Ask) -> Router {
+    Router::new().route("/readings", post(take)).with_state(Deliveries { billing, sender, ask })
+}
+
+/// The answer to a delivery, which is durable then.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Taken {
+    /// Containers whose readings are on no bill: their pods were never bound to the node.
+    pub refused: BTreeSet<String>,
 }
 
 #[derive(Clone)]
 struct Deliveries {
     billing: Arc<Billing>,
     sender: fn(&Extensions) -> Option<String>,
+    ask: Ask,
 }
 
-async fn take(State(state): State<Deliveries>, extensions: Extensions, Json(delivery): Json<Delivery>) -> Response {
+async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Bytes) -> Response {
+    let delivery: Delivery = match serde_json::from_slice(&body) {
+        Ok(delivery) => delivery,
+        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &format!("not a delivery: {error}")),
+    };
     // A node's readings are its own: nobody is billed for what another says.
     let node = (state.sender)(&extensions);
     if node.is_none() || delivery.nodes().any(|of| Some(of) != node.as_deref()) {
         return status(StatusCode::FORBIDDEN, "Forbidden", "a node delivers readings of its own containers");
     }
-    match state.billing.take(delivery).await {
-        Ok(()) => Json(json!({})).into_response(),
-        Err(LedgerError::Damaged(mistake)) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
-        Err(error) => refuse(&ReportError::Ledger(error)),
+    match state.billing.take_bound(delivery, &state.ask).await {
+        Ok(refused) => {
+            if !refused.is_empty() {
+                tracing::error!(node, ?refused, "a node delivers readings of pods that were never bound to it");
+            }
+            Json(Taken { refused }).into_response()
+        }
+        Err(NotTaken::Ledger(LedgerError::Damaged(mistake))) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
+        Err(NotTaken::Ledger(error)) => refuse(&ReportError::Ledger(error)),
+        Err(error @ NotTaken::Unknown(_)) => {
+            status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &error.to_string())
+        }
     }
 }
 
@@ -143,7 +167,7 @@ fn container_totals(billing: &Billing) -> Result<Vec<ContainerTotal>, LedgerErro
         i64::MAX,
         |_| true,
         |container, reading| {
-            if totals.last().is_none_or(|last| last.container.container_id != container.container_id) {
+            if totals.last().is_none_or(|last| !last.container.is(container)) {
                 totals.push(ContainerTotal {
                     container: container.clone(),
                     ended_at: container.started_at,

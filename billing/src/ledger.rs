@@ -7,6 +7,7 @@
 //! A worker on another machine keeps no ledger but an outbox (`outbox.rs`): the same checkpoints, and in the same
 //! transaction the readings themselves, until the gateway's ledger has them. That one takes each by its sequence.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -15,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use crate::bindings::BINDINGS;
 use crate::reading::{Checkpoint, Reading};
 use crate::{Keeping, Meterable};
 
-/// Container id to its number and description (JSON).
+/// Container id (for those of other machines see [`key`]) to its number and description (JSON).
 pub(crate) const CONTAINERS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("containers");
 /// Container number to the hash of its last reading and where the next one begins (postcard).
 pub(crate) const CHECKPOINTS: TableDefinition<'_, u64, (Hash, &[u8])> = TableDefinition::new("checkpoints");
@@ -213,6 +215,7 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(CHECKPOINTS)?;
     transaction.open_table(READINGS)?;
     transaction.open_table(OUTBOX)?;
+    transaction.open_table(BINDINGS)?;
     transaction.commit()?;
     Ok(())
 }
@@ -248,7 +251,7 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
             .enumerate()
             .flat_map(|(index, order)| order.records.iter().map(move |record| (index, order.origin, record)));
         for (index, origin, record) in records {
-            let (number, first_hash) = number_of(&mut containers, keeping, &record.container)?;
+            let (number, first_hash) = number_of(&mut containers, keeping, origin, &record.container)?;
             let (previous, known) = match checkpoints.get(number)? {
                 Some(row) => (row.value().0, postcard::from_bytes::<Checkpoint>(row.value().1).ok()),
                 None => (first_hash, None),
@@ -286,13 +289,23 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
     Ok(gaps)
 }
 
+/// What tells a container of another machine apart: its id is whatever its node says, so it means nothing without that.
+pub(crate) fn key(container: &Meterable) -> String {
+    format!("{}/{}", container.node, container.container_id)
+}
+
 /// A container's number and the hash that its chain begins with; a new container gets the next number.
 fn number_of(
     containers: &mut redb::Table<'_, &'static str, (u64, &'static [u8])>,
     keeping: Keeping,
+    origin: Origin,
     container: &Meterable,
 ) -> Result<(u64, Hash), redb::Error> {
-    if let Some(known) = containers.get(container.container_id.as_str())? {
+    let key = match origin {
+        Origin::Meter => Cow::Borrowed(container.container_id.as_str()),
+        Origin::Outbox => Cow::Owned(key(container)),
+    };
+    if let Some(known) = containers.get(&*key)? {
         let (number, description) = known.value();
         return Ok((number, hash(&[0; 32], description)));
     }
@@ -308,7 +321,7 @@ fn number_of(
         }
     };
     let description = serde_json::to_vec(container).expect("plain data is always JSON");
-    containers.insert(container.container_id.as_str(), (number, description.as_slice()))?;
+    containers.insert(&*key, (number, description.as_slice()))?;
     Ok((number, hash(&[0; 32], &description)))
 }
 

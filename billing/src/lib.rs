@@ -5,6 +5,7 @@
 //! nothing is lost between two looks at it; memory is a gauge, so it is integrated and the bound of the error is kept
 //! beside it.
 
+mod bindings;
 pub mod http;
 mod ledger;
 mod meter;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+pub use bindings::{Ask, Binding, NotTaken};
 pub use ledger::Error as LedgerError;
 pub use outbox::{Delivery, Parcel};
 pub use reading::Reading;
@@ -82,6 +84,13 @@ pub struct Meterable {
     /// Where the kernel counts.
     #[serde(skip)]
     pub counters: Option<Counters>,
+}
+
+impl Meterable {
+    /// Whether both are one container: ids are told apart by their nodes.
+    fn is(&self, other: &Self) -> bool {
+        (&self.node, &self.container_id) == (&other.node, &other.container_id)
+    }
 }
 
 /// What a container asked for.
@@ -200,7 +209,7 @@ impl Billing {
         }
     }
 
-    /// Takes another machine's readings: returns when they are durable. Telling them again does no harm.
+    /// Takes another machine's readings, whatever they say: returns when they are durable. Telling them again does no harm.
     pub async fn take(&self, delivery: Delivery) -> Result<(), LedgerError> {
         if let Some(mistake) = delivery.mistake() {
             return Err(LedgerError::Damaged(mistake));

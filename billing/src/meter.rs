@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use crate::ledger::{Error, Record};
+use crate::ledger::{Error, Record, key};
 use crate::rate::{Looks, Usage};
 use crate::reader::{Reader, Sample};
 use crate::reading::{Checkpoint, Reading, nanoseconds};
@@ -146,10 +146,10 @@ impl Meter {
         let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
         for Record { container, after, .. } in records {
             if after.ended {
-                elsewhere.remove(&container.container_id);
+                elsewhere.remove(&key(container));
                 continue;
             }
-            let known = elsewhere.entry(container.container_id.clone()).or_insert_with(|| Elsewhere {
+            let known = elsewhere.entry(key(container)).or_insert_with(|| Elsewhere {
                 container: container.clone(),
                 last: *after,
                 looks: Looks::default(),

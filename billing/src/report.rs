@@ -147,13 +147,13 @@ impl Query {
                 && self.pod.as_ref().is_none_or(|pod| *pod == container.pod)
         };
         let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
-        let mut current = String::new();
+        let mut current: Option<Meterable> = None;
         let mut seen: BTreeSet<i64> = BTreeSet::new();
         let mut running = Running::default();
         let mut containers = 0;
         ledger.visit(from_ns, to_ns, wanted, |container, reading| {
-            if current != container.container_id {
-                current.clone_from(&container.container_id);
+            if current.as_ref().is_none_or(|current| !current.is(container)) {
+                current = Some(container.clone());
                 seen.clear();
                 running = Running::default();
                 containers += 1;

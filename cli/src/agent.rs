@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use carob_image::Images;
 use carob_network::{DnsSockets, Ipv4Net, Network};
 use carob_sandbox::{Runtime, RuntimeConfig};
-use carob_worker::{ClusterInfo, ContainerObserver, CredentialProviders, NodeSettings, Share, Tenants, Worker, WorkerConfig};
+use carob_worker::{
+    ClusterInfo, ContainerObserver, CredentialProviders, NodeSettings, Share, Tenants, Worker, WorkerConfig,
+};
 
 use crate::data_dir::{DataDir, WorkerDir};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
-use carob_billing::{Billing, BillingConfig, Keeping};
+use carob_billing::{Ask, Billing, BillingConfig, Keeping};
 use carob_edge::Edge;
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
@@ -22,6 +22,7 @@ use crate::data_dir::{DataDir, WorkerDir};
 use crate::down::retire;
 use crate::metrics;
 use crate::nodes;
+use crate::remote::bindings::Bindings;
 use crate::remote::dial::Nodes;
 use crate::remote::facts::Facts;
 use crate::rest;
@@ -86,14 +87,24 @@ pub async fn run(options: Options) -> Result<()> {
     let billing =
         Billing::open(BillingConfig { dir: dir.ledger(), prices, interval: METER_INTERVAL, keeping: Keeping::Ledger })?;
     let nodes = Nodes::default();
-    let measured = (1..=site.workers()).map(|number| dir.worker(number).node(&node_name)).collect();
+    let bindings = Bindings::default();
+    let local: Vec<String> = (1..=site.workers()).map(|number| dir.worker(number).node(&node_name)).collect();
     let volumes = network.is_some().then(|| dir.volumes());
     let gateway = Arc::new(
-        gateway(&dir, &site, &store, &nodes, &billing, measured, std::mem::take(&mut config.cluster))
-            .await
-            .context("cannot start the gateway")?,
+        gateway(
+            &dir,
+            &site,
+            &store,
+            &nodes,
+            (&billing, bindings.ask()),
+            local.clone(),
+            std::mem::take(&mut config.cluster),
+        )
+        .await
+        .context("cannot start the gateway")?,
     );
     nodes.reach(&gateway).context("cannot reach workers on other machines")?;
+    bindings.reach(&gateway);
     Facts::of(&site).publish(&gateway.client("system:carob:up", &["system:masters"])).await?;
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
@@ -119,6 +130,11 @@ pub async fn run(options: Options) -> Result<()> {
         let workers = Workers { dir: &dir, site, gateway, billing, images, tenants, config, node, machine_address };
         workers.start(network, &nodes.local, &mut tasks).await?;
     }
+    let bill = Arc::clone(&billing);
+    tasks.spawn("bindings", |stop| async move {
+        bindings.run(bill, local.into_iter().collect(), stop).await;
+        Ok(())
+    });
     tasks.spawn("meter", |stop| async move {
         billing.run(stop).await;
         Ok(())
@@ -163,14 +179,17 @@ async fn gateway(
     site: &Site,
     store: &RedbStore,
     nodes: &Nodes,
-    billing: &Arc<Billing>,
+    (billing, ask): (&Arc<Billing>, Ask),
     measured: Vec<String>,
     settings: carob_gateway::Settings,
 ) -> Result<Gateway, carob_gateway::Error> {
     let bill = Extension {
         prefix: carob_billing::http::PREFIX,
-        router: carob_billing::http::router(Arc::clone(billing))
-            .merge(carob_billing::http::deliveries(Arc::clone(billing), sender)),
+        router: carob_billing::http::router(Arc::clone(billing)).merge(carob_billing::http::deliveries(
+            Arc::clone(billing),
+            sender,
+            ask,
+        )),
         group: None,
     };
     let metrics = (!measured.is_empty()).then(|| metrics::extension(Arc::clone(billing), measured));

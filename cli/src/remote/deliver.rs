@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carob_billing::Billing;
+use carob_billing::http::Taken;
 use http::Request;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,10 @@ pub async fn all(outbox: &Arc<Billing>, gateway: &kube::Client) -> Result<()> {
         let request = Request::post(format!("{}/readings", carob_billing::http::PREFIX))
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(body)?;
-        gateway.request_text(request).await.context("the gateway did not take readings")?;
+        let taken: Taken = gateway.request(request).await.context("the gateway did not take readings")?;
+        if !taken.refused.is_empty() {
+            tracing::error!(containers = ?taken.refused, "usage is on no bill: the gateway knows no such pods of this node");
+        }
         // Told again if this process ends here: the ledger passes over what it has.
         let from = Arc::clone(outbox);
         tokio::task::spawn_blocking(move || from.delivered(&parcel)).await??;

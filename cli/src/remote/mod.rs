@@ -1,6 +1,7 @@
-//! Workers on other machines: how they join (`join.rs`), who they are (`identity.rs`), how the gateway reaches them
-//! (`dial.rs`, `serve.rs`), and how their bill gets to its ledger (`deliver.rs`).
+//! Workers on other machines: how they join (`token.rs`), who they are (`identity.rs`), how the gateway reaches them
+//! (`dial.rs`, `serve.rs`), how their bill gets to its ledger (`deliver.rs`), and what may be on it (`bindings.rs`).
 
+pub mod bindings;
 pub mod deliver;
 pub mod dial;
 pub mod facts;

@@ -234,7 +234,8 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
     let (parts, whole) = (u64::from(machine.share.of), disk_bytes(ctx.dirs.pods()).unwrap_or(0));
     // What is left below it belongs to nobody: pods are evicted for it.
-    let kept = ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(whole)) / parts;
+    let kept =
+        ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(whole)) / parts;
     let disk = whole / parts;
     let amounts = |cpu_millis: i64, memory_bytes: i64, disk_bytes: u64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };

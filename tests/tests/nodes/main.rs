@@ -1,7 +1,8 @@
 //! Several workers: on one machine, each a node with a network namespace of its own, with images that they share (`images.rs`);
-//! and on others (`remote.rs`), also far apart (`apart.rs`), with certificates (`certificates.rs`).
+//! and on others (`remote.rs`), also far apart (`apart.rs`), with certificates (`certificates.rs`) and usage (`bill.rs`).
 
 mod apart;
+mod bill;
 mod certificates;
 mod images;
 mod machines;

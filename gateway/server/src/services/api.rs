@@ -127,7 +127,8 @@ fn endpoints(own: &Own) -> Value {
 
 fn slice(own: &Own) -> Value {
     let labels = json!({ "kubernetes.io/service-name": own.name });
-    let ready = |endpoint: SocketAddrV4| json!({ "addresses": [endpoint.ip().to_string()], "conditions": { "ready": true } });
+    let ready =
+        |endpoint: SocketAddrV4| json!({ "addresses": [endpoint.ip().to_string()], "conditions": { "ready": true } });
     json!({
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
