@@ -24,6 +24,7 @@ pub mod scheduling;
 pub mod security;
 pub mod selectors;
 pub mod service;
+pub mod signals;
 pub mod structural;
 pub mod template;
 pub mod volumes;

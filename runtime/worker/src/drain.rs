@@ -8,6 +8,7 @@ use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerState, Exit, RecoveredP
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use crate::container::signal::StopSignal;
 use crate::observer::Identity;
 use crate::pod::{IDENTITY, STOP_SIGNAL};
 use crate::{ContainerEnd, ContainerObserver, ObservedContainer};
@@ -27,8 +28,8 @@ pub async fn drain(
     let mut left = HashMap::new();
     for container in pods.into_iter().flat_map(|pod| pod.containers) {
         if let ContainerState::Running { .. } = container.state {
-            let signal = container.annotations.get(STOP_SIGNAL).and_then(|text| text.parse().ok());
-            send(runtime, &container.id, signal.unwrap_or(nix::libc::SIGTERM)).await;
+            let signal = StopSignal::read(container.annotations.get(STOP_SIGNAL).map(String::as_str));
+            send(runtime, &container.id, signal.number).await;
         }
         left.insert(container.id, container.annotations);
     }

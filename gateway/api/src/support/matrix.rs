@@ -76,7 +76,8 @@ fn rows(schema: &Schema, path: &str, is_pod: bool, text: &mut String) {
             Rule::Part(missing) => format!("in part: {missing}"),
             Rule::Only(values) | Rule::Keys(values) => format!("only `{}`", values.join("`, `")),
             Rule::Kept => "kept for others".to_owned(),
-            Rule::No => "**no**".to_owned(),
+            Rule::No(reason) => format!("**no**: {reason}"),
+            Rule::Never => "refused, as by Kubernetes".to_owned(),
             Rule::Set => "written by Carob".to_owned(),
         };
         let _ = writeln!(text, "| `{path}` | {answer} |");

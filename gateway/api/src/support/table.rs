@@ -9,7 +9,8 @@
 //! keys  FIELD KEYS       these entries of a map are carried out, others aren't
 //! kept  FIELDS           kept as it is for what one installs beside Carob, or for what refers to it: in Kubernetes too
 //!                        nothing happens by the object itself (an Ingress without a controller, a CSIDriver)
-//! no    FIELDS           not carried out
+//! no    FIELDS | TEXT    not carried out, and why
+//! never FIELDS           refused by validation, in Kubernetes too
 //! set   FIELDS           written by the system; what a client writes there isn't asked for
 //! ```
 //!
@@ -44,8 +45,10 @@ pub(super) enum Rule {
     Keys(Vec<&'static str>),
     /// Others do it, if anybody.
     Kept,
-    /// It isn't.
-    No,
+    /// It isn't, for this reason.
+    No(&'static str),
+    /// An object that sets it is refused.
+    Never,
     /// The system writes it.
     Set,
 }
@@ -63,7 +66,7 @@ impl Table {
 
     /// The rule of a field; what isn't in the table isn't carried out.
     pub fn rule(&self, type_: &str, field: &str) -> &Rule {
-        self.rules.get(type_).and_then(|fields| fields.get(field)).unwrap_or(&Rule::No)
+        self.rules.get(type_).and_then(|fields| fields.get(field)).unwrap_or(&Rule::No(""))
     }
 
     fn parse(texts: &[&'static str]) -> Self {
@@ -77,6 +80,7 @@ impl Table {
             };
             let (word, rest) = entry.split_once(' ').unwrap_or((entry, ""));
             let fields = rules.entry(type_.clone()).or_default();
+            let (rest, reason) = rest.split_once(" | ").unwrap_or((rest, ""));
             let (first, tail) = rest.split_once(' ').unwrap_or((rest, ""));
             let of_one = match word {
                 "part" => Some(Rule::Part(tail)),
@@ -93,7 +97,8 @@ impl Table {
                 "all" => Rule::All,
                 "set" => Rule::Set,
                 "kept" => Rule::Kept,
-                _ => Rule::No,
+                "never" => Rule::Never,
+                _ => Rule::No(reason),
             };
             fields.extend(rest.split(' ').map(|field| (field, rule.clone())));
         }
@@ -103,6 +108,13 @@ impl Table {
     #[cfg(test)]
     pub fn knows(&self, type_: &str, field: &str) -> bool {
         self.rules.get(type_).is_some_and(|fields| fields.contains_key(field))
+    }
+
+    #[cfg(test)]
+    pub fn without_reason(&self) -> Vec<(&str, &'static str)> {
+        let all =
+            self.rules.iter().flat_map(|(type_, fields)| fields.iter().map(move |(field, rule)| (type_, field, rule)));
+        all.filter(|(_, _, rule)| **rule == Rule::No("")).map(|(type_, field, _)| (type_.as_str(), *field)).collect()
     }
 
     #[cfg(test)]

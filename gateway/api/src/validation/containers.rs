@@ -16,6 +16,9 @@ pub const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 pub const RESTART_OF_JOBS: [&str; 2] = ["OnFailure", "Never"];
 /// When a container is started again.
 const RESTART_POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
+/// Rules that a container may have, and exit codes that one of them may name.
+const MOST_RULES: usize = 20;
+const MOST_CODES: usize = 255;
 
 /// What a container of any kind is checked against.
 pub struct Pod<'a> {
@@ -177,7 +180,7 @@ pub fn label(text: &str, path: &Path) -> ErrorList {
 }
 
 fn hooks_and_probes(container: &Value, pod: &Pod<'_>, path: &Path) -> ErrorList {
-    let mut errors = probes::lifecycle(container, pod.grace, path);
+    let mut errors = probes::lifecycle(container, pod.spec, pod.grace, path);
     for (field, which) in
         [("livenessProbe", Probe::Liveness), ("readinessProbe", Probe::Readiness), ("startupProbe", Probe::Startup)]
     {
@@ -393,6 +396,9 @@ fn restart_policy(container: &Value, allowed: &[&str], path: &Path) -> ErrorList
         }
         _ => {}
     }
+    if rules.len() > MOST_RULES {
+        errors.push(path.child("restartPolicyRules").too_many(rules.len(), MOST_RULES));
+    }
     for (index, rule) in rules.iter().enumerate() {
         let path = path.child("restartPolicyRules").index(index);
         let action = str_at(rule, "action");
@@ -406,6 +412,10 @@ fn restart_policy(container: &Value, allowed: &[&str], path: &Path) -> ErrorList
                 if !matches!(operator, "In" | "NotIn") {
                     let field = path.child("exitCodes").child("operator");
                     errors.push(field.not_supported(operator, &["In", "NotIn"]));
+                }
+                let codes = items(codes, "values").len();
+                if codes > MOST_CODES {
+                    errors.push(path.child("exitCodes").child("values").too_many(codes, MOST_CODES));
                 }
             }
         }

@@ -239,6 +239,9 @@ fn status(new: &Value, old: &Value) -> ErrorList {
         errors.extend(addresses(now, field, &path.child(allowed)));
     }
     let policy = str_at(spec_of(new), "restartPolicy");
+    if may_begin_anew(spec_of(new)) {
+        return errors;
+    }
     for list in ["containerStatuses", "initContainerStatuses"] {
         if list == "containerStatuses" && policy == "Always" {
             continue;
@@ -265,6 +268,13 @@ fn status(new: &Value, old: &Value) -> ErrorList {
         }
     }
     errors
+}
+
+/// Whether a rule may have all containers restarted, however they have ended.
+fn may_begin_anew(spec: &Value) -> bool {
+    let containers = items(spec, "containers").iter().chain(items(spec, "initContainers"));
+    let mut rules = containers.flat_map(|container| items(container, "restartPolicyRules"));
+    rules.any(|rule| str_at(rule, "action") == "RestartAllContainers")
 }
 
 /// Whether a container's own `restartPolicy` and rules want another run after this exit code, whatever the pod's says.
@@ -336,6 +346,8 @@ mod tests {
         };
         let rule = |code: i64| json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [code]}}]);
         assert_eq!((errors(rule(42)), errors(rule(1)), errors(json!([]))), (0, 1, 1));
+        let all = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+        assert_eq!(errors(all), 0, "what another one's end may start again");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::field::{ErrorList, Path};
 use crate::validation::json::{get, int, items, str_at};
 use crate::validation::metadata::non_negative;
-use crate::validation::names;
+use crate::validation::{names, signals};
 
 /// Which probe it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub fn probe(container: &Value, field: &str, which: Probe, path: &Path) -> Error
     errors
 }
 
-/// What is wrong with the hooks of a container whose pod has `grace` seconds to end.
-pub fn lifecycle(container: &Value, grace: i64, path: &Path) -> ErrorList {
+/// What is wrong with the hooks and the stop signal of a container whose pod has this spec and `grace` seconds to end.
+pub fn lifecycle(container: &Value, spec: &Value, grace: i64, path: &Path) -> ErrorList {
     let Some(lifecycle) = get(container, "lifecycle") else { return ErrorList::new() };
     let path = path.child("lifecycle");
     let mut errors = ErrorList::new();
@@ -54,6 +54,7 @@ pub fn lifecycle(container: &Value, grace: i64, path: &Path) -> ErrorList {
             errors.extend(handler(value, Some(grace), &path.child(hook)));
         }
     }
+    errors.extend(signals::stop_signal(lifecycle, spec, &path));
     errors
 }
 
@@ -175,7 +176,7 @@ mod tests {
     #[test]
     fn a_hook_sleeps_within_the_grace_period() {
         let container = json!({"lifecycle": {"preStop": {"sleep": {"seconds": 31}}}});
-        assert_eq!(lifecycle(&container, 30, &Path::new("c"))[0].path, "c.lifecycle.preStop.sleep");
-        assert!(lifecycle(&container, 60, &Path::new("c")).is_empty());
+        assert_eq!(lifecycle(&container, &json!({}), 30, &Path::new("c"))[0].path, "c.lifecycle.preStop.sleep");
+        assert!(lifecycle(&container, &json!({}), 60, &Path::new("c")).is_empty());
     }
 }

@@ -9,7 +9,9 @@ pub(crate) mod mounts;
 pub(crate) mod resources;
 pub(crate) mod security;
 pub(crate) mod service_env;
+pub(crate) mod signal;
 pub(crate) mod sysctls;
+pub(crate) mod system;
 pub(crate) mod user;
 
 /// A configuration that cannot be carried out; the text is the container's `CreateContainerConfigError` message.

@@ -16,7 +16,7 @@ use super::writer::Writer;
 use super::{Message, PodHandle, PodView};
 use crate::admission::Refusal;
 use crate::container::resources::is_sidecar;
-use crate::container::sysctls;
+use crate::container::{sysctls, system};
 use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::metrics::StartLatency;
@@ -264,12 +264,12 @@ impl Actor {
 
     /// Whether this node takes the pod.
     fn admit(&self) -> Result<(), Refusal> {
-        match sysctls::forbidden(self.spec(), &self.ctx.settings.allowed_unsafe_sysctls) {
-            Some(message) => Err(Refusal { reason: "SysctlForbidden", message }),
-            None => match self.ctx.pressure.refuse(self.spec()) {
-                Some(refusal) => Err(refusal),
-                None => self.ctx.admission.admit(&self.uid, self.spec()),
-            },
+        let spec = self.spec();
+        let forbidden = sysctls::forbidden(spec, &self.ctx.settings.allowed_unsafe_sysctls);
+        let forbidden = forbidden.map(|message| Refusal { reason: "SysctlForbidden", message });
+        match forbidden.or_else(|| self.ctx.pressure.refuse(spec)).or_else(|| system::refuse(spec)) {
+            Some(refusal) => Err(refusal),
+            None => self.ctx.admission.admit(&self.uid, spec),
         }
     }
 
@@ -428,6 +428,9 @@ impl Actor {
     }
 
     fn reconcile_running(&mut self, now: Instant) {
+        if self.restart_all(now) {
+            return;
+        }
         // First of all: what has ended needs neither sandbox nor volumes.
         let step = self.plan();
         if step.over.is_some() {
@@ -467,6 +470,7 @@ impl Actor {
                 } else {
                     match (&record.state, record.newest_end()) {
                         (State::Running { .. }, _) => Progress::Running { started: record.started },
+                        _ if record.anew => Progress::New,
                         (_, Some(ended)) => {
                             Progress::Ended { success: ended.code == 0, again: self.will_run_again(index) }
                         }

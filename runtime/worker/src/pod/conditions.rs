@@ -1,6 +1,7 @@
 //! A pod's conditions, with the kubelet's reasons and messages.
 
 use super::record::{Record, Role, State};
+use super::restart_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PodCondition, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -51,12 +52,11 @@ pub(crate) fn conditions(
         ready(spec, phase, &containers_ready, before),
         containers_ready,
     ];
-    let mut all: Vec<PodCondition> = Vec::with_capacity(verdicts.len() + passing.len() + 1);
-    for Verdict { type_, holds, reason, message } in passing.iter().cloned().chain(verdicts) {
+    let of = |Verdict { type_, holds, reason, message }: Verdict| {
         let status = if holds { "True" } else { "False" };
         let old = before.iter().find(|condition| condition.type_ == type_);
         let since = old.filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
-        all.push(PodCondition {
+        PodCondition {
             type_: type_.to_owned(),
             status: status.to_owned(),
             reason: reason.map(str::to_owned),
@@ -64,8 +64,9 @@ pub(crate) fn conditions(
             last_transition_time: since.or(Some(Time(now))),
             last_probe_time: None,
             observed_generation: generation,
-        });
-    }
+        }
+    };
+    let mut all: Vec<PodCondition> = passing.iter().cloned().chain(verdicts).map(of).collect();
     let scheduled = before.iter().find(|condition| condition.type_ == "PodScheduled");
     if let Some(scheduled) = scheduled {
         all.push(PodCondition { observed_generation: generation, ..scheduled.clone() });
@@ -78,7 +79,25 @@ pub(crate) fn conditions(
             ..PodCondition::default()
         });
     }
+    if restart_all::is_possible(spec) {
+        all.push(of(restarting_all(facts)));
+    }
     all
+}
+
+/// Whether the pod begins anew.
+fn restarting_all(facts: &Facts<'_>) -> Verdict {
+    const TYPE: &str = "AllContainersRestarting";
+    match facts.phase {
+        "Succeeded" => return verdict(TYPE, false, Some("PodCompleted"), None),
+        "Failed" => return verdict(TYPE, false, Some("PodFailed"), None),
+        _ => {}
+    }
+    if restart_all::source(facts.spec, facts.records).is_none() {
+        return verdict(TYPE, false, None, None);
+    }
+    let message = "container exited with restart policy rule".to_owned();
+    verdict(TYPE, true, Some("RestartAllContainersStarted"), Some(message))
 }
 
 fn initialized(phase: &str, records: &[Record]) -> Verdict {

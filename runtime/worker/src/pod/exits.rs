@@ -33,7 +33,9 @@ impl Actor {
         }
         record.state = State::Running { id: id.as_str().to_owned(), started_at: observed.started_at };
         record.starts = observed.attempt + 1;
+        record.anew = false;
         (record.user, record.resolved) = (Some(user), Some(resolved));
+        record.stop_signal = Some(stop_signal.name);
         record.actuated = resources.unwrap_or_default();
         // It was given other resources meanwhile, perhaps.
         self.resize.look_again();
@@ -48,7 +50,7 @@ impl Actor {
             observed,
             noted: Some(noted),
             paths,
-            stop_signal,
+            stop_signal: stop_signal.number,
             ended: CancellationToken::new(),
             probes: Vec::new(),
         };
@@ -246,6 +248,7 @@ impl Actor {
                     finished_at: at,
                 });
                 record.starts += 1;
+                record.anew = false;
                 self.back_off(index);
             }
         }

@@ -15,6 +15,7 @@ mod ready;
 pub(crate) mod record;
 mod recover;
 mod resize;
+mod restart_all;
 mod retry;
 mod start;
 mod status;

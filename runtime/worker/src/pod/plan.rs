@@ -1,7 +1,7 @@
 //! What to start next: init containers in order, sidecars beside them, then everything at once. No I/O, no clock.
 
 use super::record::Role;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule};
 
 /// Where a container is, as far as the plan cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,13 +105,8 @@ pub(crate) fn runs_again(pod_policy: &str, container: &Container, role: Role, co
         Role::Ephemeral => return false,
         Role::Init | Role::Main => {}
     }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|value| *value == code);
-        let matches = if codes.operator == "In" { listed } else { codes.operator == "NotIn" && !listed };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    if rule(container, code).is_some_and(|rule| matches!(rule.action.as_str(), "Restart" | "RestartAllContainers")) {
+        return true;
     }
     match container.restart_policy.as_deref().filter(|policy| !policy.is_empty()).unwrap_or(pod_policy) {
         // An init container that has succeeded is done whatever the policy.
@@ -120,6 +115,16 @@ pub(crate) fn runs_again(pod_policy: &str, container: &Container, role: Role, co
         "OnFailure" => code != 0,
         _ => true,
     }
+}
+
+/// The first rule that an exit code matches.
+pub(super) fn rule(container: &Container, code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|value| *value == code);
+            if codes.operator == "In" { listed } else { codes.operator == "NotIn" && !listed }
+        })
+    })
 }
 
 #[cfg(test)]

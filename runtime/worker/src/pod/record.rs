@@ -32,10 +32,14 @@ pub(crate) struct Record {
     /// What the image turned out to be: its reference and `imageID`.
     pub resolved: Option<(String, String)>,
     pub user: Option<User>,
+    /// Name of the signal that ends it, from its first start on.
+    pub stop_signal: Option<String>,
     /// The resources that the node has given the container a share for.
     pub allocated: ResourceRequirements,
     /// The resources that its cgroup has.
     pub actuated: ResourceRequirements,
+    /// The whole pod begins anew, and this one hasn't been started since.
+    pub anew: bool,
     /// The startup probe has succeeded, or there is none.
     pub started: bool,
     /// The readiness probe has succeeded, or there is none.
@@ -81,8 +85,10 @@ impl Record {
             last: None,
             resolved: None,
             user: None,
+            stop_signal: None,
             allocated: ResourceRequirements::default(),
             actuated: ResourceRequirements::default(),
+            anew: false,
             started: false,
             ready: false,
         }
@@ -111,6 +117,7 @@ impl Record {
 pub(crate) const CREATING: &str = "ContainerCreating";
 pub(crate) const INITIALIZING: &str = "PodInitializing";
 pub(crate) const CRASH_LOOP: &str = "CrashLoopBackOff";
+pub(crate) const RESTARTING_ALL: &str = "RestartingAllContainers";
 pub(crate) const PULL_BACK_OFF: &str = "ImagePullBackOff";
 
 /// `reason` of a terminated container, as CRI runtimes and the kubelet say it.

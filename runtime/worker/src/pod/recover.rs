@@ -2,9 +2,10 @@
 
 use super::actor::{Actor, Live};
 use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
-use super::record::{CRASH_LOOP, CREATING, Ended, Role, State};
+use super::record::{CRASH_LOOP, CREATING, Ended, RESTARTING_ALL, Role, State};
 use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, SPEC_IMAGE, STOP_SIGNAL, USER, observed_requests};
 use crate::container::build::ContainerPaths;
+use crate::container::signal::StopSignal;
 use crate::files::PodFiles;
 use crate::observer::ObservedContainer;
 use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerId, ContainerState, Exit, RecoveredContainer, RecoveredPod};
@@ -56,10 +57,13 @@ impl Actor {
             if !status.image_id.is_empty() {
                 record.resolved = Some((status.image.clone(), status.image_id.clone()));
             }
+            record.stop_signal.clone_from(&status.stop_signal);
             let has_run = status.container_id.is_some() || status.restart_count > 0 || record.last.is_some();
             let restarts = u32::try_from(status.restart_count).unwrap_or(0);
             record.starts = if has_run { restarts + 1 } else { 0 };
             record.state = state(status);
+            let waits = matches!(record.state, State::Waiting { .. });
+            record.anew = waits && record.last.as_ref().is_some_and(|last| last.reason == RESTARTING_ALL);
             if let Some(resources) = status.resources.clone().filter(|_| record.is_running()) {
                 (record.allocated, record.actuated) = (resources.clone(), resources);
             }
@@ -124,6 +128,8 @@ impl Actor {
         let text = |key: &str| annotations.get(key).cloned().unwrap_or_default();
         let resolved = (text(IMAGE), text(IMAGE_ID));
         let user = serde_json::from_str(&text(USER)).ok();
+        let stop_signal = StopSignal::read(annotations.get(STOP_SIGNAL).map(String::as_str));
+        self.records[index].stop_signal = Some(stop_signal.name);
         match state {
             ContainerState::Running { pid: _, started_at, cgroup } => {
                 let observed = self.observed(index, &id, attempt, started_at, cgroup);
@@ -141,7 +147,7 @@ impl Actor {
                     observed,
                     noted: Some(noted),
                     paths,
-                    stop_signal: text(STOP_SIGNAL).parse().unwrap_or(nix::libc::SIGTERM),
+                    stop_signal: stop_signal.number,
                     ended: CancellationToken::new(),
                     probes: Vec::new(),
                 };

@@ -30,13 +30,15 @@ impl Actor {
         let policy = self.spec().restart_policy.as_deref().unwrap_or("Always");
         let record = &self.records[index];
         record.newest_end().is_some_and(|ended| {
-            self.controls[index].restart_wanted || runs_again(policy, self.container(index), record.role, ended.code)
+            record.anew
+                || self.controls[index].restart_wanted
+                || runs_again(policy, self.container(index), record.role, ended.code)
         })
     }
 
     /// Plans the next run of a container that has just ended, and what is shown while it waits.
     pub(super) fn back_off(&mut self, index: usize) {
-        if !self.will_run_again(index) {
+        if !self.will_run_again(index) || self.restarts_all().is_some() {
             return;
         }
         let record = &self.records[index];

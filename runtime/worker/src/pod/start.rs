@@ -2,6 +2,7 @@
 
 use super::prepare::{Sandbox, chain, facts};
 use crate::container::build::{ContainerPaths, Inputs, build, remove_directory};
+use crate::container::signal::StopSignal;
 use crate::container::{env, resources};
 use crate::context::Context;
 use crate::events::{About, Severity};
@@ -27,7 +28,7 @@ pub(super) struct StartedContainer {
     pub resources: Option<ResourceRequirements>,
     pub observed: ObservedContainer,
     pub paths: ContainerPaths,
-    pub stop_signal: i32,
+    pub stop_signal: StopSignal,
     pub user: User,
     /// The image's reference and `imageID`.
     pub resolved: (String, String),
@@ -108,7 +109,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
     let paths = ContainerPaths::new(ctx, namespace, name, uid, &container.name, *attempt);
     let resolved = (image.reference.clone(), image.repo_digest());
     let own_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
-    let stop_signal = signal_number(own_signal.or(image.config.stop_signal.as_deref()));
+    let stop_signal = StopSignal::read(own_signal.or(image.config.stop_signal.as_deref()));
     let identity = Identity {
         pod_uid: uid.to_owned(),
         namespace: namespace.to_owned(),
@@ -126,7 +127,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         (IMAGE, resolved.0.clone()),
         (SPEC_IMAGE, container.image.clone().unwrap_or_default()),
         (IMAGE_ID, resolved.1.clone()),
-        (STOP_SIGNAL, stop_signal.to_string()),
+        (STOP_SIGNAL, stop_signal.name.clone()),
     ];
     let mut config = build(
         ctx,
@@ -245,41 +246,5 @@ pub(super) fn observed_requests(container: &Container) -> ContainerRequests {
     ContainerRequests {
         cpu_millis: requests.cpu_millis.max(0).unsigned_abs(),
         memory_bytes: requests.memory_bytes.max(0).unsigned_abs(),
-    }
-}
-
-/// The number of a signal named as images name it (`SIGQUIT`, `QUIT`, `3`); SIGTERM where there is none or it is unknown.
-pub(super) fn signal_number(name: Option<&str>) -> i32 {
-    use nix::sys::signal::Signal;
-    use std::str::FromStr;
-    let Some(name) = name.filter(|name| !name.is_empty()) else { return Signal::SIGTERM as i32 };
-    if let Ok(number) = name.parse::<i32>() {
-        return number;
-    }
-    let upper = name.to_ascii_uppercase();
-    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    // Real-time signals have no fixed names in the kernel; glibc begins at 34.
-    if let Some(offset) = full.strip_prefix("SIGRTMIN+").and_then(|offset| offset.parse::<i32>().ok()) {
-        return 34 + offset;
-    }
-    Signal::from_str(&full).map_or(Signal::SIGTERM as i32, |signal| signal as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_are_read_as_images_write_them() {
-        for (name, number) in [
-            (None, 15),
-            (Some("SIGQUIT"), 3),
-            (Some("quit"), 3),
-            (Some("9"), 9),
-            (Some("SIGRTMIN+3"), 37),
-            (Some("x"), 15),
-        ] {
-            assert_eq!(signal_number(name), number, "{name:?}");
-        }
     }
 }

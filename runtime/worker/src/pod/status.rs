@@ -163,6 +163,7 @@ fn container_status(record: &Record, container: &Container, all: &[Record]) -> C
         last_state: Some(record.last.as_ref().map_or_else(ContainerState::default, terminated)),
         allocated_resources: record.allocated.requests.clone(),
         resources: running.then(|| record.actuated.clone()),
+        stop_signal: record.stop_signal.clone(),
         volume_mounts: container.volume_mounts.as_ref().map(|mounts| {
             let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| VolumeMountStatus {
                 name: mount.name.clone(),

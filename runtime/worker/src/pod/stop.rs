@@ -120,6 +120,28 @@ impl Actor {
         });
     }
 
+    /// Kills it without hook and grace, so that the pod begins anew.
+    pub(super) fn kill_container(&mut self, index: usize, now: Instant) {
+        let control = &mut self.controls[index];
+        let Some(live) = &control.live else { return };
+        if control.stopping {
+            if let Some(deadline) = &control.restart_deadline {
+                shorten(deadline, now);
+            }
+            return;
+        }
+        control.stopping = true;
+        let (id, ended) = (live.id.clone(), live.ended.clone());
+        let about = About::container(&self.pod, &self.records[index].name);
+        self.ctx.events.record(about, Severity::Normal, "Killing", "killing".to_owned());
+        let ctx = self.ctx.clone();
+        self.tasks.spawn(async move {
+            signal_container(&ctx, &id, nix::libc::SIGKILL).await;
+            ended.cancelled().await;
+            Done::Stopped(index)
+        });
+    }
+
     /// After the last container: the final status, the removal of what was made, the removal of the object.
     pub(super) fn reconcile_end(&mut self, now: Instant) {
         if self.life == Life::Over && (self.writer.is_settled() || self.gone) {

@@ -213,7 +213,10 @@ impl PodVolumes<'_> {
             }
             return Ok(claimed.mounted);
         }
-        Err(SourceError::Missing("this kind of volume is not supported".to_owned()))
+        Err(SourceError::Missing(format!(
+            "no volume plugin matched: {} volumes are not carried out by Carob",
+            kind(volume)
+        )))
     }
 
     /// Gives a claim's files to the pod's group before the pod's first container, and not again while it lives.
@@ -260,6 +263,13 @@ impl PodVolumes<'_> {
         }
         Ok(MountedVolume { path, read_only: false, memory: None })
     }
+}
+
+/// The name of the volume's source.
+fn kind(volume: &Volume) -> String {
+    let fields = serde_json::to_value(volume).unwrap_or_default();
+    let source = fields.as_object().and_then(|fields| fields.keys().find(|field| *field != "name").cloned());
+    source.unwrap_or_default()
 }
 
 /// A tmpfs may hold as much as its limit, and never more than the pod may have or the node has.

@@ -84,7 +84,12 @@ async fn projection(
         filled.payload = payload::token(&source.path, token, mode, common_user(spec), fs_group);
         filled.renew_after = Some(renew_after);
     } else {
-        return Err(SourceError::Missing("this kind of projection is not supported".to_owned()));
+        let kinds = [
+            ("clusterTrustBundle", part.cluster_trust_bundle.is_some()),
+            ("podCertificate", part.pod_certificate.is_some()),
+        ];
+        let kind = kinds.iter().find(|(_, set)| *set).map_or("empty", |(kind, _)| *kind);
+        return Err(SourceError::Missing(format!("{kind} projections are not carried out by Carob")));
     }
     Ok(filled)
 }
