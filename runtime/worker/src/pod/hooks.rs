@@ -28,7 +28,7 @@ pub(super) async fn run(
         Outcome::Unknown("invalid handler: no action is set".to_owned())
     };
     match outcome {
-        Outcome::Success => Ok(()),
+        Outcome::Success | Outcome::Warning(_) => Ok(()),
         Outcome::Failure(message) | Outcome::Unknown(message) => Err(message),
     }
 }

@@ -1,13 +1,16 @@
 //! One run of a probe or a hook: a command in the container, an HTTP request, a TCP connection or a gRPC health check.
 
+mod get;
+
+pub(super) use get::http_get;
+
 use crate::context::Context;
 use crate::stream::FdStream;
 use carob_sandbox::{ContainerId, ExecConfig};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -19,17 +22,19 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     Success,
+    /// It succeeded, with a doubt that follows `probe warning: ` in the event.
+    Warning(String),
     /// It failed; the text follows `probe failed: ` in the event.
     Failure(String),
     /// It could not be carried out.
     Unknown(String),
 }
 
+const USER_AGENT: &str = "kube-probe/1.35";
 /// Most output of a command that is kept for an event.
 const OUTPUT: usize = 10 * 1024;
 /// How long the output of a command that has ended is waited for: a child in the background may keep it open for good.
 const AFTER_END: Duration = Duration::from_millis(200);
-const USER_AGENT: &str = "kube-probe/1.35";
 
 /// Runs a command in the container; exit code 0 is success.
 pub(super) async fn command(ctx: &Context, id: &ContainerId, argv: &[String], timeout: Duration) -> Outcome {
@@ -147,97 +152,6 @@ fn plain(error: &std::io::Error) -> String {
     }
 }
 
-/// Sends a GET; 200 to 399 is success.
-pub(super) async fn http_get(
-    action: &HTTPGetAction,
-    container: &Container,
-    pod_ip: Option<IpAddr>,
-    timeout: Duration,
-) -> Outcome {
-    let Some(port) = port(container, &action.port) else {
-        return Outcome::Unknown(format!("couldn't find port: {:?}", action.port));
-    };
-    let given = action.host.as_deref().filter(|host| !host.is_empty()).map(str::to_owned);
-    let Some(host) = given.or_else(|| pod_ip.map(|ip| ip.to_string())) else {
-        return Outcome::Unknown("the pod has no address".to_owned());
-    };
-    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
-    if scheme == "https" {
-        return https_unverified(action, &host, port, timeout).await;
-    }
-    let path = path(action);
-    let failed = |why: String| Outcome::Failure(format!("Get \"{scheme}://{host}:{port}{path}\": {why}"));
-    let stream = match connect(&host, port, timeout).await {
-        Ok(stream) => stream,
-        Err(why) => return failed(why),
-    };
-    match tokio::time::timeout(timeout, get(stream, action, &host, port, &path)).await {
-        Ok(Ok(code)) => judge(code),
-        Ok(Err(why)) => failed(why),
-        Err(_) => failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
-    }
-}
-
-fn judge(code: u16) -> Outcome {
-    if (200..400).contains(&code) {
-        Outcome::Success
-    } else {
-        Outcome::Failure(format!("HTTP probe failed with statuscode: {code}"))
-    }
-}
-
-fn path(action: &HTTPGetAction) -> String {
-    let path = action.path.as_deref().unwrap_or("/");
-    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
-}
-
-async fn get<S>(stream: S, action: &HTTPGetAction, host: &str, port: u16, path: &str) -> Result<u16, String>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-{
-    let text = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-    let connection = tokio::spawn(connection);
-    let mut request = http::Request::get(path);
-    let headers = || action.http_headers.iter().flatten();
-    let has = |name: &str| headers().any(|header| header.name.eq_ignore_ascii_case(name));
-    if !has("host") {
-        request = request.header("Host", format!("{host}:{port}"));
-    }
-    if !has("user-agent") {
-        request = request.header("User-Agent", USER_AGENT);
-    }
-    if !has("accept") {
-        request = request.header("Accept", "*/*");
-    }
-    for header in headers() {
-        request = request.header(&header.name, &header.value);
-    }
-    let request = request
-        .header("Connection", "close")
-        .body(Full::<bytes::Bytes>::default())
-        .map_err(|error| error.to_string())?;
-    let answer = sender.send_request(request).await.map_err(text);
-    connection.abort();
-    Ok(answer?.status().as_u16())
-}
-
-/// HTTPS without checking the certificate, as the kubelet probes.
-async fn https_unverified(action: &HTTPGetAction, host: &str, port: u16, timeout: Duration) -> Outcome {
-    let path = path(action);
-    let failed = |why: String| Outcome::Failure(format!("Get \"https://{host}:{port}{path}\": {why}"));
-    let run = async {
-        let stream = connect(host, port, timeout).await?;
-        let stream = super::probes::tls::connect(stream, host).await.map_err(|error| error.to_string())?;
-        get(stream, action, host, port, &path).await
-    };
-    match tokio::time::timeout(timeout, run).await {
-        Ok(Ok(code)) => judge(code),
-        Ok(Err(why)) => failed(why),
-        Err(_) => failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned()),
-    }
-}
-
 /// `grpc.health.v1.Health/Check`; SERVING is success.
 pub(super) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Outcome {
     let failed = |why: String| Outcome::Failure(format!("error: health rpc probe failed: {why}"));
@@ -344,7 +258,7 @@ mod tests {
         port
     }
 
-    fn action(port: u16) -> HTTPGetAction {
+    fn action(port: u16) -> k8s_openapi::api::core::v1::HTTPGetAction {
         serde_json::from_value(json!({"port": port, "path": "/ok"})).unwrap()
     }
 
@@ -354,11 +268,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn http_codes_below_400_are_success() {
-        let port = serve("HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n").await;
+    async fn http_codes_below_400_are_success_and_other_hosts_are_not_gone_to() {
+        let port = serve("HTTP/1.1 204 Done\r\n\r\n").await;
         assert_eq!(probe(port).await, Outcome::Success);
         let port = serve("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(probe(port).await, Outcome::Failure("HTTP probe failed with statuscode: 503".into()));
+        let away = "HTTP/1.1 302 Found\r\nLocation: http://example.com/\r\nContent-Length: 4\r\n\r\naway";
+        let port = serve(away).await;
+        assert_eq!(probe(port).await, Outcome::Warning("Probe terminated redirects, Response body: away".into()));
+    }
+
+    #[tokio::test]
+    async fn redirects_within_the_host_are_followed() {
+        let target = serve("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n").await;
+        let location = format!("http://127.0.0.1:{target}/login");
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        let port = serve(answer.leak()).await;
+        assert_eq!(probe(port).await, Outcome::Failure("HTTP probe failed with statuscode: 500".into()));
     }
 
     #[tokio::test]

@@ -99,7 +99,7 @@ async fn run(subject: Subject, kind: Kind, probe: Probe) {
     let mut wait = EAGER_FIRST;
     let (mut waited, mut early_success) = (Duration::ZERO, false);
     while eager && waited + wait < period {
-        if once(&subject, &probe, timeout).await == Outcome::Success {
+        if matches!(once(&subject, &probe, timeout).await, Outcome::Success | Outcome::Warning(_)) {
             early_success = true;
             break;
         }
@@ -116,6 +116,12 @@ async fn run(subject: Subject, kind: Kind, probe: Probe) {
             if std::mem::take(&mut early_success) { Outcome::Success } else { once(&subject, &probe, timeout).await };
         let success = match outcome {
             Outcome::Success => true,
+            Outcome::Warning(doubt) => {
+                let about = About::container(&subject.pod, &subject.container.name);
+                let text = format!("{} probe warning: {doubt}", kind.name());
+                subject.ctx.events.record(about, Severity::Warning, "ProbeWarning", text);
+                true
+            }
             Outcome::Failure(output) => {
                 report(&subject, kind, &format!("{} probe failed: {output}", kind.name()));
                 false
