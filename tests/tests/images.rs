@@ -105,6 +105,8 @@ fn what_cannot_be_had_is_said_clearly_and_leaves_nothing_behind() {
     assert_eq!(message, format!("Container image \"{host}/good:1\" is not present with pull policy of Never"));
     let message = waiting(&carob, "name", "InvalidImageName");
     assert!(message.contains("couldn't parse image name \"Not A Name\": invalid reference format"), "{message}");
+    carob.wait_event("never", "Error: ErrImageNeverPull");
+    carob.wait_event("name", "Error: InvalidImageName");
     for name in ["missing", "tagless", "bad", "short", "nobody"] {
         let message = waiting(&carob, name, "ImagePullBackOff");
         assert!(message.starts_with("Back-off pulling image \""), "{message}");

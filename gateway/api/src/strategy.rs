@@ -31,6 +31,7 @@ pub mod persistent_volume;
 pub mod persistent_volume_claim;
 pub mod pod;
 pub mod pod_disruption_budget;
+pub mod pod_resources;
 pub mod pod_spec;
 pub mod pod_template;
 pub mod priority_class;

@@ -36,7 +36,6 @@ fn look(table: &'static Table, schema: &Schema, value: &Value, path: &Path, foun
                     Rule::Yes => look(table, inner, value, &path, found),
                     Rule::All | Rule::Part(_) | Rule::Set | Rule::Kept | Rule::Never => {}
                     Rule::Only(values) => warn_of_value(values, value, &path, found),
-                    Rule::Keys(keys) => warn_of_keys(keys, value, &path, found),
                     Rule::No(reason) => found.push(format!("{path}: not carried out by Carob: {reason}")),
                 }
             }
@@ -56,13 +55,6 @@ fn warn_of_value(values: &[&str], value: &Value, path: &Path, found: &mut Vec<St
     if !values.contains(&text.as_str()) {
         let carried_out = values.join(", ");
         found.push(format!("{path}: {text} is not carried out by Carob, only {carried_out}"));
-    }
-}
-
-fn warn_of_keys(keys: &[&str], value: &Value, path: &Path, found: &mut Vec<String>) {
-    let Some(entries) = value.as_object() else { return };
-    for key in entries.keys().filter(|key| !keys.contains(&key.as_str())) {
-        found.push(format!("{}: not carried out by Carob, only {}", path.key(key), keys.join(", ")));
     }
 }
 

@@ -16,6 +16,7 @@ pub mod metadata;
 pub mod names;
 pub mod paths;
 pub mod pod;
+pub mod pod_resources;
 pub mod pod_update;
 pub mod pod_warnings;
 pub mod probes;

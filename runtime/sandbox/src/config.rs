@@ -161,6 +161,9 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     /// Memory nodes, as in `0`.
     pub cpuset_mems: Option<String>,
+    /// Bytes in huge pages by their size as cgroups name it (`2MB`); what isn't named stays as it is.
+    #[serde(default)]
+    pub huge_pages: Vec<(String, u64)>,
 }
 
 /// One container.

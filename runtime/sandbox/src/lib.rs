@@ -27,6 +27,7 @@ mod state;
 mod tree;
 mod wire;
 
+pub use cgroup::has_controller;
 pub use check::{CheckItem, CheckState, check};
 pub use config::{
     ALL_CAPABILITIES, ContainerConfig, ContainerId, DEFAULT_CAPABILITIES, DeviceNode, ExecConfig, Limits, Mount,

@@ -123,6 +123,8 @@ pub enum Ask {
         path: PathBuf,
         /// Size limit in bytes.
         size: Option<u64>,
+        /// Bytes of a huge page, for a file system of such.
+        page: Option<u64>,
     },
     /// The answer carries the pod's network namespace.
     PodNetwork {

@@ -204,7 +204,13 @@ impl Runtime {
     /// Mounts a tmpfs on `path` (made when missing) in the pod's mount namespace, for `emptyDir.medium: Memory`: only its
     /// containers see it there. Gives its root directory, through which the caller can reach it too. It goes with the pod.
     pub async fn mount_tmpfs(&self, pod_uid: &str, path: &Path, size: Option<u64>) -> Result<OwnedFd, Error> {
-        self.descriptor(Ask::MountTmpfs { pod: pod_uid.to_owned(), path: path.to_owned(), size }).await
+        self.descriptor(Ask::MountTmpfs { pod: pod_uid.to_owned(), path: path.to_owned(), size, page: None }).await
+    }
+
+    /// The same with a file system of huge pages of this many bytes, for `emptyDir.medium: HugePages`.
+    pub async fn mount_huge_pages(&self, pod_uid: &str, path: &Path, page: u64) -> Result<OwnedFd, Error> {
+        let (pod, path) = (pod_uid.to_owned(), path.to_owned());
+        self.descriptor(Ask::MountTmpfs { pod, path, size: None, page: Some(page) }).await
     }
 
     /// The pod's network namespace (for port-forward, and after a restart).

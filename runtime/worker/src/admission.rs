@@ -1,5 +1,6 @@
 //! Whether a bound pod fits this node: the last check before it starts, since schedulers race and users set nodeName.
 
+use crate::container::huge_pages::HugePages;
 use crate::container::resources::{PodAmounts, pod_requests};
 use carob_api::host_port::{HostPort, host_ports};
 use k8s_openapi::api::core::v1::PodSpec;
@@ -33,6 +34,8 @@ pub(crate) struct Allocatable {
     pub memory_bytes: i64,
     /// Number of pods.
     pub pods: i64,
+    /// Bytes in huge pages.
+    pub huge_pages: HugePages,
 }
 
 /// Why a pod was refused: `reason` and `message` of its status.
@@ -101,13 +104,18 @@ impl Admission {
         let used = others.inspect(|_| count += 1).fold(PodAmounts::default(), |sum, pod| PodAmounts {
             cpu_millis: sum.cpu_millis + pod.amounts.cpu_millis,
             memory_bytes: sum.memory_bytes + pod.amounts.memory_bytes,
+            huge_pages: sum.huge_pages.with(pod.amounts.huge_pages, i64::saturating_add),
         });
+        let whole = self.allocatable;
         let checks = [
-            ("OutOfpods", "pods", 1, count, self.allocatable.pods),
-            ("OutOfcpu", "cpu", wanted.cpu_millis, used.cpu_millis, self.allocatable.cpu_millis),
-            ("OutOfmemory", "memory", wanted.memory_bytes, used.memory_bytes, self.allocatable.memory_bytes),
+            ("OutOfpods", "pods", 1, count, whole.pods),
+            ("OutOfcpu", "cpu", wanted.cpu_millis, used.cpu_millis, whole.cpu_millis),
+            ("OutOfmemory", "memory", wanted.memory_bytes, used.memory_bytes, whole.memory_bytes),
         ];
-        for (reason, resource, requested, used, capacity) in checks {
+        let huge = wanted.huge_pages.iter().map(|(size, bytes)| {
+            (size.refusal, size.resource, bytes, used.huge_pages.of_size(size), whole.huge_pages.of_size(size))
+        });
+        for (reason, resource, requested, used, capacity) in checks.into_iter().chain(huge) {
             if requested > 0 && used + requested > capacity {
                 let message = format!(
                     "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
@@ -140,7 +148,12 @@ mod tests {
 
     #[test]
     fn a_pod_that_does_not_fit_is_refused_with_the_kubelets_reason_until_room_appears() {
-        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10 });
+        let admission = Admission::new(Allocatable {
+            cpu_millis: 1000,
+            memory_bytes: 1 << 30,
+            pods: 10,
+            huge_pages: HugePages::default(),
+        });
         admission.admit("a", &spec("600m")).unwrap();
         let refusal = admission.admit("b", &spec("500m")).unwrap_err();
         assert_eq!(refusal.reason, "OutOfcpu");
@@ -152,7 +165,12 @@ mod tests {
 
     #[test]
     fn a_resize_counts_the_others_alone_and_changes_nothing_when_refused() {
-        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 2 });
+        let admission = Admission::new(Allocatable {
+            cpu_millis: 1000,
+            memory_bytes: 1 << 30,
+            pods: 2,
+            huge_pages: HugePages::default(),
+        });
         admission.admit("a", &spec("600m")).unwrap();
         admission.admit("b", &spec("300m")).unwrap();
         admission.resize("a", &spec("700m")).unwrap();
@@ -169,7 +187,12 @@ mod tests {
 
     #[test]
     fn a_port_of_the_machine_is_one_pods() {
-        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 3 });
+        let admission = Admission::new(Allocatable {
+            cpu_millis: 1000,
+            memory_bytes: 1 << 30,
+            pods: 3,
+            huge_pages: HugePages::default(),
+        });
         let spec = |port: u16| {
             let ports = json!([{"containerPort": 80, "hostPort": port, "protocol": "TCP"}]);
             serde_json::from_value(json!({"containers": [{"name": "c", "ports": ports}]})).unwrap()
@@ -183,7 +206,12 @@ mod tests {
 
     #[test]
     fn the_number_of_pods_is_a_limit_of_its_own() {
-        let admission = Admission::new(Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 1 });
+        let admission = Admission::new(Allocatable {
+            cpu_millis: 1000,
+            memory_bytes: 1 << 30,
+            pods: 1,
+            huge_pages: HugePages::default(),
+        });
         admission.admit("a", &spec("0")).unwrap();
         assert_eq!(admission.admit("b", &spec("0")).unwrap_err().reason, "OutOfpods");
     }

@@ -54,6 +54,7 @@ pub(crate) async fn ensure(ctx: &Context, pod: &Pod, container: &Container) -> R
     if policy == "Never" {
         let message = format!("Container image \"{name}\" is not present with pull policy of Never");
         ctx.events.record(about(), Severity::Warning, "ErrImageNeverPull", message.clone());
+        ctx.events.record(about(), Severity::Warning, "Failed", "Error: ErrImageNeverPull".to_owned());
         return Err(ImageFailure { reason: "ErrImageNeverPull".to_owned(), message });
     }
     pull(ctx, pod, container, name).await
@@ -96,11 +97,11 @@ async fn fetch(ctx: &Context, name: &str, credentials: Vec<Credential>) -> Resul
 fn refused(ctx: &Context, about: About, error: &carob_image::Error, name: &str) -> ImageFailure {
     let reason = error.reason();
     if reason == "InvalidImageName" {
-        ctx.events.record(about, Severity::Warning, "InspectFailed", error.describe());
+        ctx.events.record(about.clone(), Severity::Warning, "InspectFailed", error.describe());
     } else {
         ctx.events.record(about.clone(), Severity::Warning, "Failed", error.event(name));
-        ctx.events.record(about, Severity::Warning, "Failed", format!("Error: {reason}"));
     }
+    ctx.events.record(about, Severity::Warning, "Failed", format!("Error: {reason}"));
     ImageFailure { reason: reason.to_owned(), message: error.describe() }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::Error;
 use crate::admission::Allocatable;
+use crate::container::huge_pages::HugePages;
 use crate::context::{Context, Share};
 use crate::events::{About, Severity};
 use crate::pressure::{Shortage, Signal};
@@ -45,6 +46,8 @@ pub(crate) struct Machine {
     pub cpu_millis: i64,
     pub memory_bytes: i64,
     share: Share,
+    /// Set aside when this process began, and none where cgroups can't limit them or several workers share the machine.
+    pub huge_pages: HugePages,
     info: NodeSystemInfo,
     hostname: String,
 }
@@ -76,6 +79,7 @@ impl Machine {
             cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000 / i64::from(share.of),
             memory_bytes: total_memory(&meminfo).unwrap_or(0) / i64::from(share.of),
             share,
+            huge_pages: huge_pages(share),
             info,
             hostname: hostname.trim().to_owned(),
         })
@@ -84,12 +88,25 @@ impl Machine {
     /// What is left for pods, of which no more than so many come here.
     pub fn allocatable(&self, pods: u32) -> Allocatable {
         let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST / i64::from(self.share.of));
-        Allocatable { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes - reserved, pods: pods.into() }
+        Allocatable {
+            cpu_millis: self.cpu_millis,
+            memory_bytes: self.memory_bytes - reserved - self.huge_pages.total(),
+            pods: pods.into(),
+            huge_pages: self.huge_pages,
+        }
     }
 
     /// The host's name, which pods on its network bear.
     pub fn hostname(&self) -> &str {
         &self.hostname
+    }
+}
+
+fn huge_pages(share: Share) -> HugePages {
+    if share.of == 1 && carob_sandbox::has_controller("hugetlb") {
+        HugePages::of_machine(Path::new("/sys/kernel/mm/hugepages"))
+    } else {
+        HugePages::default()
     }
 }
 
@@ -245,7 +262,8 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
             ("memory", format!("{}Ki", memory_bytes / 1024)),
             ("pods", allocatable.pods.to_string()),
         ];
-        amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount))).into()
+        let huge = machine.huge_pages.iter().map(|(size, bytes)| (size.resource, binary(bytes)));
+        amounts.into_iter().chain(huge).map(|(name, amount)| (name.to_owned(), Quantity(amount))).collect()
     };
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let images = ctx.images.list().await.unwrap_or_default();
@@ -272,6 +290,14 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         ),
         ..NodeStatus::default()
     }
+}
+
+/// Bytes with the largest unit that leaves no rest.
+fn binary(bytes: i64) -> String {
+    let units = [(30, "Gi"), (20, "Mi"), (10, "Ki")];
+    let fits = |(shift, _): &(i32, &str)| bytes != 0 && bytes % (1 << shift) == 0;
+    let unit = units.into_iter().find(fits);
+    unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 /// What the runtimes can do: Carob's own under the empty name of the default handler and under its own, and those of the

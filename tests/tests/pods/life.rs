@@ -220,6 +220,24 @@ fn deletion_gives_the_time_that_was_asked_for_and_ends_with_the_stop_signal() {
 }
 
 #[test]
+fn a_hook_that_fails_has_its_container_restarted_and_tells_its_output_to_the_pod_alone() {
+    let carob = Carob::start(&["tools"]);
+    let mut hooked = pod("hooked", &[tools("main", &["sleep", "1h"])]);
+    hooked["spec"]["restartPolicy"] = json!("Always");
+    hooked["spec"]["containers"][0]["lifecycle"] =
+        json!({"postStart": {"exec": {"command": ["/bin/no-such-program", "sesame"]}}});
+    let watch =
+        carob_tests::terminal::Running::start(carob.kubectl_command().args(["get", "pods", "-w", "-o", "json"]));
+    carob.apply(&hooked.to_string());
+    for expected in ["\"reason\": \"PostStartHookError\"", "\"reason\": \"CrashLoopBackOff\""] {
+        watch.expect(expected);
+    }
+    assert!(watch.output().contains("no-such-program"));
+    let events = carob.wait_event("hooked", "PostStartHook failed");
+    assert!(!events.contains("no-such-program"), "{events}");
+}
+
+#[test]
 fn probes_decide_on_readiness_and_restarts() {
     let carob = Carob::start(&["tools", "busybox"]);
     let mut ready = pod("ready", &[tools("main", &["http-server", "--ready-after", "2s"])]);

@@ -1,7 +1,9 @@
 //! Pods: their life, what may be changed of them while they run, and what their containers find.
 
 mod debug;
+mod devices;
 mod fields;
+mod huge_pages;
 mod life;
 mod pressure;
 mod refused;
@@ -10,3 +12,4 @@ mod restart_all;
 mod runtimes;
 mod signals;
 mod users;
+mod whole;

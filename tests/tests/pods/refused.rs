@@ -63,7 +63,7 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
     }
     carob.wait("pod/bare", "condition=Ready");
     carob.wait_event("shared", "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: nfs");
-    carob.wait_event("hooked", "FailedPostStartHook");
+    carob.wait_event("hooked", "PostStartHook failed");
     carob.wait_event("accelerated", "Insufficient example.com/gpu");
     let waits = carob.get(&["pod", "elsewhere"]);
     assert_eq!((&waits["status"]["phase"], &waits["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{waits}");

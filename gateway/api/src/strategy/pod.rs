@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, at, bump_generation, differs, first_generation, keep_field, metadata_field, object_at, pod_spec};
+use super::{
+    BASE, at, bump_generation, differs, first_generation, keep_field, metadata_field, object_at, pod_resources,
+    pod_spec,
+};
 use crate::kind::{Part, Strategy};
 use crate::quantity::Quantity;
 use crate::validation::json::{dig, flag, get, int, items, map, str_at, texts};
@@ -28,6 +31,7 @@ fn default(object: &mut Value) {
     if let Some(spec) = object.get_mut("spec") {
         pod_spec::default(spec);
         pod_spec::default_of_pod(spec);
+        pod_resources::default(spec);
     }
     if let Some(status) = object_at(object, "status") {
         mirror_addresses(status);
@@ -195,9 +199,15 @@ fn keep_all(new: &mut Value, old: &Value) {
     }
 }
 
-/// Takes over the resources of containers that have the same name.
+/// Takes over the resources of the pod as a whole, and of containers that have the same name.
 fn resize(pod: &mut Value, sent: &Value) {
     let Some(spec) = pod.get_mut("spec") else { return };
+    if let Some(spec) = spec.as_object_mut() {
+        match get(sent, "resources") {
+            Some(whole) => spec.insert("resources".to_owned(), whole.clone()),
+            None => spec.shift_remove("resources"),
+        };
+    }
     for list in ["containers", "initContainers"] {
         for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let name = str_at(container, "name").to_owned();

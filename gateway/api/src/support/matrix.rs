@@ -74,7 +74,7 @@ fn rows(schema: &Schema, path: &str, is_pod: bool, text: &mut String) {
             }
             Rule::Yes | Rule::All => "yes".to_owned(),
             Rule::Part(missing) => format!("in part: {missing}"),
-            Rule::Only(values) | Rule::Keys(values) => format!("only `{}`", values.join("`, `")),
+            Rule::Only(values) => format!("only `{}`", values.join("`, `")),
             Rule::Kept => "kept for others".to_owned(),
             Rule::No(reason) => format!("**no**: {reason}"),
             Rule::Never => "refused, as by Kubernetes".to_owned(),

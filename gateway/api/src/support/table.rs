@@ -6,7 +6,6 @@
 //! all   FIELDS           carried out with everything in them
 //! part  FIELD TEXT       carried out, but not fully: TEXT says what is missing
 //! only  FIELD VALUES     these values are carried out, others aren't
-//! keys  FIELD KEYS       these entries of a map are carried out, others aren't
 //! kept  FIELDS           kept as it is for what one installs beside Carob, or for what refers to it: in Kubernetes too
 //!                        nothing happens by the object itself (an Ingress without a controller, a CSIDriver)
 //! no    FIELDS | TEXT    not carried out, and why
@@ -41,8 +40,6 @@ pub(super) enum Rule {
     Part(&'static str),
     /// These values are.
     Only(Vec<&'static str>),
-    /// These entries of the map are.
-    Keys(Vec<&'static str>),
     /// Others do it, if anybody.
     Kept,
     /// It isn't, for this reason.
@@ -85,7 +82,6 @@ impl Table {
             let of_one = match word {
                 "part" => Some(Rule::Part(tail)),
                 "only" => Some(Rule::Only(tail.split(' ').collect())),
-                "keys" => Some(Rule::Keys(tail.split(' ').collect())),
                 _ => None,
             };
             if let Some(rule) = of_one {

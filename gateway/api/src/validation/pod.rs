@@ -7,7 +7,7 @@ use crate::validation::containers::{self, Pod, each_text, label};
 use crate::validation::json::{dig, get, int, items, str_at, texts};
 use crate::validation::metadata;
 use crate::validation::names;
-use crate::validation::{resources, scheduling, security, volumes};
+use crate::validation::{pod_resources, resources, scheduling, security, volumes};
 
 const RESTART_POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 const DNS_POLICIES: [&str; 4] = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
@@ -58,12 +58,7 @@ pub fn spec(spec: &Value, _metadata: &Value, path: &Path) -> ErrorList {
         grace: int(spec, "terminationGracePeriodSeconds").unwrap_or(30),
     };
     errors.extend(containers::all(&pod, path));
-    if let Some(own) = get(spec, "resources") {
-        let path = path.child("resources");
-        for field in ["limits", "requests"] {
-            errors.extend(resources::amounts(own, field, &path.child(field)));
-        }
-    }
+    errors.extend(pod_resources::validate(spec, &pod.claims, &path.child("resources")));
     errors.extend(containers::host_network_ports(spec, path));
     errors.extend(one_of(spec, "restartPolicy", &RESTART_POLICIES, path));
     errors.extend(one_of(spec, "dnsPolicy", &DNS_POLICIES, path));

@@ -1,6 +1,6 @@
 //! Changes of a pod: nearly nothing of its spec may change.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
@@ -177,6 +177,7 @@ fn resize(new: &Value, old: &Value) -> ErrorList {
         return vec![Path::root().forbidden("windows pods cannot be resized")];
     }
     let mut errors = pod::whole(new);
+    errors.extend(resize_of_whole(new, old, &path));
     let mut others = (Value::Array(Vec::new()), Value::Array(Vec::new()));
     for list in ["containers", "initContainers"] {
         let containers = items(spec_of(new), list).iter().zip(items(spec_of(old), list)).enumerate();
@@ -210,6 +211,31 @@ fn resize(new: &Value, old: &Value) -> ErrorList {
     let class = |pod: &Value| crate::strategy::pod::qos_class(spec_of(pod));
     if class(new) != class(old) {
         errors.push(path.invalid(class(new), "Pod QOS Class may not change as a result of resizing"));
+    }
+    errors
+}
+
+/// What is said of the whole pod may change in amounts of processor and memory.
+fn resize_of_whole(new: &Value, old: &Value, path: &Path) -> ErrorList {
+    let whole = |pod: &Value| get(spec_of(pod), "resources").cloned();
+    let (now, before) = (whole(new), whole(old));
+    let place = path.child("resources");
+    let (now, before) = match (now, before) {
+        (None, Some(_)) => return vec![place.forbidden("pod-level resources cannot be removed")],
+        (now, before) => (now.unwrap_or_default(), before.unwrap_or_default()),
+    };
+    let mut errors = ErrorList::new();
+    for field in ["requests", "limits"] {
+        if entries(&before, field).any(|(name, _)| dig(&now, &[field, name]).is_none()) {
+            errors.push(place.child(field).forbidden(format!("pod-level resource {field} cannot be removed")));
+        }
+    }
+    let (now, before) = (without_resizable(now), without_resizable(before));
+    let amounts = |whole: &Value, field: &str| -> BTreeMap<String, Value> {
+        entries(whole, field).map(|(name, amount)| (name.clone(), amount.clone())).collect()
+    };
+    if ["requests", "limits"].iter().any(|field| amounts(&now, field) != amounts(&before, field)) {
+        errors.push(path.forbidden("only cpu and memory resources are mutable at pod-level"));
     }
     errors
 }

@@ -36,17 +36,22 @@ const QUOTA_RESOURCES: [&str; 20] = [
 
 /// What is wrong with the resources of a container; `claims` are the names of the pod's resource claims.
 pub fn container(resources: &Value, claims: &[&str], path: &Path) -> ErrorList {
+    requirements(resources, claims, path, container_resource)
+}
+
+/// The same where `rule` says which resources there may be.
+pub fn requirements(resources: &Value, claims: &[&str], path: &Path, rule: fn(&str, &Path) -> ErrorList) -> ErrorList {
     let mut errors = ErrorList::new();
     let (limits_path, requests_path) = (path.child("limits"), path.child("requests"));
     let mut huge_pages = false;
     let mut compute = false;
     for (name, value) in entries(resources, "limits") {
-        errors.extend(amount(name, value, &limits_path.key(name)));
+        errors.extend(amount(name, value, &limits_path.key(name), rule));
         huge_pages |= is_huge_pages(name);
         compute |= matches!(name.as_str(), "cpu" | "memory");
     }
     for (name, value) in entries(resources, "requests") {
-        errors.extend(amount(name, value, &requests_path.key(name)));
+        errors.extend(amount(name, value, &requests_path.key(name), rule));
         huge_pages |= is_huge_pages(name);
         compute |= matches!(name.as_str(), "cpu" | "memory");
         let Some(request) = quantity(value) else { continue };
@@ -73,8 +78,8 @@ pub fn container(resources: &Value, claims: &[&str], path: &Path) -> ErrorList {
 }
 
 /// What is wrong with one amount of one resource.
-fn amount(name: &str, value: &Value, path: &Path) -> ErrorList {
-    let mut errors = container_resource(name, path);
+fn amount(name: &str, value: &Value, path: &Path, rule: fn(&str, &Path) -> ErrorList) -> ErrorList {
+    let mut errors = rule(name, path);
     let Some(quantity) = quantity(value) else {
         errors.push(path.invalid(text_or_null(Some(value)), "must be a valid resource quantity"));
         return errors;
@@ -117,9 +122,9 @@ pub fn container_resource(name: &str, path: &Path) -> ErrorList {
     errors
 }
 
-/// What is wrong with a pod's overhead or its own resources' amounts: a plain list of amounts.
+/// What is wrong with a pod's overhead: a plain list of amounts.
 pub fn amounts(value: &Value, field: &str, path: &Path) -> ErrorList {
-    entries(value, field).flat_map(|(name, value)| amount(name, value, &path.key(name))).collect()
+    entries(value, field).flat_map(|(name, value)| amount(name, value, &path.key(name), container_resource)).collect()
 }
 
 fn claim_references(resources: &Value, claims: &[&str], path: &Path) -> ErrorList {
@@ -187,7 +192,8 @@ pub fn is_counted(name: &str) -> bool {
     COUNTED.contains(&name) || is_extended(name)
 }
 
-fn is_huge_pages(name: &str) -> bool {
+/// Whether a resource is pages of some size.
+pub fn is_huge_pages(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 

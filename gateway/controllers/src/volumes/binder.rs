@@ -237,6 +237,11 @@ impl Binder {
             self.voice.normal(&**claim, "ExternalProvisioning", text);
             return Ok(());
         };
+        if claim.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
+            let text = format!("{provisioner} does not support block volume provisioning");
+            self.voice.warning(&**claim, "ProvisioningFailed", text);
+            return Ok(());
+        }
         let nodes = self.cluster.nodes.list(|known: &Node| node.is_none() || known.metadata.name.as_deref() == node);
         let Some(node) = nodes.first() else { return Ok(()) };
         let made = match directory::make(root, claim, class, node).await {

@@ -25,6 +25,12 @@ impl Hierarchy {
     }
 }
 
+/// Whether the machine's cgroups can limit what this controller is for.
+#[must_use]
+pub fn has_controller(name: &str) -> bool {
+    Layout::detect().is_ok_and(|layout| layout.with(name).is_some())
+}
+
 /// All hierarchies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {

@@ -20,11 +20,27 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, limits: &Limits) -> Result<(), CgroupEr
         let value = if count < 0 { "max".to_owned() } else { count.to_string() };
         write(&directory.join("pids.max"), &value)?;
     }
+    if let Some(directory) = cgroup.of("hugetlb") {
+        huge_pages(&directory, &limits.huge_pages, is_v2("hugetlb"))?;
+    }
     if let Some(directory) = cgroup.of("cpuset") {
         for (file, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
             if let Some(value) = value {
                 write(&directory.join(file), value)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Pages in use, and, on kernels that count them (5.7), reservations.
+fn huge_pages(directory: &Path, limits: &[(String, u64)], is_v2: bool) -> Result<(), CgroupError> {
+    let limit = if is_v2 { "max" } else { "limit_in_bytes" };
+    for (size, bytes) in limits {
+        write(&directory.join(format!("hugetlb.{size}.{limit}")), &bytes.to_string())?;
+        let reserved = directory.join(format!("hugetlb.{size}.rsvd.{limit}"));
+        if reserved.exists() {
+            write(&reserved, &bytes.to_string())?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ mod membership;
 mod readings;
 
 pub use devices::{DeviceRules, oci_rules};
-pub use layout::{Hierarchy, Layout};
+pub use layout::{Hierarchy, Layout, has_controller};
 pub use membership::{Membership, Nursery};
 
 use crate::kernel::process;

@@ -182,6 +182,15 @@ pub fn attach_at(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()
     })
 }
 
+/// A detached file system of huge pages of this size, which everybody may write.
+pub fn huge_pages(page_bytes: u64, attributes: u64) -> io::Result<OwnedFd> {
+    let context = FsContext::open("hugetlbfs")?;
+    context.set("source", "nodev")?;
+    context.set("pagesize", &page_bytes.to_string())?;
+    context.set("mode", "777")?;
+    context.mount(attributes)
+}
+
 /// A detached tmpfs that belongs to root.
 pub fn tmpfs(size: Option<u64>, mode: &str, attributes: u64) -> io::Result<OwnedFd> {
     tmpfs_of(0, size, mode, attributes)

@@ -54,7 +54,7 @@ impl Service {
             Ask::RemoveContainer { container } => self.remove_container(id, &container),
             Ask::RemovePod { uid } => self.remove_pod(id, &uid),
             Ask::Usage { container } => self.usage(&container),
-            Ask::MountTmpfs { pod, path, size } => self.mount_tmpfs(&pod, &path, size),
+            Ask::MountTmpfs { pod, path, size, page } => self.mount_tmpfs(&pod, &path, size, page),
             Ask::PodNetwork { uid } => self.pod_network(&uid),
             // What an earlier gateway has begun is in the list, too: it waits for that.
             Ask::List if self.is_starting() => {
@@ -309,7 +309,7 @@ impl Service {
         Ok(None)
     }
 
-    fn mount_tmpfs(&mut self, uid: &str, path: &Path, size: Option<u64>) -> Handled {
+    fn mount_tmpfs(&mut self, uid: &str, path: &Path, size: Option<u64>, page: Option<u64>) -> Handled {
         let pod = self.pod(uid)?;
         let namespaces = pod.namespaces.as_ref().ok_or_else(|| Failure::NoPod(uid.to_owned()))?;
         let wrap = |error: std::io::Error| Failure::sandbox("tmpfs", format!("{}: {error}", path.display()));
@@ -317,7 +317,12 @@ impl Service {
         fs::create_dir_all(path).map_err(wrap)?;
         let root = self.home.in_mounts(namespaces, || {
             if !known {
-                let tree = mount::tmpfs(size, "1777", mount::ATTR_NOSUID | mount::ATTR_NODEV).map_err(wrap)?;
+                let attributes = mount::ATTR_NOSUID | mount::ATTR_NODEV;
+                let tree = match page {
+                    Some(page) => mount::huge_pages(page, attributes),
+                    None => mount::tmpfs(size, "1777", attributes),
+                };
+                let tree = tree.map_err(wrap)?;
                 mount::attach(tree.as_fd(), path).map_err(wrap)?;
             }
             File::open(path).map_err(wrap)

@@ -3,12 +3,12 @@
 use super::env::{Facts, Objects};
 use super::mounts::mounts;
 use super::user::{ImageUser, Wishes, user};
-use super::{ConfigError, command, env, env_file, resources, security, service_env};
+use super::{ConfigError, command, devices, env, env_file, resources, security, service_env};
 use crate::context::Context;
 use crate::files::PodFiles;
 use crate::volumes::MountedVolume;
 use carob_image::Image;
-use carob_sandbox::{ContainerConfig, ContainerId, DeviceNode, Rootfs};
+use carob_sandbox::{ContainerConfig, ContainerId, Limits, Rootfs};
 use k8s_openapi::api::core::v1::{Container, FileKeySelector};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -143,7 +143,10 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
             read_only: security.read_only_root,
         },
         mounts,
-        limits: resources::container_cgroup(container),
+        limits: Limits {
+            huge_pages: resources::container_huge_pages(spec, container).limits(ctx.machine.huge_pages),
+            ..resources::container_cgroup(spec, container)
+        },
         capabilities: security.capabilities,
         privileged: security.privileged,
         no_new_privs: security.no_new_privs,
@@ -155,7 +158,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
         log_path: paths.log.clone(),
         oom_score_adj: resources::oom_score_adj(spec, container, facts.allocatable.memory_bytes),
         rlimits: Vec::new(),
-        devices: Vec::<DeviceNode>::new(),
+        devices: devices::devices(container, volumes)?,
         annotations,
     })
 }

@@ -19,6 +19,14 @@ pub(crate) struct Facts<'a> {
     pub allocatable: PodAmounts,
 }
 
+impl Facts<'_> {
+    /// What a container that sets no limit is told that it may have.
+    pub fn unless_limited(&self) -> PodAmounts {
+        let spec = self.pod.spec.as_ref();
+        spec.map_or(self.allocatable, |spec| resources::unless_limited(spec, self.allocatable))
+    }
+}
+
 /// Objects of the pod's namespace: ConfigMaps and Secrets as far as the container names them (a missing one isn't in the
 /// map), and Services.
 #[derive(Debug, Default)]
@@ -165,7 +173,7 @@ fn referenced(
             }
             None => container,
         };
-        return resources::field(of, &reference.resource, reference.divisor.as_ref(), facts.allocatable)
+        return resources::field(of, &reference.resource, reference.divisor.as_ref(), facts.unless_limited())
             .map(Some)
             .ok_or_else(|| ConfigError(format!("unsupported container resource : {}", reference.resource)));
     }

@@ -2,9 +2,11 @@
 
 pub(crate) mod build;
 pub(crate) mod command;
+pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod env_file;
 pub(crate) mod expand;
+pub(crate) mod huge_pages;
 pub(crate) mod mounts;
 pub(crate) mod resources;
 pub(crate) mod security;

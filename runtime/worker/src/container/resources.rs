@@ -1,5 +1,6 @@
 //! Requests and limits as numbers: what the scheduler counts and what cgroups are given.
 
+use super::huge_pages::HugePages;
 use carob_api::quantity::Quantity;
 use carob_sandbox::Limits;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
@@ -22,6 +23,7 @@ const POD_PIDS: i64 = 4096;
 pub(crate) struct PodAmounts {
     pub cpu_millis: i64,
     pub memory_bytes: i64,
+    pub huge_pages: HugePages,
 }
 
 /// `status.qosClass`, computed where the API didn't say.
@@ -76,13 +78,19 @@ pub(crate) fn container_requests(container: &Container) -> PodAmounts {
     PodAmounts {
         cpu_millis: cpu(asked).or(cpu(limited)).unwrap_or(0),
         memory_bytes: memory(asked).or(memory(limited)).unwrap_or(0),
+        huge_pages: HugePages::of(asked).or(HugePages::of(limited)),
     }
+}
+
+/// Limits of CPU and memory, where there are any.
+fn limited(resources: Option<&ResourceRequirements>) -> (Option<i64>, Option<i64>) {
+    let limited = limits(resources);
+    (cpu(limited).filter(|cpu| *cpu > 0), memory(limited).filter(|bytes| *bytes > 0))
 }
 
 /// A container's limits, where it has them.
 pub(crate) fn container_limits(container: &Container) -> (Option<i64>, Option<i64>) {
-    let limited = limits(container.resources.as_ref());
-    (cpu(limited).filter(|cpu| *cpu > 0), memory(limited).filter(|bytes| *bytes > 0))
+    limited(container.resources.as_ref())
 }
 
 /// Whether this init container is a sidecar.
@@ -96,29 +104,60 @@ pub(crate) fn pod_requests(spec: &PodSpec) -> PodAmounts {
     let pod_level = requests(spec.resources.as_ref());
     let amount = |of: fn(PodAmounts) -> i64| hungriest(spec, |container| of(container_requests(container)));
     let overhead = spec.overhead.as_ref();
+    let huge = hungriest(spec, |container| container_requests(container).huge_pages);
     PodAmounts {
         cpu_millis: cpu(pod_level).unwrap_or_else(|| amount(|a| a.cpu_millis)) + cpu(overhead).unwrap_or(0),
         memory_bytes: memory(pod_level).unwrap_or_else(|| amount(|a| a.memory_bytes)) + memory(overhead).unwrap_or(0),
+        huge_pages: HugePages::of(pod_level).or(huge).plus(HugePages::of(overhead)),
     }
 }
 
-fn hungriest(spec: &PodSpec, of: impl Fn(&Container) -> i64) -> i64 {
-    let (mut sidecars, mut peak) = (0, 0);
+/// What is held beside other such, or instead of them.
+trait Held: Copy + Default {
+    #[must_use]
+    fn plus(self, other: Self) -> Self;
+    #[must_use]
+    fn or_more(self, other: Self) -> Self;
+}
+
+impl Held for i64 {
+    fn plus(self, other: Self) -> Self {
+        self.saturating_add(other)
+    }
+
+    fn or_more(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+impl Held for HugePages {
+    fn plus(self, other: Self) -> Self {
+        self.with(other, i64::saturating_add)
+    }
+
+    fn or_more(self, other: Self) -> Self {
+        self.with(other, i64::max)
+    }
+}
+
+fn hungriest<T: Held>(spec: &PodSpec, of: impl Fn(&Container) -> T) -> T {
+    let (mut sidecars, mut peak) = (T::default(), T::default());
     for container in spec.init_containers.iter().flatten() {
         if is_sidecar(container) {
-            sidecars += of(container);
-            peak = peak.max(sidecars);
+            sidecars = sidecars.plus(of(container));
+            peak = peak.or_more(sidecars);
         } else {
-            peak = peak.max(sidecars + of(container));
+            peak = peak.or_more(sidecars.plus(of(container)));
         }
     }
-    peak.max(sidecars + spec.containers.iter().map(of).sum::<i64>())
+    peak.or_more(spec.containers.iter().map(of).fold(sidecars, T::plus))
 }
 
 /// The class by which the kernel's OOM killer and the pod's cgroup are set.
 pub(crate) fn qos_class(spec: &PodSpec) -> QosClass {
     let containers: Vec<&Container> = spec.init_containers.iter().flatten().chain(&spec.containers).collect();
-    if let Some(resources) = &spec.resources {
+    let is_said = |resources: &&ResourceRequirements| resources.requests.is_some() || resources.limits.is_some();
+    if let Some(resources) = spec.resources.as_ref().filter(is_said) {
         return class_of(std::iter::once(Some(resources)));
     }
     class_of(containers.iter().map(|container| container.resources.as_ref()))
@@ -144,9 +183,11 @@ fn class_of<'a>(all: impl Iterator<Item = Option<&'a ResourceRequirements>>) -> 
     }
 }
 
-/// The container's cgroup: shares of its request, quota and memory of its limits.
-pub(crate) fn container_cgroup(container: &Container) -> Limits {
-    let (cpu_limit, memory_limit) = container_limits(container);
+/// The container's cgroup: shares of its request, quota and memory of its limits, or of the pod's where it has none.
+pub(crate) fn container_cgroup(spec: &PodSpec, container: &Container) -> Limits {
+    let ((own_cpu, own_memory), (pod_cpu, pod_memory)) =
+        (container_limits(container), limited(spec.resources.as_ref()));
+    let (cpu_limit, memory_limit) = (own_cpu.or(pod_cpu), own_memory.or(pod_memory));
     Limits {
         cpu_shares: Some(shares(container_requests(container).cpu_millis)),
         cpu_quota_us: cpu_limit.map(quota),
@@ -156,9 +197,25 @@ pub(crate) fn container_cgroup(container: &Container) -> Limits {
     }
 }
 
+/// The huge pages that a container may use: its own limits, or the pod's where it has none.
+pub(crate) fn container_huge_pages(spec: &PodSpec, container: &Container) -> HugePages {
+    let of = |resources: Option<&ResourceRequirements>| HugePages::of(limits(resources));
+    of(container.resources.as_ref()).or(of(spec.resources.as_ref()))
+}
+
+/// What a container that sets no limit is told that it may have: the pod's own limits before the node's.
+pub(crate) fn unless_limited(spec: &PodSpec, node: PodAmounts) -> PodAmounts {
+    let (pod_cpu, pod_memory) = limited(spec.resources.as_ref());
+    PodAmounts {
+        cpu_millis: pod_cpu.unwrap_or(node.cpu_millis),
+        memory_bytes: pod_memory.unwrap_or(node.memory_bytes),
+        ..node
+    }
+}
+
 /// The pod's cgroup: shares of all requests, and the sum of the limits where every container has one.
 pub(crate) fn pod_cgroup(spec: &PodSpec) -> Limits {
-    let pod_level = limits(spec.resources.as_ref());
+    let (pod_cpu, pod_memory) = limited(spec.resources.as_ref());
     let all = || spec.init_containers.iter().flatten().chain(&spec.containers);
     let sum = |of: fn(&Container) -> Option<i64>, overhead: Option<i64>| {
         all()
@@ -166,8 +223,8 @@ pub(crate) fn pod_cgroup(spec: &PodSpec) -> Limits {
             .then(|| hungriest(spec, |container| of(container).unwrap_or(0)) + overhead.unwrap_or(0))
     };
     let overhead = spec.overhead.as_ref();
-    let cpu_limit = cpu(pod_level).or_else(|| sum(|container| container_limits(container).0, cpu(overhead)));
-    let memory_limit = memory(pod_level).or_else(|| sum(|container| container_limits(container).1, memory(overhead)));
+    let cpu_limit = pod_cpu.or_else(|| sum(|container| container_limits(container).0, cpu(overhead)));
+    let memory_limit = pod_memory.or_else(|| sum(|container| container_limits(container).1, memory(overhead)));
     let best_effort = qos_class(spec) == QosClass::BestEffort;
     Limits {
         cpu_shares: Some(shares(if best_effort { 0 } else { pod_requests(spec).cpu_millis })),
@@ -199,11 +256,23 @@ pub(crate) fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory_b
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let request = container_requests(container).memory_bytes;
+            let spare = unshared_memory(spec);
+            let own = container_requests(container).memory_bytes;
+            // A sidecar lives at least as long as the first of those that need it.
+            let least = spec.containers.iter().map(|main| container_requests(main).memory_bytes).min().unwrap_or(0);
+            let request = if is_sidecar(container) { own.max(least) } else { own } + spare;
             let part = 1000_i64.saturating_mul(request) / node_memory_bytes.max(1);
             i32::try_from((1000 - part).clamp(3, 999)).unwrap_or(999)
         }
     }
+}
+
+/// Each container's share of what the pod requests beyond what its containers do.
+fn unshared_memory(spec: &PodSpec) -> i64 {
+    let Some(whole) = memory(requests(spec.resources.as_ref())).filter(|bytes| *bytes > 0) else { return 0 };
+    let count = spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len);
+    let own = hungriest(spec, |container| container_requests(container).memory_bytes);
+    (whole - own) / i64::try_from(count.max(1)).unwrap_or(1)
 }
 
 /// What `resourceFieldRef` gives: the amount in units of the divisor, rounded up; what has no limit is given the node's.
@@ -274,6 +343,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_the_pod_is_what_its_containers_may_have_together() {
+        let pod = spec(json!({"containers": [{"name": "free"}, limited("250m", "64Mi")],
+            "resources": {"requests": {"cpu": "1", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "256Mi"}}}));
+        let requests = pod_requests(&pod);
+        assert_eq!((requests.cpu_millis, requests.memory_bytes), (1000, 128 << 20));
+        let whole = pod_cgroup(&pod);
+        assert_eq!(
+            (whole.cpu_shares, whole.cpu_quota_us, whole.memory_bytes),
+            (Some(1024), Some(200_000), Some(256 << 20))
+        );
+        let free = container_cgroup(&pod, &pod.containers[0]);
+        assert_eq!((free.cpu_shares, free.cpu_quota_us, free.memory_bytes), (Some(2), Some(200_000), Some(256 << 20)));
+        let own = container_cgroup(&pod, &pod.containers[1]);
+        assert_eq!((own.cpu_quota_us, own.memory_bytes), (Some(25_000), Some(64 << 20)));
+        let node = PodAmounts { cpu_millis: 9000, memory_bytes: 1 << 40, ..PodAmounts::default() };
+        assert_eq!(field(&pod.containers[0], "limits.cpu", None, unless_limited(&pod, node)).unwrap(), "2");
+        // What the pod requests beyond its containers is shared by both.
+        assert_eq!(unshared_memory(&pod), 32 << 20);
+        assert_eq!(oom_score_adj(&pod, &pod.containers[0], 1 << 30), 1000 - 31);
+    }
+
+    #[test]
     fn qos_classes_and_their_oom_scores() {
         let guaranteed = spec(json!({"containers": [limited("1", "1Gi")]}));
         let burstable = spec(json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "1Gi"}}}]}));
@@ -291,7 +382,7 @@ mod tests {
     #[test]
     fn resource_fields_are_divided_and_rounded_up() {
         let pod = spec(json!({"containers": [limited("250m", "64Mi"), {"name": "free"}]}));
-        let node = PodAmounts { cpu_millis: 2000, memory_bytes: 1 << 30 };
+        let node = PodAmounts { cpu_millis: 2000, memory_bytes: 1 << 30, ..PodAmounts::default() };
         let quantity = |text: &str| ApiQuantity(text.into());
         let of = |index: usize, resource: &str, divisor: Option<&str>| {
             field(&pod.containers[index], resource, divisor.map(quantity).as_ref(), node).unwrap()

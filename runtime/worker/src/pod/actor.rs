@@ -64,6 +64,8 @@ pub(super) struct Control {
     pub shows_later: Option<(Instant, State)>,
     pub crash: Backoff,
     pub pull: Backoff,
+    /// Why its postStart hook failed, until it has been stopped for that.
+    pub hook_error: Option<String>,
     /// A stop task is under way.
     pub stopping: bool,
     /// Killed by a probe or a changed spec: its end doesn't count against the pod.
@@ -182,7 +184,7 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
         cleaning: false,
         latency,
         delete_retry: None,
-        resize: Resize::default(),
+        resize: Resize::new(pod.spec.as_ref().and_then(|spec| spec.resources.as_ref())),
         storage: Storage::default(),
         ctx: ctx.clone(),
         pod: Arc::new(pod),

@@ -22,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 const MESSAGE_BYTES: usize = 4096;
 const LOG_BYTES: usize = 2048;
 const LOG_LINES: usize = 80;
+/// Failures without a pull: nothing backs off, the kubelet looks again with every sync that failed.
+const NOT_PULLED: [&str; 2] = ["ErrImageNeverPull", "InvalidImageName"];
+const NOT_PULLED_RETRY: Duration = Duration::from_secs(10);
 
 impl Actor {
     pub(super) fn started(&mut self, index: usize, started: StartedContainer) {
@@ -107,7 +110,10 @@ impl Actor {
             Ok(()) => self.watch_health(index),
             Err(message) => {
                 let about = About::container(&self.pod, &self.records[index].name);
-                self.ctx.events.record(about, Severity::Warning, "FailedPostStartHook", message);
+                // What a hook printed or was answered is shown to those who may see the pod, not to all who see events.
+                let text = "PostStartHook failed".to_owned();
+                self.ctx.events.record(about, Severity::Warning, "FailedPostStartHook", text);
+                self.controls[index].hook_error = Some(message);
                 self.restart(index, "FailedPostStartHook".to_owned(), None);
             }
         }
@@ -202,10 +208,11 @@ impl Actor {
             StartFailure::Cancelled => {}
             StartFailure::Image { reason, message } => {
                 record.state = waits(&reason, &message);
-                let delay = control.pull.next_after_failure(now);
-                control.retry_at = Some(now + delay);
                 let image = &record.image;
-                if reason != "ErrImageNeverPull" && reason != "InvalidImageName" {
+                if NOT_PULLED.contains(&reason.as_str()) {
+                    control.retry_at = Some(now + NOT_PULLED_RETRY);
+                } else {
+                    control.retry_at = Some(now + control.pull.next_after_failure(now));
                     let text = format!("Back-off pulling image \"{image}\"");
                     let later = waits(PULL_BACK_OFF, &format!("{text}: {reason}: {message}"));
                     control.shows_later = Some((now + Duration::from_secs(2), later));
@@ -291,6 +298,7 @@ impl Actor {
         if self.stopping.is_none() {
             self.resize.look_again();
             self.back_off(index);
+            self.show_hook_error(index);
         }
         self.writer.mark_now();
         self.settle(live.observed, live.noted, live.paths, &exit);

@@ -1,14 +1,14 @@
 //! What a pod needs before its first container: network, sandbox, files and volumes.
 
 use crate::container::env::Facts;
-use crate::container::resources::{PodAmounts, pod_cgroup};
+use crate::container::resources::{PodAmounts, pod_cgroup, pod_requests};
 use crate::context::Context;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
 use crate::network::{bandwidth, host_ports};
 use crate::users::Home;
 use crate::volumes::{self, VolumeError, Volumes};
-use carob_sandbox::{PodConfig, UserNamespaces, UserRange};
+use carob_sandbox::{Limits, PodConfig, UserNamespaces, UserRange};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
@@ -48,7 +48,11 @@ pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>)
         pod_ip: address,
         host_ip: ctx.host_ip,
         node: &ctx.node,
-        allocatable: PodAmounts { cpu_millis: allocatable.cpu_millis, memory_bytes: allocatable.memory_bytes },
+        allocatable: PodAmounts {
+            cpu_millis: allocatable.cpu_millis,
+            memory_bytes: allocatable.memory_bytes,
+            huge_pages: allocatable.huge_pages,
+        },
     }
 }
 
@@ -121,7 +125,7 @@ pub(super) async fn prepare(
         host_ipc: spec.host_ipc == Some(true),
         host_pid: spec.host_pid == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
-        limits: pod_cgroup(spec),
+        limits: Limits { huge_pages: pod_requests(spec).huge_pages.limits(ctx.machine.huge_pages), ..pod_cgroup(spec) },
         sysctls: sysctls(spec),
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
     };

@@ -1,7 +1,8 @@
 //! Resizing containers that run: what the spec wants is allocated when the node has it, then given to cgroups.
 //!
 //! A record's `allocated` is what the node has promised, its `actuated` what its cgroup has. The spec's differs from the
-//! first while a resize is pending, the second from the first while one is in progress.
+//! first while a resize is pending, the second from the first while one is in progress. The same holds of what is said of
+//! the pod as a whole.
 
 use super::actor::{Actor, Done};
 use super::conditions::{Verdict, verdict};
@@ -10,7 +11,7 @@ use crate::container::resources::{container_cgroup, pod_cgroup};
 use crate::context::Context;
 use crate::events::{About, Severity};
 use carob_sandbox::{ContainerId, Limits};
-use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodSpec, ResourceRequirements};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,9 @@ struct Attempt {
 /// How far a pod's resize has come.
 #[derive(Default)]
 pub(super) struct Resize {
+    /// `spec.resources` as the node has promised them, and as the pod's cgroup has them.
+    allocated: Option<ResourceRequirements>,
+    actuated: Option<ResourceRequirements>,
     /// Something has changed that may concern it.
     look: bool,
     /// Reason and message while the node doesn't promise what the spec wants.
@@ -40,10 +44,21 @@ pub(super) struct Resize {
     not_before: Option<Instant>,
 }
 
-/// What came of giving containers (by their place) what was allocated.
-pub(super) type Outcome = Result<Vec<(usize, ResourceRequirements)>, String>;
+/// What containers (by their place) and the pod have been given.
+pub(super) struct Given {
+    containers: Vec<(usize, ResourceRequirements)>,
+    whole: Option<ResourceRequirements>,
+}
+
+/// What came of giving what was allocated.
+pub(super) type Outcome = Result<Given, String>;
 
 impl Resize {
+    /// Of a pod whose spec says this of it as a whole.
+    pub fn new(whole: Option<&ResourceRequirements>) -> Self {
+        Self { allocated: whole.cloned(), actuated: whole.cloned(), ..Self::default() }
+    }
+
     /// At the next reconciliation.
     pub fn look_again(&mut self) {
         self.look = true;
@@ -65,7 +80,16 @@ impl Resize {
                 _ => {}
             }
         }
+        let told = pod.status.as_ref().and_then(|status| status.resources.clone());
+        if let Some(told) = told.filter(|_| self.allocated.is_some()) {
+            (self.allocated, self.actuated) = (Some(told.clone()), Some(told));
+        }
         self.not_before = Some(Instant::now() + RETRY);
+    }
+
+    /// What the pod's cgroup was given of what is said of the whole pod.
+    pub fn whole(&self) -> Option<&ResourceRequirements> {
+        self.actuated.as_ref()
     }
 
     /// When to look again if nothing happens.
@@ -99,17 +123,23 @@ impl Actor {
 
     /// The pod with its containers as the node has allocated them.
     pub(super) fn allocated_pod(&self) -> Arc<Pod> {
-        if (0..self.records.len()).all(|index| !self.wants_other(index)) {
+        if !self.wants_any() {
             return self.pod.clone();
         }
         let mut pod = Pod::clone(&self.pod);
         if let Some(spec) = pod.spec.as_mut() {
+            spec.resources.clone_from(&self.resize.allocated);
             let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
             for (index, container) in containers.enumerate() {
                 *container = self.allocated_container(index);
             }
         }
         Arc::new(pod)
+    }
+
+    /// Whether the spec wants other resources than are allocated.
+    fn wants_any(&self) -> bool {
+        self.spec().resources != self.resize.allocated || (0..self.records.len()).any(|index| self.wants_other(index))
     }
 
     fn wants_other(&self, index: usize) -> bool {
@@ -134,7 +164,7 @@ impl Actor {
     }
 
     fn allocate(&mut self, now: Instant) {
-        if (0..self.records.len()).all(|index| !self.wants_other(index)) {
+        if !self.wants_any() {
             if self.resize.pending.take().is_some() {
                 self.writer.mark_now();
             }
@@ -166,6 +196,7 @@ impl Actor {
                 self.records[index].allocated = self.container(index).resources.clone().unwrap_or_default();
             }
         }
+        self.resize.allocated = self.spec().resources.clone();
         self.resize.pending = None;
         self.resize.progress = Some(Attempt::default());
         self.resize_event(Severity::Normal, "ResizeStarted", "Pod resize started", None);
@@ -174,9 +205,14 @@ impl Actor {
 
     fn actuate(&mut self) {
         let (mut changes, mut restarts, mut waiting) = (Vec::new(), Vec::new(), false);
+        let pod = self.allocated_pod();
+        let Some(spec) = pod.spec.as_ref() else { return };
+        let before = PodSpec { resources: self.resize.actuated.clone(), ..spec.clone() };
+        // Limits of the pod are those of containers that have none.
+        let whole_changes = self.resize.allocated != self.resize.actuated;
         for index in 0..self.records.len() {
             let record = &mut self.records[index];
-            if record.role == Role::Ephemeral || record.allocated == record.actuated {
+            if record.role == Role::Ephemeral || (record.allocated == record.actuated && !whole_changes) {
                 continue;
             }
             let control = &self.controls[index];
@@ -195,6 +231,8 @@ impl Actor {
                         index,
                         name: record.name.clone(),
                         id: live.id.clone(),
+                        had: cgroup(&before, &record.actuated),
+                        gets: cgroup(spec, &record.allocated),
                         before: record.actuated.clone(),
                         after: record.allocated.clone(),
                     };
@@ -214,23 +252,30 @@ impl Actor {
             self.controls[index].restart_wanted = true;
             waiting = true;
         }
-        let pod = self.allocated_pod();
-        let (Some(spec), true) = (pod.spec.as_ref(), self.sandbox.is_some()) else { return };
+        if self.sandbox.is_none() {
+            return;
+        }
         if !changes.is_empty() || (self.resize.progress.is_some() && !waiting) {
             self.resize.working = true;
-            let (ctx, uid, whole) = (self.ctx.clone(), self.uid.clone(), pod_cgroup(spec));
-            self.tasks.spawn(async move { Done::Resized(apply(&ctx, &uid, whole, changes).await) });
+            let (ctx, uid, limits) = (self.ctx.clone(), self.uid.clone(), [pod_cgroup(&before), pod_cgroup(spec)]);
+            let whole = self.resize.allocated.clone();
+            self.tasks.spawn(async move {
+                let given = apply(&ctx, &uid, limits, changes).await;
+                Done::Resized(given.map(|containers| Given { containers, whole }))
+            });
         }
     }
 
     pub(super) fn resized(&mut self, outcome: Outcome) {
         self.resize.working = false;
         match outcome {
-            Ok(given) => {
-                for (index, resources) in given {
+            Ok(Given { containers, whole }) => {
+                for (index, resources) in containers {
                     self.records[index].actuated = resources;
                 }
-                let done = self.records.iter().all(|record| record.allocated == record.actuated);
+                self.resize.actuated = whole;
+                let done = self.resize.allocated == self.resize.actuated
+                    && self.records.iter().all(|record| record.allocated == record.actuated);
                 if done && self.resize.progress.take().is_some() {
                     self.resize_event(Severity::Normal, "ResizeCompleted", "Pod resize completed", None);
                 } else {
@@ -254,6 +299,9 @@ impl Actor {
             .map(|index| json!({"name": self.records[index].name, "resources": self.container(index).resources}))
             .collect();
         let mut detail = json!({"containers": containers, "generation": self.pod.metadata.generation});
+        if let Some(whole) = &self.spec().resources {
+            detail["resources"] = json!(whole);
+        }
         if let Some(error) = error {
             detail["error"] = json!(error);
         }
@@ -266,6 +314,9 @@ struct Change {
     index: usize,
     name: String,
     id: ContainerId,
+    /// Limits of its cgroup.
+    had: Limits,
+    gets: Limits,
     before: ResourceRequirements,
     after: ResourceRequirements,
 }
@@ -284,11 +335,12 @@ impl Change {
             of(&self.before) != of(&self.after)
         })
     }
+}
 
-    fn cgroup(resources: &ResourceRequirements) -> Limits {
-        let container = Container { resources: Some(resources.clone()), ..Container::default() };
-        unlimited_where_unset(container_cgroup(&container))
-    }
+/// The cgroup of a container of this pod that has these resources.
+fn cgroup(spec: &PodSpec, resources: &ResourceRequirements) -> Limits {
+    let container = Container { resources: Some(resources.clone()), ..Container::default() };
+    unlimited_where_unset(container_cgroup(spec, &container))
 }
 
 /// What isn't limited now may have been before.
@@ -298,8 +350,13 @@ fn unlimited_where_unset(limits: Limits) -> Limits {
 
 /// Sets the cgroups. A pod's is wide before its containers' grow and narrow only after they shrank: the kernel refuses a
 /// container that may have more than its pod.
-async fn apply(ctx: &Context, uid: &str, pod: Limits, changes: Vec<Change>) -> Outcome {
-    check_memory(ctx, &pod, &changes).await?;
+async fn apply(
+    ctx: &Context,
+    uid: &str,
+    [before, pod]: [Limits; 2],
+    changes: Vec<Change>,
+) -> Result<Vec<(usize, ResourceRequirements)>, String> {
+    check_memory(ctx, (&before, &pod), &changes).await?;
     let pod = unlimited_where_unset(pod);
     let wide = Limits { cpu_quota_us: Some(-1), memory_bytes: Some(-1), ..pod.clone() };
     let text = |error: carob_sandbox::Error| error.to_string();
@@ -307,7 +364,7 @@ async fn apply(ctx: &Context, uid: &str, pod: Limits, changes: Vec<Change>) -> O
     let mut given = Vec::new();
     let mut failed = None;
     for change in changes {
-        match ctx.runtime.update_limits(&change.id, Change::cgroup(&change.after)).await {
+        match ctx.runtime.update_limits(&change.id, change.gets).await {
             // Of one that isn't there its end is about to be told; the next one begins with what is allocated.
             Ok(()) | Err(carob_sandbox::Error::NotFound { .. }) => given.push((change.index, change.after)),
             Err(error) => failed = Some(format!("container {:?}: {error}", change.name)),
@@ -321,11 +378,12 @@ async fn apply(ctx: &Context, uid: &str, pod: Limits, changes: Vec<Change>) -> O
 }
 
 /// A limit below what is in use would end in a kill: such a resize waits.
-async fn check_memory(ctx: &Context, pod: &Limits, changes: &[Change]) -> Result<(), String> {
+async fn check_memory(ctx: &Context, (before, pod): (&Limits, &Limits), changes: &[Change]) -> Result<(), String> {
     let mut errors = Vec::new();
-    let (mut lowered, mut used_by_pod) = (false, 0);
+    let is_lower = |limit: i64| before.memory_bytes.is_none_or(|before| before < 0 || before > limit);
+    let (mut lowered, mut used_by_pod) = (pod.memory_bytes.is_some_and(is_lower), 0);
     for change in changes {
-        let (before, after) = (Change::cgroup(&change.before).memory_bytes, Change::cgroup(&change.after).memory_bytes);
+        let (before, after) = (change.had.memory_bytes, change.gets.memory_bytes);
         let Ok(usage) = ctx.runtime.usage(&change.id).await else { continue };
         let used = i64::try_from(usage.memory_bytes).unwrap_or(i64::MAX);
         used_by_pod += used;
@@ -368,11 +426,13 @@ mod tests {
             index: 0,
             name: "c".into(),
             id: ContainerId::random().unwrap(),
+            had: Limits::default(),
+            gets: Limits::default(),
             before: resources("1", "1Gi"),
             after,
         };
         assert!(!change(resources("2", "1Gi")).needs_restart(&container));
         assert!(change(resources("1", "2Gi")).needs_restart(&container));
-        assert_eq!(Change::cgroup(&ResourceRequirements::default()).memory_bytes, Some(-1));
+        assert_eq!(cgroup(&PodSpec::default(), &ResourceRequirements::default()).memory_bytes, Some(-1));
     }
 }

@@ -36,6 +36,18 @@ impl Actor {
         })
     }
 
+    /// A container that was stopped because its postStart hook failed waits for its next run with that reason.
+    pub(super) fn show_hook_error(&mut self, index: usize) {
+        let Some(message) = self.controls[index].hook_error.take().filter(|_| self.will_run_again(index)) else {
+            return;
+        };
+        let record = &mut self.records[index];
+        let state = State::Waiting { reason: "PostStartHookError".to_owned(), message: Some(message) };
+        if let State::Ended(ended) = std::mem::replace(&mut record.state, state) {
+            record.last = Some(ended);
+        }
+    }
+
     /// Plans the next run of a container that has just ended, and what is shown while it waits.
     pub(super) fn back_off(&mut self, index: usize) {
         if !self.will_run_again(index) || self.restarts_all().is_some() {

@@ -7,7 +7,7 @@ use crate::container::resources::qos_class;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
@@ -30,6 +30,8 @@ pub(crate) struct Inputs<'a> {
     pub terminal: bool,
     /// A phase, reason and message that the containers don't show (refused, deadline exceeded).
     pub verdict: Option<(&'static str, &'a str)>,
+    /// `spec.resources` as the pod has them.
+    pub whole: Option<&'a ResourceRequirements>,
     /// Conditions that hold only now and then.
     pub passing: Vec<Verdict>,
     pub now: Timestamp,
@@ -70,6 +72,8 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
             .and_then(|status| status.qos_class.clone())
             .or_else(|| Some(qos_class(spec).name().to_owned())),
         observed_generation: generation,
+        resources: inputs.whole.cloned(),
+        allocated_resources: inputs.whole.and_then(|whole| whole.requests.clone()),
         container_statuses: (!refused).then(|| of(|role| role == Role::Main, &spec.containers)),
         init_container_statuses: (!refused && !init.is_empty())
             .then(|| of(|role| matches!(role, Role::Init | Role::Sidecar), init)),
@@ -349,6 +353,7 @@ mod tests {
             start_time: Timestamp::UNIX_EPOCH,
             terminal: false,
             verdict: None,
+            whole: None,
             passing: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
         })

@@ -100,7 +100,9 @@ impl Actor {
                     () = passed(&mut deadline) => {}
                     result = hooks::run(&ctx, &hook, &container, &id, address) => {
                         if let Err(message) = result {
-                            ctx.events.record(about, Severity::Warning, "FailedPreStopHook", message);
+                            tracing::debug!(container = container.name, message, "a preStop hook failed");
+                            let text = "PreStopHook failed".to_owned();
+                            ctx.events.record(about, Severity::Warning, "FailedPreStopHook", text);
                         }
                     }
                 }

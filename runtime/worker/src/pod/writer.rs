@@ -107,6 +107,7 @@ impl Actor {
             start_time: self.start_time,
             terminal: self.life >= Life::Over || ended_by_itself,
             verdict: message,
+            whole: self.resize.whole(),
             passing: self.passing_conditions(),
             now: Timestamp::now(),
         };

@@ -73,12 +73,13 @@ const OF_THE_POD: [&str; 18] = [
 ];
 
 fn has_rights_over_the_host(container: &Container) -> bool {
+    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return true;
+    }
     let Some(context) = &container.security_context else { return false };
     let added = context.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
     let of_the_pod = |name: &str| OF_THE_POD.contains(&name.strip_prefix("CAP_").unwrap_or(name));
-    context.privileged == Some(true)
-        || container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty())
-        || added.map(String::as_str).any(|name| !of_the_pod(name))
+    context.privileged == Some(true) || added.map(String::as_str).any(|name| !of_the_pod(name))
 }
 
 #[cfg(test)]
@@ -110,6 +111,7 @@ mod tests {
         }
         for needy in [
             json!({"hostNetwork": true}),
+            json!({"containers": [{"name": "main", "volumeDevices": [{"name": "v", "devicePath": "/dev/v"}]}]}),
             json!({"hostPID": true}),
             json!({"hostIPC": true}),
             json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),

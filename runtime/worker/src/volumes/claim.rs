@@ -47,13 +47,15 @@ pub(super) async fn mount(
     let volume = volumes.get(&name).await.map_err(failed)?;
     let made_here = volume.metadata.annotations.as_ref().and_then(|all| all.get(PROVISIONED_BY)).is_some();
     let spec = volume.spec.unwrap_or_default();
+    let is_device = spec.volume_mode.as_deref() == Some("Block");
     // What somebody else's path of the host holds is theirs.
-    let takes_group = made_here || spec.local.is_some();
+    let takes_group = (made_here || spec.local.is_some()) && !is_device;
     let (path, kind) = match (spec.host_path, spec.local) {
         (Some(source), _) => (source.path, source.type_.unwrap_or_default()),
         (None, Some(source)) => (source.path, "Directory".to_owned()),
         _ => return Err(SourceError::Missing(format!("the kind of volume {name} is not supported"))),
     };
-    host_path::check(Path::new(&path), &kind).map_err(SourceError::Missing)?;
+    let kind = if is_device { "BlockDevice" } else { kind.as_str() };
+    host_path::check(Path::new(&path), kind).map_err(SourceError::Missing)?;
     Ok(Claimed { mounted: MountedVolume { path: PathBuf::from(path), read_only, memory: None }, takes_group })
 }

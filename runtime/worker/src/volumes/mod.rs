@@ -11,7 +11,7 @@ pub(crate) mod sources;
 pub(crate) mod sub_path;
 
 use crate::container::env::Facts;
-use crate::container::resources;
+use crate::container::{huge_pages, resources};
 use crate::context::Context;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, PodSpec, Volume};
 use nix::fcntl::OFlag;
@@ -253,6 +253,12 @@ impl PodVolumes<'_> {
             // As it was mounted: what containers have put there since is theirs.
             let fresh = std::fs::read_dir(&reachable).map_err(SourceError::io("list", &path))?.next().is_none();
             own(self.fs_group.filter(|_| fresh), &reachable)?;
+            return Ok(MountedVolume { path, read_only: false, memory: Some(Arc::new(root)) });
+        }
+        if let Some(page) = huge_pages::of_volume(source, self.spec).map_err(SourceError::Missing)? {
+            let mounted = self.ctx.runtime.mount_huge_pages(self.uid, &path, page).await;
+            let root = mounted.map_err(|error| SourceError::Missing(error.to_string()))?;
+            own(self.fs_group, &own_path(&root))?;
             return Ok(MountedVolume { path, read_only: false, memory: Some(Arc::new(root)) });
         }
         if !path.is_dir() {

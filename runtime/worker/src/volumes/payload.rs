@@ -93,7 +93,7 @@ pub(crate) fn downward_api(
             let name = field.container_name.as_deref().unwrap_or_default();
             let container = find_container(facts.pod, name)
                 .ok_or_else(|| SourceError::Missing(format!("container {name} not found")))?;
-            resources::field(container, &field.resource, field.divisor.as_ref(), facts.allocatable)
+            resources::field(container, &field.resource, field.divisor.as_ref(), facts.unless_limited())
                 .ok_or_else(|| SourceError::Missing(format!("unsupported container resource : {}", field.resource)))?
         } else {
             continue;
