@@ -1,10 +1,11 @@
 //! What the fuzz targets (`tests/fuzz`) reach of this crate, and what nobody else should use.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::document::{Configuration, Document, choose};
 use crate::layer::{Expected, unpack_stream};
-use crate::{Error, Limits};
+use crate::{Error, Image, ImageConfig, Limits};
 
 /// Unpacks a layer, however it is compressed, into an empty directory; gives the bytes of all its files.
 ///
@@ -22,6 +23,21 @@ pub fn manifest(bytes: &[u8]) -> Result<(), Error> {
     match Document::parse("fuzzed", bytes, None)? {
         Document::Index(entries) => choose("fuzzed", &entries).map(drop),
         Document::Manifest(_) => Ok(()),
+    }
+}
+
+/// An image that was never pulled.
+pub fn image(layers: Vec<PathBuf>, config: ImageConfig) -> Image {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    Image {
+        reference: "docker.io/library/fuzzed:latest".to_owned(),
+        digest: digest.clone(),
+        target: digest.clone(),
+        image_id: digest,
+        config,
+        layers,
+        size: 0,
+        leases: Arc::new([]),
     }
 }
 

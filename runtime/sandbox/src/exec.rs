@@ -67,6 +67,7 @@ pub fn run(plan: &Plan<'_>) -> Result<(i32, Option<OwnedFd>), Failure> {
     };
     // Whoever is in the container must not look into a process that is still partly the host's.
     process::prctl(libc::PR_SET_DUMPABLE, 0).map_err(|error| Failure::sandbox("exec", error))?;
+    process::join_new_session_keyring();
     let program = program(plan)?;
     let user = plan.exec.user.as_ref().unwrap_or(&plan.container.user);
     let user = &match plan.users {

@@ -155,7 +155,9 @@ async fn limits_are_in_the_kernel_and_can_be_changed() {
     let limited = begun.elapsed();
     assert!(limited < unlimited * 4 + Duration::from_millis(500), "{limited:?}, without limits {unlimited:?}");
     let usage = live.runtime.usage(&tiny_id).await.expect("usage");
-    assert!(usage.cpu_ns < 10_000_000, "{usage:?}");
+    // On an emulated machine everything takes longer.
+    let begin = Duration::from_millis(10).max(unlimited / 4);
+    assert!(Duration::from_nanos(usage.cpu_ns) < begin, "{usage:?}");
     live.runtime.signal(&plain_id, libc::SIGKILL).await.expect("signal");
     live.exit().await;
     live.runtime.signal(&tiny_id, libc::SIGKILL).await.expect("signal");

@@ -25,6 +25,12 @@ impl Bait {
         Self { dir, before }
     }
 
+    /// The same with what the test itself has put there since.
+    pub fn again(self) -> Self {
+        let before = inventory(self.dir.path());
+        Self { before, ..self }
+    }
+
     /// Where it is, as an absolute path of the machine.
     pub fn path(&self) -> &str {
         self.dir.path().to_str().expect("UTF-8")

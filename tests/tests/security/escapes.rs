@@ -94,7 +94,7 @@ fn plan(pids: &[u32]) -> String {
     json!({"write": NOT_WRITABLE, "read": NOT_READABLE, "empty": EMPTY, "calls": CALLS, "pids": pids}).to_string()
 }
 
-fn python(name: &str, script: &str, env: &[(&str, &str)]) -> Value {
+pub fn python(name: &str, script: &str, env: &[(&str, &str)]) -> Value {
     let env: Vec<Value> = env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     json!({
         "name": name, "image": "python", "imagePullPolicy": "IfNotPresent", "env": env,
@@ -194,4 +194,25 @@ fn the_runtimes_executable_cannot_be_written_through_proc() {
     let after = fs::metadata(binary()).expect("the binary");
     assert_eq!((before.len(), before.mtime(), before.ino()), (after.len(), after.mtime(), after.ino()));
     carob.kubectl(&["exec", "catcher", "--", "true"]);
+}
+
+/// CVE-2016-9962: who shares a process namespace with a container that is being made, or with a command that enters it, looks
+/// into the runtime's process while it is still half the machine's.
+#[test]
+fn what_becomes_a_program_beside_a_container_cannot_be_looked_into() {
+    const WATCHER: &str = include_str!("watcher.py");
+    let carob = Carob::start(&["busybox", "python"]);
+    let mut containers = vec![python("watcher", WATCHER, &[])];
+    containers.extend((0..20).map(|number| shell(&format!("c{number}"), "true")));
+    containers.push(shell("stays", "sleep 3600"));
+    let mut manifest = pod("shared", &containers);
+    manifest["spec"]["shareProcessNamespace"] = json!(true);
+    carob.apply(&manifest.to_string());
+    carob.until(&["logs", "shared", "-c", "watcher"], |seen| seen.contains("ready"));
+    for _ in 0..25 {
+        carob.run(&["exec", "shared", "-c", "stays", "--", "true"]);
+    }
+    carob.run(&["debug", "shared", "--image=busybox", "--image-pull-policy=IfNotPresent", "--", "true"]);
+    let printed = carob.until(&["logs", "shared", "-c", "watcher"], |seen| seen.contains("looked 100\n"));
+    assert_eq!(succeeded(&printed), Vec::<&str>::new());
 }

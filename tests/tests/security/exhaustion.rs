@@ -123,3 +123,126 @@ fn floods_of_output_are_cut_to_size() {
     eventually("the flood's files are gone", || !of_flood.exists());
     assert!(!carob.log().contains("panicked"));
 }
+
+/// Answers with the digest of what it keeps in a file.
+const SERVER: &str = r#"
+import hashlib, os, socket
+open("/data/kept", "wb").write(os.urandom(1 << 16))
+file = os.open("/data/kept", os.O_RDONLY)
+server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); server.bind(("", 8080)); server.listen(64)
+print("ready", flush=True)
+while True:
+    client, _ = server.accept()
+    with client:
+        client.recv(100); client.sendall(hashlib.sha256(os.pread(file, 1 << 16, 0)).hexdigest().encode())
+"#;
+
+/// Asks it all the time; per batch a line with when it began and ended, the median and the 99th percentile in µs.
+const CLIENT: &str = r#"
+import os, socket, statistics, time
+answers = set()
+def ask():
+    begin = time.perf_counter()
+    with socket.create_connection((os.environ["SERVER"], 8080), 20) as server:
+        server.sendall(b"?"); answer = server.recv(100)
+    answers.add(answer); assert len(answer) == 64 and len(answers) == 1, answers
+    return (time.perf_counter() - begin) * 1e6
+while True:
+    start, took = time.time(), []
+    for _ in range(150): took.append(ask()); time.sleep(0.002)
+    took.sort()
+    print("batch %.3f %.3f %d %d" % (start, time.time(), statistics.median(took), took[-2]), flush=True)
+"#;
+
+/// What a neighbour does: forks, takes memory, writes to the disk, logs; each as much as it can and never ending.
+const NOISE: [(&str, &str); 4] = [
+    ("forks", "import os\nprint('begin', flush=True)\nwhile True:\n    try: os.fork()\n    except OSError: pass\n"),
+    ("memory", "print('begin', flush=True)\nall = []\nwhile True: all.append(bytearray(1 << 20))\n"),
+    (
+        "disk",
+        "import os\nfile = os.open('/data/x', os.O_CREAT | os.O_WRONLY)\nblock = os.urandom(1 << 20)\nprint('begin', flush=True)\n\
+         while True:\n    for place in range(100): os.pwrite(file, block, place << 20)\n    os.fsync(file)\n",
+    ),
+    ("log", "import os\nprint('begin', flush=True)\nwhile True: os.write(1, b'x' * 120 + b'\\n')\n"),
+];
+
+fn batches(carob: &Carob) -> Vec<(f64, f64, f64)> {
+    let printed = carob.kubectl(&["logs", "client", "--tail=400"]);
+    let batch = |line: &str| {
+        let mut fields = line.strip_prefix("batch ")?.split(' ').map(|field| field.parse::<f64>().ok());
+        Some((fields.next()??, fields.next()??, fields.next()??))
+    };
+    printed.lines().filter_map(batch).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The median of the medians of so many batches that lie wholly after now, in µs.
+fn latency(carob: &Carob, count: usize) -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let mut seen = Vec::new();
+    eventually("the client has asked often enough", || {
+        seen = batches(carob).into_iter().filter(|(start, ..)| *start > now).map(|(.., median)| median).collect();
+        seen.len() >= count
+    });
+    median(seen)
+}
+
+/// Both ask for processor time, as whoever wants latency has to. What is compared are medians of medians, quiet before
+/// and after noise, and of three rounds the middle one: this machine has others' noise, too, which comes and goes.
+#[test]
+fn a_noisy_neighbour_makes_nobodys_answers_twice_as_slow() {
+    let carob = Carob::start(&["python"]);
+    let asking = |mut container: Value, cpu: &str| {
+        container["resources"] = json!({"requests": {"cpu": cpu}, "limits": {"memory": "96Mi"}});
+        container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        container
+    };
+    let of = |name: &str, container: Value| {
+        let mut manifest = pod(name, &[container]);
+        manifest["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        manifest
+    };
+    carob.apply(&of("server", asking(crate::escapes::python("main", SERVER, &[]), "300m")).to_string());
+    carob.until(&["logs", "server"], |seen| seen.contains("ready"));
+    let address = carob.jsonpath("pod/server", ".status.podIP");
+    let client = crate::escapes::python("main", CLIENT, &[("SERVER", &address)]);
+    carob.apply(&of("client", asking(client, "300m")).to_string());
+    let noise: Vec<Value> = NOISE
+        .iter()
+        .map(|(name, script)| {
+            let mut manifest = of(name, asking(crate::escapes::python("main", script, &[]), "50m"));
+            manifest["spec"]["restartPolicy"] = json!("Always");
+            manifest["spec"]["terminationGracePeriodSeconds"] = json!(0);
+            manifest
+        })
+        .collect();
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let before = latency(&carob, 5);
+        carob.apply(&list(&noise));
+        for (name, _) in NOISE {
+            // A flood's first line is gone soon.
+            carob.until(&["logs", name, "--tail=1"], |seen| seen.contains("begin") || seen.contains("xxx"));
+        }
+        let during = latency(&carob, 6);
+        let names: Vec<&str> = NOISE.iter().map(|(name, _)| *name).collect();
+        carob.kubectl(&[&["delete", "pod", "--now", "--timeout=60s"], names.as_slice()].concat());
+        let after = latency(&carob, 5);
+        println!("{before} µs before, {during} µs during, {after} µs after");
+        rounds.push(during / f64::midpoint(before, after));
+    }
+    assert!(
+        median(rounds.clone()) <= 2.0,
+        "{rounds:?} times as slow\n{}",
+        carob.kubectl(&["logs", "client", "--tail=60"])
+    );
+    for name in ["server", "client"] {
+        assert_eq!(carob.jsonpath(&format!("pod/{name}"), ".status.containerStatuses[0].restartCount"), "0");
+        assert_eq!(carob.jsonpath(&format!("pod/{name}"), ".status.phase"), "Running");
+    }
+    assert!(!carob.log().contains("panicked"));
+}

@@ -6,9 +6,13 @@
 mod api_access;
 mod api_input;
 mod bait;
+mod bundle;
 mod escapes;
 mod exhaustion;
 mod images;
 mod layout;
+mod mounts;
+mod neighbours;
+mod services;
 mod tls;
 mod volumes;

@@ -1,5 +1,6 @@
 //! libcontainer's last step, done our way: see [`Program`].
 
+use super::volumes::Volumes;
 use crate::kernel::{mount, process};
 use crate::program::{ExecFailure, Program};
 use libcontainer::oci_spec::runtime::Spec;
@@ -10,14 +11,16 @@ use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// Executes a [`Program`]; when it cannot, says why on a pipe that closes by itself when it can.
 #[derive(Debug, Clone)]
 pub struct CarobExecutor {
     program: Program,
     report: RawFd,
-    view: RawFd,
+    view: Rc<OwnedFd>,
+    volumes: Rc<Volumes>,
     users: Option<RawFd>,
     home: RefCell<Option<String>>,
 }
@@ -26,12 +29,23 @@ impl CarobExecutor {
     /// `report` is a close-on-exec pipe's write end that stays open in the calling process and its children.
     /// `view` is the detached tree that goes on `/sys/fs/cgroup`.
     /// `users` is the user namespace that it ends up in.
-    pub fn new(program: Program, report: RawFd, view: RawFd, users: Option<RawFd>) -> Self {
-        Self { program, report, view, users, home: RefCell::new(None) }
+    pub fn new(program: Program, report: RawFd, view: OwnedFd, volumes: Volumes, users: Option<RawFd>) -> Self {
+        Self { program, report, view: Rc::new(view), volumes: Rc::new(volumes), users, home: RefCell::new(None) }
     }
 }
 
 impl CarobExecutor {
+    /// The root as the pod wants it, and the program's place in it.
+    fn complete(&self) -> Result<(), String> {
+        self.volumes.attach()?;
+        attach_view(self.view.as_fd()).map_err(|error| format!("/sys/fs/cgroup: {error}"))?;
+        let shown = self.volumes.cwd.display();
+        nix::unistd::chdir(&self.volumes.cwd).map_err(|errno| format!("working directory {shown}: {errno}"))?;
+        // A directory outside of the container has no name in it (CVE-2024-21626).
+        let inside = std::env::current_dir().is_ok_and(|directory| directory.starts_with("/"));
+        if inside { Ok(()) } else { Err(format!("working directory {shown} is outside of the container")) }
+    }
+
     /// A cgroup namespace's root is the cgroup in which it is made. Users of the pod's own come last of all: everything
     /// that makes a container is the host's to do, and locked for them. A mount namespace that they own lets a container
     /// with the capability mount what users may.
@@ -71,13 +85,12 @@ impl Executor for CarobExecutor {
     /// The environment goes to execve directly. libcontainer has looked up the user's home in the container.
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         self.home.replace(envs.get("HOME").cloned());
-        attach_view(self.view).map_err(|error| ExecutorSetEnvsError::Other(format!("/sys/fs/cgroup: {error}")))
+        self.complete().map_err(ExecutorSetEnvsError::Other)
     }
 }
 
 /// Puts the view on `/sys/fs/cgroup`, if that is the kernel's own directory: no link of the image's is followed.
-#[expect(unsafe_code, reason = "the descriptor is known by number")]
-fn attach_view(view: RawFd) -> io::Result<()> {
+fn attach_view(view: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     let place = match openat2(nix::fcntl::AT_FDCWD, "/sys/fs/cgroup", how) {
@@ -89,8 +102,6 @@ fn attach_view(view: RawFd) -> io::Result<()> {
     if fstatfs(&place)?.filesystem_type() != SYSFS_MAGIC {
         return Ok(());
     }
-    // SAFETY: the builder opened it and its children inherit it; it is closed by execve only.
-    let view = unsafe { BorrowedFd::borrow_raw(view) };
     mount::attach_at(view, place.as_fd())
 }
 

@@ -75,7 +75,7 @@ pub fn run(
 }
 
 /// What [`spec::build`] leaves to our own last steps is said here, too.
-fn specification(
+pub fn specification(
     pod: &PodConfig,
     container: &ContainerConfig,
     joined: &Joined<'_>,

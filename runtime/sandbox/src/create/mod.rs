@@ -9,6 +9,7 @@ mod places;
 mod rootfs;
 pub mod spec;
 mod trace;
+mod volumes;
 
 use crate::capabilities::CapabilitySet;
 use crate::cgroup::{self, Cgroup, Membership, Nursery};
@@ -28,6 +29,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use volumes::Volumes;
 
 /// All that a builder needs.
 #[derive(Debug)]
@@ -124,6 +126,9 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
         stdio,
     } = blueprint;
 
+    // Who shares a PID namespace with the container must not look into what is still partly the host's.
+    process::prctl(libc::PR_SET_DUMPABLE, 0).map_err(|error| Failure::sandbox("create", error))?;
+    process::join_new_session_keyring();
     let in_cgroup = |error: cgroup::CgroupError| Failure::sandbox("cgroup", error);
     cgroup.create(false).map_err(in_cgroup)?;
     cgroup.limit(&container.limits).map_err(in_cgroup)?;
@@ -134,13 +139,20 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     let opened = enter_workshop(pod_mounts, workshop, &container.mounts)?;
     let rootfs = workshop.join(ROOTFS);
     rootfs::overlay(&container.rootfs, &rootfs, users)?;
+    rootfs::check_dev(&rootfs)?;
     watch.lap("overlay");
 
     let trees = mounts::open(&container.mounts, opened, shm, workshop, users)?;
     let cwd = Path::new(if container.cwd.is_empty() { "/" } else { &container.cwd });
-    let staged = mounts::place(trees, &rootfs, cwd, workshop, users)?;
+    mounts::prepare(&trees, &rootfs, cwd, users)?;
+    let owner = users.map_or(0, |users| users.range.first);
+    let volumes = Volumes { trees, owner, cwd: cwd.to_owned() };
     let view = rootfs::cgroup_view(&cgroup.views(), &workshop.join("view"), container.privileged)?;
-    let spec = spec::build(pod, container, &joined, users, &staged)?;
+    // libcontainer sees nothing that others can change: volumes come when it is done, and the directory may be in one.
+    let mut spec = spec::build(pod, container, &joined, users, &[])?;
+    if let Some(process) = spec.process_mut() {
+        process.set_cwd("/".into());
+    }
     spec.save(workshop.join("config.json")).map_err(|error| Failure::sandbox("spec", error))?;
     watch.lap("mounts");
 
@@ -176,12 +188,8 @@ pub fn run(blueprint: Blueprint<'_>, forked: Instant) -> Result<(StartedContaine
     } else {
         None
     };
-    let executor = CarobExecutor::new(
-        program,
-        report_writer.as_raw_fd(),
-        view.as_raw_fd(),
-        users.map(|users| users.namespace.as_raw_fd()),
-    );
+    let users = users.map(|users| users.namespace.as_raw_fd());
+    let executor = CarobExecutor::new(program, report_writer.as_raw_fd(), view, volumes, users);
     let mut builder = ContainerBuilder::new("c".to_owned(), SyscallType::Linux)
         .with_executor(executor)
         .with_root_path("/state")

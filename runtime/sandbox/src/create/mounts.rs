@@ -1,5 +1,5 @@
-//! What is mounted into a container's root. Most of it is put in place here, where its users are known; the rest is parked
-//! in the builder's workshop, for the runtime to take it from there.
+//! What is mounted into a container's root: opened here, and put in place when the container has its root
+//! ([`super::volumes`]), or parked in the builder's workshop for another runtime to take it from there.
 
 use super::Users;
 use super::places::{as_root, make};
@@ -17,12 +17,16 @@ use std::path::{Path, PathBuf};
 /// A mount that is in no place yet: nobody can exchange what it shows any more.
 #[derive(Debug)]
 pub struct Tree {
-    tree: OwnedFd,
-    destination: PathBuf,
-    directory: bool,
-    propagation: Propagation,
+    /// What is mounted.
+    pub fd: OwnedFd,
+    /// Where it goes.
+    pub destination: PathBuf,
+    /// A directory, not a file.
+    pub directory: bool,
+    /// What becomes of later mounts.
+    pub propagation: Propagation,
     /// Of the uppermost mount alone.
-    attributes: u64,
+    pub attributes: u64,
 }
 
 /// Where a container finds its pod's shared memory.
@@ -44,7 +48,7 @@ pub fn open(
         let tree = mount::clone_tree(None, shm, true).map_err(failed("shm", shm))?;
         mount::set_attributes(tree.as_fd(), 0, libc::MS_PRIVATE, true).map_err(failed("shm", shm))?;
         trees.push(Tree {
-            tree,
+            fd: tree,
             destination: SHM.into(),
             directory: true,
             propagation: Propagation::Private,
@@ -117,7 +121,7 @@ fn open_one(
         attributes |= mount::ATTR_NOEXEC;
     }
     let destination = PathBuf::from(&request.destination);
-    Ok(Tree { tree, destination, directory, propagation: request.propagation, attributes })
+    Ok(Tree { fd: tree, destination, directory, propagation: request.propagation, attributes })
 }
 
 fn is_directory(file: BorrowedFd<'_>) -> Result<bool, Failure> {
@@ -125,48 +129,31 @@ fn is_directory(file: BorrowedFd<'_>) -> Result<bool, Failure> {
     Ok(SFlag::from_bits_truncate(kind) == SFlag::S_IFDIR)
 }
 
-/// Puts in place what can be, in the order of `trees`, and makes `cwd`. Gives what is left to the runtime, parked.
-pub fn place(
-    trees: Vec<Tree>,
-    root: &Path,
-    cwd: &Path,
-    workshop: &Path,
-    users: Option<Users<'_>>,
-) -> Result<Vec<Staged>, Failure> {
+/// Makes places in the root for what comes when the container has it: then it may be read-only.
+pub fn prepare(trees: &[Tree], root: &Path, cwd: &Path, users: Option<Users<'_>>) -> Result<(), Failure> {
     let root = open_path(root).map_err(failed("rootfs", root))?;
-    let mut parked: Vec<Staged> = Vec::new();
     as_root(users, || {
-        for tree in trees {
-            if tree.is_the_runtimes() || parked.iter().any(|other| tree.destination.starts_with(&other.destination)) {
-                parked.push(park(tree, parked.len(), workshop)?);
-                continue;
+        for (index, tree) in trees.iter().enumerate() {
+            // Below another mount the image's files are hidden.
+            let hidden = trees[..index].iter().any(|other| tree.destination.starts_with(&other.destination));
+            if !hidden && !is_covered(&tree.destination) {
+                let made = make(root.as_fd(), &tree.destination, tree.directory);
+                made.map_err(|error| unplaceable(&tree.destination, &error))?;
             }
-            let shown = tree.destination.clone();
-            let put = || -> io::Result<()> {
-                mount::set_attributes(tree.tree.as_fd(), tree.attributes, 0, false)?;
-                make(root.as_fd(), &tree.destination, tree.directory)?;
-                let place = open_in(root.as_fd(), &tree.destination)?;
-                mount::attach_at(tree.tree.as_fd(), place.as_fd())
-            };
-            put().map_err(|error| unplaceable(&shown, &error))?;
         }
-        make(root.as_fd(), cwd, true).map_err(failed("rootfs", cwd))
-    })?;
-    Ok(parked)
+        let hidden = is_covered(cwd) || trees.iter().any(|tree| cwd.starts_with(&tree.destination));
+        if hidden { Ok(()) } else { make(root.as_fd(), cwd, true).map_err(failed("rootfs", cwd)) }
+    })
+}
+
+/// What the image has here is covered by a mount that every container has.
+fn is_covered(path: &Path) -> bool {
+    ["/proc", "/sys", "/dev"].iter().any(|own| path.starts_with(own))
 }
 
 fn unplaceable(destination: &Path, error: &io::Error) -> Failure {
     let message = format!("cannot create the container: cannot mount on {}: {error}", destination.display());
     Failure::Start { message, exit_code: 128 }
-}
-
-impl Tree {
-    /// What lies on file systems that the container has of its own comes after them, and those are the runtime's; so is what
-    /// tells the container or the host of later mounts, because it does so from the container's mount namespace only.
-    fn is_the_runtimes(&self) -> bool {
-        let own = ["/proc", "/sys", "/dev"].iter().any(|own| self.destination.starts_with(own));
-        own || self.propagation != Propagation::Private
-    }
 }
 
 /// Parks all of them, after their places in the root were made.
@@ -176,7 +163,7 @@ pub fn park_all(trees: Vec<Tree>, root: &Path, workshop: &Path) -> Result<Vec<St
     for tree in trees {
         // Below another mount the image's files are hidden.
         let hidden = parked.iter().any(|other| tree.destination.starts_with(&other.destination));
-        if !hidden && !tree.is_the_runtimes() {
+        if !hidden && !is_covered(&tree.destination) && tree.propagation == Propagation::Private {
             make(root.as_fd(), &tree.destination, tree.directory)
                 .map_err(|error| unplaceable(&tree.destination, &error))?;
         }
@@ -189,7 +176,7 @@ fn park(tree: Tree, number: usize, workshop: &Path) -> Result<Staged, Failure> {
     let name = format!("m{number}");
     let place = workshop.join(&name);
     let made = if tree.directory { fs::create_dir(&place) } else { fs::write(&place, "") };
-    made.and_then(|()| mount::attach(tree.tree.as_fd(), &place)).map_err(failed("mounts", &place))?;
+    made.and_then(|()| mount::attach(tree.fd.as_fd(), &place)).map_err(failed("mounts", &place))?;
     let mut options = vec!["rbind"];
     for (attribute, option) in [
         (mount::ATTR_RDONLY, "ro"),

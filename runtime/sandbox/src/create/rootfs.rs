@@ -33,30 +33,52 @@ pub fn overlay(rootfs: &Rootfs, target: &Path, users: Option<Users<'_>>) -> Resu
         }
         None => rootfs.lower.clone(),
     };
+    if !takes_layers_one_by_one() {
+        let own = format!(",upperdir={},workdir={},volatile", escaped(&upper), escaped(&work));
+        return overlay_by_mount(&lower, &own, target);
+    }
     let context = mount::FsContext::open("overlay").map_err(failed("overlay", target))?;
-    let configure = || -> io::Result<()> {
+    let configure = || -> io::Result<OwnedFd> {
         context.set("source", "overlay")?;
-        // Since Linux 6.7: no limit of one page on all paths together.
         for lower in &lower {
             context.set_path("lowerdir+", lower)?;
         }
         context.set_path("upperdir", &upper)?;
         context.set_path("workdir", &work)?;
-        context.flag("volatile")
+        context.flag("volatile")?;
+        context.mount(0)
     };
-    let complain = |error: io::Error| {
+    let mounted = configure().map_err(|error| {
         let detail = context.complaint().unwrap_or_default();
         Failure::sandbox("overlay", format!("{error} {detail}"))
-    };
-    if let Err(first) = configure() {
-        if first.raw_os_error() != Some(libc::EINVAL) {
-            return Err(complain(first));
-        }
-        let own = format!(",upperdir={},workdir={},volatile", escaped(&upper), escaped(&work));
-        return overlay_by_mount(&lower, &own, target);
-    }
-    let mounted = context.mount(0).map_err(|error| Failure::sandbox("overlay", error))?;
+    })?;
     mount::attach(mounted.as_fd(), target).map_err(failed("overlay", target))
+}
+
+/// Since Linux 6.7 an overlay is given its layers one by one, with no limit of one page on all paths together. Older ones
+/// find fault with that only when all is said.
+fn takes_layers_one_by_one() -> bool {
+    let name = nix::sys::utsname::uname();
+    let release = name.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    version(&release) >= (6, 7)
+}
+
+/// Major and minor version of a kernel's release, as in `6.1.0-56-cloud-amd64`.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// libcontainer makes links and removes `/dev/ptmx` by this name before the container has its root: a link there would lead
+/// it out.
+pub fn check_dev(rootfs: &Path) -> Result<(), Failure> {
+    match fs::symlink_metadata(rootfs.join("dev")) {
+        Ok(found) if !found.is_dir() => Err(Failure::Start {
+            message: "cannot create the container: /dev in its image must be a directory".to_owned(),
+            exit_code: 128,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Mounts an image's layers on `target` to be read. The kernel wants two of them at least: an empty one is the last.
@@ -182,4 +204,15 @@ pub fn move_into(workshop: &Path) -> Result<(), Failure> {
         Ok(())
     };
     enter().map_err(failed("workshop", workshop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_versions_are_compared_as_numbers() {
+        assert_eq!(version("6.1.0-56-cloud-amd64"), (6, 1));
+        assert!(version("6.18.44-fc-v445") > (6, 7) && version("5.15.0") < (6, 7) && version("?") < (6, 7));
+    }
 }

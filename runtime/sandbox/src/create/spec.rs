@@ -168,9 +168,7 @@ fn rlimits(container: &ContainerConfig) -> Result<Vec<PosixRlimit>, OciSpecError
 }
 
 fn mounts(container: &ContainerConfig, owner: u32, staged: &[Staged]) -> Result<Vec<Mount>, OciSpecError> {
-    let replaced = |destination: &str| {
-        container.mounts.iter().any(|mount| Path::new(&mount.destination) == Path::new(destination))
-    };
+    let replaced = |destination: &str| staged.iter().any(|bind| Path::new(&bind.destination) == Path::new(destination));
     let mut list = Vec::new();
     for (destination, kind, source, options) in DEFAULT_MOUNTS {
         if replaced(destination) {

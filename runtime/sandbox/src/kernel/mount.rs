@@ -90,7 +90,7 @@ impl FsContext {
     }
 
     /// Creates the instance and gives a detached mount of it.
-    pub fn mount(self, attributes: u64) -> io::Result<OwnedFd> {
+    pub fn mount(&self, attributes: u64) -> io::Result<OwnedFd> {
         self.config(FSCONFIG_CMD_CREATE, None, None)?;
         // SAFETY: plain numbers and a descriptor that we own.
         descriptor(unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })

@@ -226,3 +226,11 @@ pub fn pause(time: std::time::Duration) {
 pub fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(libc::SIGKILL.unsigned_abs()))
 }
+
+/// Leaves the session keyring (keyrings(7)) of whoever started the spawner: every container would share it. Where there are
+/// no keyrings, or they are forbidden to this process, they are to what it starts.
+pub fn join_new_session_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: without a name there is no pointer to follow.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}

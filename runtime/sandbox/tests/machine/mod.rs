@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+/// Far above what anything takes on a busy machine, or an emulated one.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub struct Machine {
@@ -145,10 +148,7 @@ impl Drop for Machine {
 
 impl Live {
     pub async fn exit(&mut self) -> Exit {
-        tokio::time::timeout(Duration::from_secs(20), self.exits.recv())
-            .await
-            .expect("an exit in time")
-            .expect("the spawner is there")
+        tokio::time::timeout(PATIENCE, self.exits.recv()).await.expect("an exit in time").expect("the spawner is there")
     }
 
     /// Runs a container to its end: exit and log.

@@ -4,7 +4,7 @@ use super::env::{Facts, Objects};
 use super::mounts::mounts;
 use super::user::{ImageUser, Wishes, user};
 use super::{ConfigError, command, devices, env, env_file, resources, security, service_env};
-use crate::context::Context;
+use crate::context::{ClusterInfo, Context};
 use crate::files::PodFiles;
 use crate::volumes::MountedVolume;
 use carob_image::Image;
@@ -78,8 +78,14 @@ impl ContainerPaths {
     }
 }
 
-/// The sandbox's configuration. Makes the container's directories; everything else is computed.
-pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -> Result<ContainerConfig, ConfigError> {
+/// The sandbox's configuration. Makes the container's directories; everything else is computed. `profiles` is the directory
+/// of Localhost seccomp profiles.
+pub(crate) fn build(
+    cluster: &ClusterInfo,
+    profiles: &Path,
+    inputs: Inputs<'_>,
+    paths: &ContainerPaths,
+) -> Result<ContainerConfig, ConfigError> {
     let Inputs { id, facts, container, pid_of, image, image_volumes, objects, volumes, files, hostname, annotations } =
         inputs;
     let (meta, spec) = (&facts.pod.metadata, facts.pod.spec.as_ref());
@@ -87,7 +93,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     let uid = meta.uid.as_deref().unwrap_or_default();
 
-    let mut services = service_env::of_api(ctx.cluster.api_service_ip, ctx.cluster.api_port);
+    let mut services = service_env::of_api(cluster.api_service_ip, cluster.api_port);
     services.extend(service_env::of_services(&objects.services));
     let from_file = |key: &FileKeySelector| env_file::value(volumes, key);
     let own = env::environment(container, &facts, objects, &services, &from_file)?;
@@ -110,7 +116,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
     if let Ok(found) = image.resolve_user(&identity.uid.to_string()) {
         home = Some(found.home);
     }
-    let security = security::security(pod_security, own_security, ctx.dirs.seccomp())?;
+    let security = security::security(pod_security, own_security, profiles)?;
     let mounts = mounts(container, volumes, image_volumes, &own, files.mounts(), paths.termination_log.clone())?;
     paths.create().map_err(|error| {
         ConfigError(format!("cannot make the container's directory {}: {error}", paths.directory.display()))
@@ -144,7 +150,7 @@ pub(crate) fn build(ctx: &Context, inputs: Inputs<'_>, paths: &ContainerPaths) -
         },
         mounts,
         limits: Limits {
-            huge_pages: resources::container_huge_pages(spec, container).limits(ctx.machine.huge_pages),
+            huge_pages: resources::container_huge_pages(spec, container).limits(facts.allocatable.huge_pages),
             ..resources::container_cgroup(spec, container)
         },
         capabilities: security.capabilities,

@@ -195,15 +195,27 @@ impl Proxy {
         Ok(())
     }
 
+    /// Which Service has which cluster address.
+    fn owners(&self) -> HashMap<Ipv4Addr, Key> {
+        let services = self.services.keys().filter_map(|key| Some((key, self.services.get(key)?.spec.as_ref()?)));
+        services.filter_map(|(key, spec)| Some((frontends::cluster_ip(spec)?, key.clone()))).collect()
+    }
+
     async fn tell(&mut self) -> Result<(), carob_network::Error> {
         self.name();
         self.answer_health_checks();
         self.hold_addresses().await?;
+        // Whoever may make Services could else take others' addresses, by externalIPs (CVE-2020-8554) or a balancer's.
+        let owners = self.owners();
+        let is_anothers = |frontend: &Frontend, key: &Key| {
+            frontend.address.and_then(|address| owners.get(&address)).is_some_and(|owner| owner != key)
+        };
         let frontends = |key: &Key| match self.services.get(key) {
             Some(service) => {
                 let none = Slices::new();
                 let slices = self.slices_of.get(key).unwrap_or(&none);
                 let mut all = frontends::of(service, slices.values().map(AsRef::as_ref), &self.ctx.node);
+                all.retain(|frontend, _| !is_anothers(frontend, key));
                 answer_names_here(&self.ctx, &mut all);
                 all
             }
@@ -227,7 +239,7 @@ impl Proxy {
             let now = frontends(key);
             let before = told.get(key);
             for frontend in before.iter().flat_map(|before| before.keys()) {
-                if !now.contains_key(frontend) {
+                if !now.contains_key(frontend) && !is_anothers(frontend, key) {
                     gone.push((*frontend, None));
                 }
             }

@@ -116,18 +116,12 @@ pub(super) async fn prepare(
         (HOST_PORTS, host_ports::to_text(&host_ports::of(pod))),
     ];
     let config = PodConfig {
-        uid: uid.to_owned(),
-        hostname: hostname.clone(),
         runtime,
-        netns: namespaces.net,
         users: namespaces.users.as_ref().map(|(range, _)| *range),
         user_namespaces: namespaces.users.map(|(_, made)| made),
-        host_ipc: spec.host_ipc == Some(true),
-        host_pid: spec.host_pid == Some(true),
-        share_pid: spec.share_process_namespace == Some(true),
         limits: Limits { huge_pages: pod_requests(spec).huge_pages.limits(ctx.machine.huge_pages), ..pod_cgroup(spec) },
-        sysctls: sysctls(spec),
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+        ..config(uid, spec, &hostname, namespaces.net)
     };
     let create = async {
         let begin = Instant::now();
@@ -155,6 +149,24 @@ pub(super) async fn prepare(
             }
             failed(chain(&error))
         }
+    }
+}
+
+/// A sandbox as the spec alone decides it.
+pub(crate) fn config(uid: &str, spec: &PodSpec, hostname: &str, netns: Option<OwnedFd>) -> PodConfig {
+    PodConfig {
+        uid: uid.to_owned(),
+        hostname: hostname.to_owned(),
+        runtime: None,
+        netns,
+        users: None,
+        user_namespaces: None,
+        host_ipc: spec.host_ipc == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
+        limits: pod_cgroup(spec),
+        sysctls: sysctls(spec),
+        annotations: BTreeMap::new(),
     }
 }
 

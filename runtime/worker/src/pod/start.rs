@@ -130,7 +130,8 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         (STOP_SIGNAL, stop_signal.name.clone()),
     ];
     let mut config = build(
-        ctx,
+        &ctx.cluster,
+        ctx.dirs.seccomp(),
         Inputs {
             id: id.clone(),
             facts: facts(ctx, pod, sandbox.address),

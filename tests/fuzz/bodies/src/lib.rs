@@ -15,6 +15,8 @@ pub mod object;
 pub mod objects;
 pub mod patch;
 pub mod source;
+#[cfg(feature = "whole")]
+pub mod spec;
 pub mod text;
 #[cfg(feature = "whole")]
 pub mod wire;
@@ -58,6 +60,8 @@ pub const TARGETS: &[Target] = &[
     #[cfg(feature = "whole")]
     Target { name: "request", run: wire::request, seeds: wire::request_seeds },
     Target { name: "scalars", run: text::scalars, seeds: text::scalar_seeds },
+    #[cfg(feature = "whole")]
+    Target { name: "spec", run: spec::spec, seeds: none },
     #[cfg(feature = "whole")]
     Target { name: "spdy", run: wire::spdy, seeds: wire::spdy_seeds },
 ];

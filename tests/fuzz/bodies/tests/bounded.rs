@@ -130,5 +130,7 @@ targets! {
     request
     scalars
     #[cfg(feature = "whole")]
+    spec
+    #[cfg(feature = "whole")]
     spdy
 }
