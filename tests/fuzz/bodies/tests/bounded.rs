@@ -134,3 +134,12 @@ targets! {
     #[cfg(feature = "whole")]
     spdy
 }
+
+/// A target whose inputs are all refused would find nothing.
+#[test]
+#[cfg(feature = "whole")]
+fn much_of_what_is_made_of_pods_is_valid() {
+    let mut dice = Dice::new(1);
+    let specified = (0..300).filter(|_| carob_fuzz_bodies::spec::specified(&input(&mut dice, &[])) > 0).count();
+    assert!(specified >= 30, "{specified} of 300");
+}
