@@ -241,11 +241,11 @@ fn a_field_that_is_not_carried_out_is_named_in_a_warning() {
     let carob = Carob::start(&["busybox"]);
     let mut pod = shell_pod("hopeful", "true");
     pod["spec"]["priorityClassName"] = json!("");
-    pod["spec"]["securityContext"] = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+    pod["spec"]["securityContext"] = json!({"seLinuxChangePolicy": "Recursive"});
     pod["spec"]["containers"][0]["securityContext"] = json!({"seLinuxOptions": {"level": "s0:c1,c2"}});
     let printed = carob.apply(&pod.to_string());
     let container = "spec.containers[0].securityContext.seLinuxOptions";
-    for field in ["spec.securityContext.appArmorProfile", container] {
+    for field in ["spec.securityContext.seLinuxChangePolicy", container] {
         assert!(
             printed.lines().any(|line| line.starts_with("Warning: ") && line.contains(field)),
             "{field}: {printed}"
@@ -263,5 +263,5 @@ fn a_field_that_is_not_carried_out_is_named_in_a_warning() {
         })}},
     });
     let printed = carob.apply(&template.to_string());
-    assert!(printed.contains("spec.template.spec.securityContext.appArmorProfile"), "{printed}");
+    assert!(printed.contains("spec.template.spec.securityContext.seLinuxChangePolicy"), "{printed}");
 }

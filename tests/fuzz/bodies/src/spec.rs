@@ -216,21 +216,26 @@ impl Case<'_> {
         let (volumes, wanted) = (list(&self.spec["volumes"]), list(&self.asked["volumeMounts"]));
         for mount in &self.made.mounts {
             let same = |path: &str| Path::new(path).components().eq(Path::new(&mount.destination).components());
-            let asked = wanted.iter().find(|asked| {
+            let root = |asked: &Value| {
+                let volume = volumes.iter().find(|volume| volume["name"] == asked["name"]).expect("it was valid");
+                match volume["hostPath"]["path"].as_str() {
+                    Some(path) => PathBuf::from(path),
+                    None => self.work.join("volumes").join(asked["name"].as_str().expect("a name")),
+                }
+            };
+            // Two of them may mean the same place: `/data` and `data`.
+            let mut asked = wanted.iter().filter(|asked| {
                 let path = asked["mountPath"].as_str().unwrap_or_default();
                 same(path) || same(&format!("/{path}"))
             });
-            let Some(asked) = asked else {
+            let first = asked.next();
+            let Some(asked) = asked.find(|asked| mount.source.starts_with(root(asked))).or(first) else {
                 // The pod's own files, and nothing else, are there without being asked for.
                 assert!(mount.source.starts_with(self.work), "{mount:?}: {}", said());
                 assert!(mount.source_fd.is_none() && mount.kind == carob_sandbox::MountKind::Bind);
                 continue;
             };
-            let volume = volumes.iter().find(|volume| volume["name"] == asked["name"]).expect("it was valid");
-            let root = match volume["hostPath"]["path"].as_str() {
-                Some(path) => PathBuf::from(path),
-                None => self.work.join("volumes").join(asked["name"].as_str().expect("a name")),
-            };
+            let root = root(asked);
             assert!(mount.source.starts_with(&root), "{mount:?}: {}", said());
             assert!(!mount.source.components().any(|part| part == std::path::Component::ParentDir), "{}", said());
             if let Some(fd) = &mount.source_fd {

@@ -130,9 +130,9 @@ targets! {
     request
     scalars
     #[cfg(feature = "whole")]
-    spec
-    #[cfg(feature = "whole")]
     spdy
+    #[cfg(feature = "whole")]
+    spec
 }
 
 /// A target whose inputs are all refused would find nothing.
