@@ -250,9 +250,21 @@ impl Renewable {
 
     /// The client for everybody else.
     pub fn client(&self) -> kube::Client {
+        self.client_with(None)
+    }
+
+    /// The same on behalf of a part of the cluster that works on every node. A node as such sees only what is its own.
+    pub fn client_as(&self, user: &'static str) -> kube::Client {
+        self.client_with(Some(http::HeaderValue::from_static(user)))
+    }
+
+    fn client_with(&self, user: Option<http::HeaderValue>) -> kube::Client {
         let current = Arc::clone(&self.current);
-        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let service = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
             let client = current.read().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(user) = &user {
+                request.headers_mut().insert("impersonate-user", user.clone());
+            }
             async move { client.send(request).await }
         });
         kube::Client::new(service, "default")

@@ -131,7 +131,11 @@ pub async fn run(options: Options) -> Result<()> {
         profiles: agent::profiles(&dir),
         runtime: agent::spawner(&worker, &instance.id)?,
         pod_cidr: place.block,
-        clients: Clients { node: client.clone(), services: client.clone(), policies: client.clone() },
+        clients: Clients {
+            node: client.clone(),
+            services: renewable.client_as("system:kube-proxy"),
+            policies: renewable.client_as("system:carob:network-policy"),
+        },
         images: Images::open(&dir.images(), config.images)?,
         images_dir: dir.images(),
         tenants: Tenants::new(1),

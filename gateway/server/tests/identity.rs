@@ -269,8 +269,7 @@ async fn a_node_touches_itself_and_its_pods() {
     assert_eq!(post(&node, "/api/v1/nodes", &body("m")).await.0, 403, "another's");
     assert_eq!(post(&node, "/api/v1/nodes", &body("n")).await.0, 201);
     assert_eq!(post(&other, "/api/v1/nodes", &body("m")).await.0, 201);
-    // It finds the way to the others' pods by their objects, as kube-proxy does.
-    assert_eq!((get(&node, "/api/v1/nodes/n").await, get(&node, "/api/v1/nodes/m").await), (200, 200));
+    assert_eq!((get(&node, "/api/v1/nodes/n").await, get(&node, "/api/v1/nodes/m").await), (200, 403));
     let change = async |who: &kube::Client, name: &str, body: &Value| {
         send(who, Method::PATCH, &format!("/api/v1/nodes/{name}"), &[], body).await.0
     };

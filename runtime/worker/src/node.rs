@@ -139,6 +139,8 @@ pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
 }
 
 async fn keep_alive(ctx: &Context) {
+    // From before the first status is written: what is found out meanwhile is news.
+    let mut short = ctx.pressure.subscribe();
     let mut wait = Duration::from_millis(100);
     while let Err(error) = register(ctx).await {
         tracing::warn!(%error, node = ctx.node, "the node could not be registered yet");
@@ -150,7 +152,6 @@ async fn keep_alive(ctx: &Context) {
     let mut ticks = tokio::time::interval(LEASE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut count: u32 = 0;
-    let mut short = ctx.pressure.subscribe();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
