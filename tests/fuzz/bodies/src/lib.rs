@@ -61,9 +61,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "request", run: wire::request, seeds: wire::request_seeds },
     Target { name: "scalars", run: text::scalars, seeds: text::scalar_seeds },
     #[cfg(feature = "whole")]
-    Target { name: "spec", run: spec::spec, seeds: none },
-    #[cfg(feature = "whole")]
     Target { name: "spdy", run: wire::spdy, seeds: wire::spdy_seeds },
+    #[cfg(feature = "whole")]
+    Target { name: "spec", run: spec::spec, seeds: none },
 ];
 
 /// For targets that make something of any bytes.
