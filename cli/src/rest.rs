@@ -16,13 +16,10 @@ const AT_REST: Duration = Duration::from_millis(60);
 /// Until the end.
 pub async fn run(stop: CancellationToken) {
     let mut before = used();
-    let mut given_back = false;
     while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
         let now = used();
-        if now.saturating_sub(before) >= AT_REST {
-            given_back = false;
-        } else if !given_back {
-            given_back = true;
+        // What comes round every few seconds brings much of the program back each time.
+        if now.saturating_sub(before) < AT_REST {
             let given = tokio::task::spawn_blocking(|| {
                 memory::give_back();
                 carob_sandbox::give_back();

@@ -189,29 +189,12 @@ pub(crate) fn route_to(address: Ipv4Addr, link: u32, source: Option<Ipv4Addr>) -
 
 /// The way to a network behind a link.
 pub(crate) fn network_route(network: Ipv4Net, link: u32, source: Option<Ipv4Addr>) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Boot;
-    message.header.scope = RouteScope::Link;
-    message.header.kind = RouteType::Unicast;
-    message.header.destination_prefix_length = network.prefix_len();
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(network.network())));
-    message.attributes.push(RouteAttribute::Oif(link));
-    if let Some(source) = source {
-        message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
-    }
-    RouteNetlinkMessage::NewRoute(message)
+    RouteNetlinkMessage::NewRoute(unicast_route(network, Some(link), source))
 }
 
 /// The way to a network by way of a neighbour behind a link.
 pub(crate) fn route_by(network: Ipv4Net, link: u32, neighbour: Ipv4Addr, source: Ipv4Addr) -> RouteNetlinkMessage {
-    let mut route = network_route(network, link, Some(source));
-    if let RouteNetlinkMessage::NewRoute(message) = &mut route {
-        message.header.scope = RouteScope::Universe;
-        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(neighbour)));
-    }
-    route
+    RouteNetlinkMessage::NewRoute(gateway_route(network, Some(link), neighbour, source))
 }
 
 /// The way to a network by way of another machine: one on a network of this machine's, or a neighbour behind `link`.
@@ -221,21 +204,33 @@ pub(crate) fn route_via(
     machine: Ipv4Addr,
     source: Ipv4Addr,
 ) -> RouteNetlinkMessage {
+    let mut message = gateway_route(network, link, machine, source);
+    message.header.protocol = RouteProtocol::Static;
+    if link.is_some() {
+        message.header.flags |= RouteFlags::Onlink;
+    }
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+fn gateway_route(network: Ipv4Net, link: Option<u32>, gateway: Ipv4Addr, source: Ipv4Addr) -> RouteMessage {
+    let mut message = unicast_route(network, link, Some(source));
+    message.header.scope = RouteScope::Universe;
+    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    message
+}
+
+fn unicast_route(network: Ipv4Net, link: Option<u32>, source: Option<Ipv4Addr>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.scope = RouteScope::Universe;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Link;
     message.header.kind = RouteType::Unicast;
     message.header.destination_prefix_length = network.prefix_len();
     message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(network.network())));
-    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(machine)));
-    message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
-    if let Some(link) = link {
-        message.header.flags |= RouteFlags::Onlink;
-        message.attributes.push(RouteAttribute::Oif(link));
-    }
-    RouteNetlinkMessage::NewRoute(message)
+    message.attributes.extend(link.map(RouteAttribute::Oif));
+    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::Inet(source))));
+    message
 }
 
 /// The index of a link of this thread's namespace, if there is one of that name.

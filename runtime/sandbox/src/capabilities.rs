@@ -3,6 +3,7 @@
 
 use crate::ALL_CAPABILITIES;
 use crate::kernel::process::prctl;
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use std::io;
 
 /// A set of capabilities, one bit each.
@@ -89,6 +90,17 @@ pub fn set(set: CapabilitySet) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Does something whose files belong to another user, and come with all rights. To the kernel, who isn't root loses some.
+pub fn as_owner<T>(owner: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    let (uid, gid) = (setfsuid(Uid::from_raw(owner)), setfsgid(Gid::from_raw(owner)));
+    let done = raise_effective().map(|()| work());
+    setfsgid(gid);
+    setfsuid(uid);
+    // Neither is who was no root before raised by going back.
+    raise_effective()?;
+    done
 }
 
 /// Makes all permitted capabilities effective (after a change of user with PR_SET_KEEPCAPS), inheritable to nothing.

@@ -10,6 +10,7 @@ mod container;
 mod context;
 mod credential_providers;
 mod drain;
+mod errors;
 mod events;
 mod files;
 #[doc(hidden)]
@@ -24,6 +25,7 @@ mod observer;
 mod pod;
 mod pods;
 mod pressure;
+mod settings;
 mod stream;
 mod users;
 mod volumes;
@@ -32,7 +34,8 @@ pub use context::{ClusterInfo, Share, WorkerConfig, machine_address};
 pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
 pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
-pub use pressure::{NodeSettings, Signal, Tenants, Threshold};
+pub use pressure::Tenants;
+pub use settings::{NodeSettings, Signal, Threshold};
 pub use users::UserNamespacePolicy;
 
 use carob_sandbox::{Exit, RecoveredPod};

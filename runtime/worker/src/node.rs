@@ -6,7 +6,8 @@ use crate::admission::Allocatable;
 use crate::container::huge_pages::HugePages;
 use crate::context::{Context, Share};
 use crate::events::{About, Severity};
-use crate::pressure::{Shortage, Signal};
+use crate::pressure::Shortage;
+use crate::settings::Signal;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{

@@ -148,7 +148,7 @@ impl Carob {
                 "imagePullPolicy": "IfNotPresent",
                 "command": COMMAND,
                 "resources": {
-                    "requests": {"cpu": "10m", "memory": "8Mi"},
+                    "requests": {"cpu": "1m", "memory": "8Mi"},
                     "limits": {"cpu": limits::CPUS.to_string(), "memory": limits::MEMORY.to_string()},
                 },
             }]},

@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::runtime::Handle;
 
-use crate::peer::{COMMAND, PATIENCE, Peer, Program, limits};
+use crate::peer::{COMMAND, Peer, Program, limits, until_it_serves};
 
 /// The name in the image's layout.
 const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -67,18 +67,14 @@ impl Containerd {
     }
 
     fn wait_until_it_serves(&mut self, socket: &Path) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(socket).is_err() || self.client.output(&["version"]).is_err() {
-            if let Some(status) = self.daemon.try_wait()? {
-                let log = fs::read_to_string(self.home.join("log")).unwrap_or_default();
+        let (client, daemon, home) = (&self.client, &mut self.daemon, &self.home);
+        until_it_serves(&self.runtime, || {
+            if let Some(status) = daemon.try_wait()? {
+                let log = fs::read_to_string(home.join("log")).unwrap_or_default();
                 bail!("it ended with {status}: {}", log.lines().next_back().unwrap_or_default());
             }
-            if Instant::now() > deadline {
-                bail!("it does not serve within {} s", PATIENCE.as_secs());
-            }
-            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
-        }
-        Ok(())
+            Ok(UnixStream::connect(socket).is_ok() && client.output(&["version"]).is_ok())
+        })
     }
 }
 

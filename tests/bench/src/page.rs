@@ -136,8 +136,8 @@ fn rows(results: &Results) -> Vec<Row> {
             let Some(span) = &it.loaded else { return Cell::Missing };
             if span.after.is_empty() { Cell::Nothing("no helper") } else { Cell::Number(per_pod(span)) }
         }),
-        of("idle, no pods: resident memory", Unit::Bytes, (Some(60e6), None), &|it| {
-            at_rest(it, |span| bytes(processes::total(&span.after, |process| process.rss)))
+        of("idle, no pods: resident memory, mean", Unit::Bytes, (Some(60e6), None), &|it| {
+            at_rest(it, |_| number(it.resident.iter().sum::<u64>()) / number(it.resident.len().max(1) as u64))
         }),
         of("idle, no pods: CPU of one core", Unit::Percent, (Some(1.0), None), &|it| at_rest(it, cpu_percent)),
     ];
@@ -401,7 +401,16 @@ fn memory(results: &Results) -> String {
         add("before the pods".to_owned(), &loaded.before);
         add(format!("with {} pods", loaded.pods), &loaded.after);
     }
-    table::markdown(&["when", "process", "RSS", "PSS"].map(str::to_owned), &body)
+    let mut text = table::markdown(&["when", "process", "RSS", "PSS"].map(str::to_owned), &body);
+    if let (Some(least), Some(most)) = (figures.resident.iter().min(), figures.resident.iter().max()) {
+        let [least, most] = [least, most].map(|bytes| Unit::Bytes.show(number(*bytes)));
+        let seconds = figures.resident.len();
+        let _ = write!(
+            text,
+            "\nIdle, all processes together, looked at every second for {seconds} s: RSS between {least} and {most}.\n"
+        );
+    }
+    text
 }
 
 fn subjects(results: &Results) -> String {

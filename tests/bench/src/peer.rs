@@ -22,8 +22,9 @@ pub mod limits {
     pub const MEMORY: u64 = 64 << 20;
     /// CPUs.
     pub const CPUS: u64 = 1;
-    /// Relative weight, as of a request of a hundredth of a CPU.
-    pub const CPU_SHARES: u64 = 10;
+    /// Relative weight: the kernel's least, as of a request of a thousandth of a CPU, of which a small machine has a
+    /// thousand.
+    pub const CPU_SHARES: u64 = 2;
 }
 
 /// Something that starts containers.
@@ -60,6 +61,18 @@ pub trait Peer: Sync {
     fn forget(&self, _reference: &str) -> Result<()> {
         Ok(())
     }
+}
+
+/// Waits for a daemon of a peer's.
+pub fn until_it_serves(runtime: &Handle, mut serves: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !serves()? {
+        if Instant::now() > deadline {
+            bail!("it does not serve within {} s", PATIENCE.as_secs());
+        }
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+    }
+    Ok(())
 }
 
 /// Runs a peer's command-line program; what it says on standard error is kept for messages.

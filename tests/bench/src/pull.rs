@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use crate::peer::{PATIENCE, Program};
+use crate::peer::{Program, until_it_serves};
 
 /// Of the image.
 pub const LAYERS: usize = 4;
@@ -50,13 +50,7 @@ impl Source {
             .spawn()?;
         // From here on it is ended whatever happens.
         let source = Self { registry, address, layers, bytes };
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(&source.address).is_err() {
-            if Instant::now() > deadline {
-                bail!("the registry does not serve within {} s", PATIENCE.as_secs());
-            }
-            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
-        }
+        until_it_serves(runtime, || Ok(TcpStream::connect(&source.address).is_ok())).context("the registry")?;
         Ok(source)
     }
 

@@ -99,6 +99,8 @@ pub struct Figures {
     pub loaded: Option<Span>,
     /// Without any pods.
     pub idle: Option<Span>,
+    /// Resident bytes of all its processes in every second of that.
+    pub resident: Vec<u64>,
     /// Why something is missing.
     pub problem: Option<String>,
 }
@@ -168,7 +170,13 @@ pub fn idle(contenders: &mut [Contender<'_>], amounts: &Amounts, sleep: impl Fn(
     };
     let begin = Instant::now();
     let before = look(contenders)?;
-    sleep(amounts.idle);
+    while begin.elapsed() < amounts.idle {
+        sleep(Duration::from_secs(1));
+        let seen = look(contenders)?;
+        for (contender, processes) in contenders.iter_mut().zip(seen) {
+            contender.figures.resident.push(processes::total(&processes, |process| process.rss));
+        }
+    }
     let after = look(contenders)?;
     for (contender, (before, after)) in contenders.iter_mut().zip(before.into_iter().zip(after)) {
         contender.figures.idle = Some(Span { took: begin.elapsed(), pods: 0, before, after });

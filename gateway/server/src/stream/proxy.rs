@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 
 use super::target::Target;
 use crate::call::Call;
+use crate::proxy::forward::wants_upgrade;
 
 /// Headers of the client that a worker sees: those of the upgrade.
 const PASSED: [&str; 6] = [
@@ -75,7 +76,7 @@ fn check_subprotocol(headers: &HeaderMap) -> Result<(), Status> {
 
 /// Connects the client with the worker.
 pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgrade>) -> Result<Response, Status> {
-    let wanted = call.headers.get(UPGRADE).filter(|_| asks_for_upgrade(&call.headers)).cloned();
+    let wanted = call.headers.get(UPGRADE).filter(|_| wants_upgrade(&call.headers)).cloned();
     let (Some(wanted), Some(upgrade)) = (wanted, upgrade) else {
         return Err(Status::bad_request("Upgrade request required"));
     };
@@ -133,14 +134,6 @@ pub(super) async fn tunnel(call: &Call, target: &Target, upgrade: Option<OnUpgra
         }
     });
     Ok(response)
-}
-
-pub(super) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|option| option.trim().eq_ignore_ascii_case("upgrade")))
 }
 
 fn request(method: Method, target: &Target, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, Status> {

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 use tokio_util::sync::CancellationToken;
 
-use super::proxy::asks_for_upgrade;
+use crate::proxy::forward::wants_upgrade;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Socket {
         agree: impl FnOnce(&[&str]) -> Result<(Option<String>, Framing), Status>,
     ) -> Result<Option<Self>, Status> {
         let websocket = headers.get(UPGRADE).is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let Some(upgrade) = upgrade.filter(|_| websocket && asks_for_upgrade(headers)) else { return Ok(None) };
+        let Some(upgrade) = upgrade.filter(|_| websocket && wants_upgrade(headers)) else { return Ok(None) };
         let key = headers.get(SEC_WEBSOCKET_KEY);
         let key = key.filter(|_| headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13"));
         let key =

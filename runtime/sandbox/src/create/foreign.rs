@@ -38,7 +38,8 @@ pub fn run(
     watch.lap("overlay");
 
     let trees = mounts::open(&container.mounts, opened, shm, workshop, None)?;
-    let mut staged = mounts::park_all(trees, &root, workshop)?;
+    mounts::prepare(&trees, &root, Path::new(&container.cwd), None)?;
+    let mut staged = mounts::park_all(trees, workshop)?;
     for one in &mut staged {
         // Their places are below the workshop, which isn't the root here.
         one.source = one.source.strip_prefix("/").map_or_else(|_| one.source.clone(), |name| workshop.join(name));

@@ -156,20 +156,9 @@ fn unplaceable(destination: &Path, error: &io::Error) -> Failure {
     Failure::Start { message, exit_code: 128 }
 }
 
-/// Parks all of them, after their places in the root were made.
-pub fn park_all(trees: Vec<Tree>, root: &Path, workshop: &Path) -> Result<Vec<Staged>, Failure> {
-    let root = open_path(root).map_err(failed("rootfs", root))?;
-    let mut parked: Vec<Staged> = Vec::new();
-    for tree in trees {
-        // Below another mount the image's files are hidden.
-        let hidden = parked.iter().any(|other| tree.destination.starts_with(&other.destination));
-        if !hidden && !is_covered(&tree.destination) && tree.propagation == Propagation::Private {
-            make(root.as_fd(), &tree.destination, tree.directory)
-                .map_err(|error| unplaceable(&tree.destination, &error))?;
-        }
-        parked.push(park(tree, parked.len(), workshop)?);
-    }
-    Ok(parked)
+/// Parks all of them, after [`prepare`] made their places.
+pub fn park_all(trees: Vec<Tree>, workshop: &Path) -> Result<Vec<Staged>, Failure> {
+    trees.into_iter().enumerate().map(|(number, tree)| park(tree, number, workshop)).collect()
 }
 
 fn park(tree: Tree, number: usize, workshop: &Path) -> Result<Staged, Failure> {

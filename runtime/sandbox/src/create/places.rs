@@ -2,12 +2,11 @@
 
 use super::Users;
 use super::rootfs::open_in;
+use crate::capabilities;
 use crate::protocol::Failure;
-use caps::CapSet;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Component, Path, PathBuf};
@@ -19,16 +18,7 @@ const LINKS_MAX: usize = 40;
 /// takes files of nobody else's.
 pub fn as_root<T>(users: Option<Users<'_>>, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let Some(users) = users else { return work() };
-    let wrap = |error: caps::errors::CapsError| Failure::sandbox("users", error);
-    let effective = caps::read(None, CapSet::Effective).map_err(wrap)?;
-    setfsgid(Gid::from_raw(users.range.first));
-    setfsuid(Uid::from_raw(users.range.first));
-    // Another user's files are made with the rights of this process, which the kernel has just taken away.
-    caps::set(None, CapSet::Effective, &effective).map_err(wrap)?;
-    let done = work();
-    setfsuid(Uid::from_raw(0));
-    setfsgid(Gid::from_raw(0));
-    done
+    capabilities::as_owner(users.range.first, work).map_err(|error| Failure::sandbox("users", error))?
 }
 
 /// Walks down `destination` as if `root` were `/`, and makes what is missing: directories, and at the end what `directory`

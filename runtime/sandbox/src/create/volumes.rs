@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -55,33 +54,26 @@ impl Volumes {
     pub fn attach(&self) -> Result<(), String> {
         let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
         let root = root.map_err(|errno| format!("/: {errno}"))?;
-        let (uid, gid) = (setfsuid(Uid::from_raw(self.owner)), setfsgid(Gid::from_raw(self.owner)));
-        // Whose file system user isn't root any more loses some of them.
-        let done = raise().and_then(|()| self.attach_all(root.as_fd()));
-        setfsgid(gid);
-        setfsuid(uid);
-        done.and_then(|()| raise())
+        capabilities::as_owner(self.owner, || self.attach_all(root.as_fd()))
+            .map_err(|error| format!("capabilities: {error}"))?
     }
 
     fn attach_all(&self, root: BorrowedFd<'_>) -> Result<(), String> {
+        let dev = resolve(root, Path::new("dev")).map_err(|error| format!("/dev: {error}"))?;
         for tree in &self.trees {
-            tree.attach(root).map_err(|error| format!("cannot mount on {}: {error}", tree.destination.display()))?;
+            tree.attach(root, dev.as_fd())
+                .map_err(|error| format!("cannot mount on {}: {error}", tree.destination.display()))?;
         }
         let cwd = place(root, &self.cwd, true);
         cwd.map(drop).map_err(|error| format!("working directory {}: {error}", self.cwd.display()))
     }
 }
 
-fn raise() -> Result<(), String> {
-    capabilities::raise_effective().map_err(|error| format!("capabilities: {error}"))
-}
-
 impl Tree {
-    fn attach(&self, root: BorrowedFd<'_>) -> io::Result<()> {
+    fn attach(&self, root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> io::Result<()> {
         let place = place(root, &self.destination, self.directory)?;
         self.check(root, place.as_fd())?;
-        let dev = resolve(root, Path::new("dev"))?;
-        let inner = if same(dev.as_fd(), place.as_fd())? { inner_of(dev.as_fd())? } else { Vec::new() };
+        let inner = if same(dev, place.as_fd())? { inner_of(dev)? } else { Vec::new() };
         mount::set_attributes(self.fd.as_fd(), self.attributes, 0, false)?;
         mount::attach_at(self.fd.as_fd(), place.as_fd())?;
         if self.propagation == Propagation::Private {

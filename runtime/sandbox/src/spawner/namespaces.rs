@@ -40,7 +40,7 @@ pub struct PodNamespaces {
     /// The pod's own users; the four above are theirs.
     pub user: Option<OwnedFd>,
     /// What keeps those users from other pods for as long as this one is there.
-    _claim: Option<OwnedFd>,
+    pub claim: Option<OwnedFd>,
 }
 
 /// What comes with a pod's request.
@@ -163,7 +163,7 @@ pub fn make(
     } else {
         None
     };
-    Ok(PodNamespaces { mnt, net, ipc, uts, pid, user, _claim: claim })
+    Ok(PodNamespaces { mnt, net, ipc, uts, pid, user, claim })
 }
 
 /// The sysctls of an IPC namespace that has users of its own: they are its root's to write, not the host's.

@@ -278,6 +278,8 @@ impl Service {
         let cgroup = self.pod_cgroup(uid);
         let records = &self.records;
         let foreign = self.foreign(uid);
+        let namespaces = self.pods.get(uid).and_then(|pod| pod.namespaces.as_ref());
+        let claim = namespaces.and_then(|namespaces| namespaces.claim.as_ref());
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
@@ -292,7 +294,8 @@ impl Service {
                             remove_writable_layer(&config)?;
                         }
                     }
-                    records.remove_pod(uid).map_err(|error| Failure::sandbox("record", error))
+                    records.remove_pod(uid).map_err(|error| Failure::sandbox("record", error))?;
+                    claim.map_or(Ok(()), users::release)
                 };
                 (work(), None)
             })

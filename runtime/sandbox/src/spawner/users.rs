@@ -45,18 +45,23 @@ pub fn make(range: UserRange) -> Result<UserNamespaces, Failure> {
 /// Locks the range's byte, by a description of its own: each lasts for itself.
 fn claim(range: UserRange) -> Result<OwnedFd, Failure> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(CLAIMS).map_err(wrap)?;
-    let byte = libc::flock {
-        l_type: libc::F_WRLCK.try_into().map_err(wrap)?,
-        l_whence: libc::SEEK_SET.try_into().map_err(wrap)?,
-        l_start: (range.first / UserRange::LENGTH).into(),
-        l_len: 1,
-        l_pid: 0,
-    };
-    match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
-        Ok(_) => Ok(file.into()),
+    match lock(&file, libc::F_WRLCK, (range.first / UserRange::LENGTH).into(), 1) {
+        Ok(()) => Ok(file.into()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(Failure::UsersTaken),
         Err(errno) => Err(wrap(format!("{CLAIMS}: {errno}"))),
     }
+}
+
+/// Ends a claim, whoever else has inherited its descriptor: the users are anybody's.
+pub fn release(claim: &OwnedFd) -> Result<(), Failure> {
+    lock(claim, libc::F_UNLCK, 0, 0).map_err(|errno| wrap(format!("{CLAIMS}: {errno}")))
+}
+
+/// Of no length is everything.
+fn lock(file: impl AsFd, kind: i32, start: i64, length: i64) -> nix::Result<()> {
+    let [l_type, l_whence] = [kind, libc::SEEK_SET].map(|number| i16::try_from(number).unwrap_or(-1));
+    let bytes = libc::flock { l_type, l_whence, l_start: start, l_len: length, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&bytes)).map(drop)
 }
 
 /// The same numbers for users and groups. Written from outside, so that all of them may be.

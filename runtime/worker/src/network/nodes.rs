@@ -3,6 +3,7 @@
 
 use super::copy::{Copy, Key};
 use crate::context::Context;
+use crate::errors::chain;
 use crate::node::MACHINE_ADDRESS;
 use carob_network::{Doors, Ipv4Net, Ways};
 use futures::TryStreamExt;
@@ -83,10 +84,6 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
             }
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// The blocks of nodes on other machines. Of two nodes with one block the older one has it: nobody takes another's by

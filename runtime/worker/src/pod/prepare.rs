@@ -3,6 +3,7 @@
 use crate::container::env::Facts;
 use crate::container::resources::{PodAmounts, pod_cgroup, pod_requests};
 use crate::context::Context;
+use crate::errors::chain;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
 use crate::network::{bandwidth, host_ports};
@@ -238,16 +239,4 @@ fn sysctls(spec: &PodSpec) -> BTreeMap<String, String> {
         all.insert(sysctl.name.clone(), sysctl.value.clone());
     }
     all
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

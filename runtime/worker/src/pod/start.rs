@@ -1,10 +1,11 @@
 //! One start of one container: image, configuration, sandbox.
 
-use super::prepare::{Sandbox, chain, facts};
+use super::prepare::{Sandbox, facts};
 use crate::container::build::{ContainerPaths, Inputs, build, remove_directory};
 use crate::container::signal::StopSignal;
 use crate::container::{env, resources};
 use crate::context::Context;
+use crate::errors::chain;
 use crate::events::{About, Severity};
 use crate::images;
 use crate::metrics::StartLatency;

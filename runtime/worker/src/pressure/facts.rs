@@ -1,6 +1,6 @@
 //! What is left of the machine.
 
-use super::settings::Signal;
+use crate::settings::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

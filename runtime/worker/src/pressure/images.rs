@@ -1,9 +1,9 @@
 //! Images that nobody uses: removed when they are too old, or when their disk gets full.
 
 use super::facts::Stock;
-use super::settings::NodeSettings;
 use crate::context::Context;
 use crate::events::{About, Severity};
+use crate::settings::NodeSettings;
 use carob_image::ImageSummary;
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;

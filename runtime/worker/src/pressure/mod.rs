@@ -4,10 +4,8 @@
 mod facts;
 mod images;
 mod rank;
-mod settings;
 mod tenants;
 
-pub use settings::{NodeSettings, Signal, Threshold};
 pub use tenants::Tenants;
 
 use crate::admission::Refusal;
@@ -15,6 +13,7 @@ use crate::container::resources::{QosClass, qos_class};
 use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::pod::{Message, Weight, is_critical};
+use crate::settings::{NodeSettings, Signal, Threshold};
 use carob_image::Reference;
 use facts::Stock;
 use k8s_openapi::api::core::v1::PodSpec;

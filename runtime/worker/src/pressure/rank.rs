@@ -1,7 +1,7 @@
 //! Whom to evict first, and what to tell them: Kubernetes' "Node-pressure Eviction".
 
 use super::facts::Stock;
-use super::settings::{Signal, Threshold};
+use crate::settings::{Signal, Threshold};
 use carob_api::quantity::Quantity;
 use std::cmp::Reverse;
 

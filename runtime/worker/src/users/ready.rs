@@ -3,7 +3,7 @@
 
 use super::Ranges;
 use crate::context::Context;
-use crate::pod::chain;
+use crate::errors::chain;
 use carob_network::Link;
 use carob_sandbox::{Runtime, UserNamespaces, UserRange};
 use std::collections::VecDeque;

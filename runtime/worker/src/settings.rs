@@ -50,8 +50,9 @@ pub struct NodeSettings {
 }
 
 impl Default for NodeSettings {
-    /// The kubelet's, but for the number of pods (110), who gets users of their own (who asks), and disks. It evicts where less than 10% and 15% is left: much of a large disk, and more than people's
-    /// own machines often have. An amount is what pods and the store need whatever the disk's size.
+    /// The kubelet's, but for the number of pods (110), who gets users of their own (who asks), and disks. It evicts where
+    /// less than 10% and 15% is left: much of a large disk, and more than people's own machines often have. An amount is
+    /// what pods and the store need whatever the disk's size.
     fn default() -> Self {
         let hard = [
             (Signal::MemoryAvailable, Threshold::Bytes(100 << 20)),
