@@ -52,7 +52,7 @@ impl Annex {
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let outcome = self.threads.spawn(async move { Box::pin(self.agent.run(stop)).await }).await;
         self.threads.shutdown_background();
-        outcome.context("a worker panicked")
+        Ok(outcome.context("a worker panicked")??)
     }
 }
 

@@ -114,6 +114,7 @@ fn parse_credential(reference: &str, text: &str) -> Result<Credential> {
         username: user.to_owned(),
         password: password.to_owned(),
         identity_token: None,
+        shared: true,
     })
 }
 

@@ -19,8 +19,10 @@ mod tasks;
 mod up;
 mod wiring;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -69,9 +71,26 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("carob: {error:#}");
+            if let Some(carob_worker::Error::Spawner) = error.downcast_ref() {
+                eprintln!("carob: cannot start again: {}", start_again());
+            }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Becomes this program anew, with the arguments that it was started with: it finds what there is of pods and goes on from
+/// there, as after any other end. Comes back only with what keeps it from that.
+fn start_again() -> std::io::Error {
+    // Whatever ended the spawner may do so again: not without a pause.
+    std::thread::sleep(Duration::from_secs(1));
+    let own = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    command.args(arguments).exec()
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

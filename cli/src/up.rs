@@ -293,10 +293,7 @@ impl Workers<'_> {
         let agent = self.plan(&first)?.begin(network.clone(), Some(dns)).await?;
         nodes.serve(self.node.to_owned(), agent.router(), tokio::runtime::Handle::current());
         self.gateway.register_metrics(|registry| agent.register_metrics(registry));
-        tasks.spawn("worker", |stop| async move {
-            Box::pin(agent.run(stop)).await;
-            Ok(())
-        });
+        tasks.spawn("worker", |stop| async move { Ok(Box::pin(agent.run(stop)).await?) });
         for number in 2..=self.site.workers() {
             let worker = self.dir.worker(number);
             let node = worker.node(self.node);

@@ -159,6 +159,15 @@ fn pull_secrets_open_registries_that_ask_for_a_password() {
     carob.apply(&with_right.to_string());
     carob.wait_phase("with-right", "Succeeded");
     carob.wait_event("with-right", "Unable to retrieve some image pull secrets (nobody)");
+    // It is here now, for those who could have pulled it, and nobody else is told so.
+    let mut again = using("again", &image, "Never");
+    again["spec"]["imagePullSecrets"] = json!([{"name": "right"}]);
+    carob.apply(&list(&[using("stranger", &image, "Never"), using("curious", &image, "IfNotPresent"), again]));
+    carob.wait_phase("again", "Succeeded");
+    let message = waiting(&carob, "stranger", "ErrImageNeverPull");
+    assert_eq!(message, format!("Container image \"{image}\" is not present with pull policy of Never"));
+    waiting(&carob, "curious", "ImagePullBackOff");
+    carob.wait_event("curious", "pull access denied");
     // As a ServiceAccount's, for all of its pods.
     carob.kubectl(&["patch", "serviceaccount", "default", "-p", r#"{"imagePullSecrets": [{"name": "right"}]}"#]);
     carob.apply(&using("by-account", &image, "Always").to_string());
@@ -174,6 +183,8 @@ fn pull_secrets_open_registries_that_ask_for_a_password() {
         command.output().expect("the binary starts")
     };
     assert!(pull(&format!("{USER}:{PASSWORD}")).status.success());
+    // What the machine's owner has pulled is for everybody.
+    carob.wait_phase("stranger", "Succeeded");
     assert!(text(&pull(&format!("{USER}:open"))).contains("pull access denied"));
 }
 

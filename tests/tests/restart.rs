@@ -282,3 +282,37 @@ fn down_does_not_lose_the_last_usage_to_a_ledger_that_cannot_be_written_nor_wait
     let bill = carob.bill(&["--group-by", "pod"]);
     assert_eq!(bill["rows"].as_array().expect("rows").len(), 2, "{bill}");
 }
+
+/// The process that makes this Carob's containers.
+fn spawner(carob: &Carob) -> Option<i32> {
+    let dir = carob.data_dir().join("sandboxes");
+    let processes = std::fs::read_dir("/proc").expect("procfs").flatten();
+    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.find(|pid| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("comm").trim() == "carob-spawner"
+            && read("cmdline").split('\0').any(|word| dir == std::path::Path::new(word))
+    })
+}
+
+#[test]
+fn when_the_spawner_dies_carob_begins_anew_and_starts_its_containers_again() {
+    let carob = Carob::start(&["busybox"]);
+    carob.apply(COUNTER);
+    carob.kubectl(&["rollout", "status", "deployment/counter", "--timeout=60s"]);
+    let before = container_ids(&carob, "app=counter");
+    let (old, own) = (spawner(&carob).expect("a spawner"), carob.pid());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(old), nix::sys::signal::Signal::SIGKILL).expect("killed");
+    eventually("another spawner is there", || spawner(&carob).is_some_and(|new| new != old));
+    eventually("all run again", || {
+        let ready = ["get", "deployment", "counter", "-o", "jsonpath={.status.readyReplicas}"];
+        carob.run(&ready).stdout == b"3" && container_ids(&carob, "app=counter").is_disjoint(&before)
+    });
+    assert_eq!(carob.pid(), own, "the process is the same, for whoever watches over it");
+    assert!(carob.log().contains("the spawner has ended"), "it says why");
+    assert_eq!(running_containers(&carob), ids_of(&container_ids(&carob, "app=counter")));
+}
+
+fn ids_of(containers: &BTreeSet<String>) -> BTreeSet<String> {
+    containers.iter().map(|id| id.trim_start_matches("carob://").to_owned()).collect()
+}

@@ -129,6 +129,32 @@ fn exec_and_attach_work_over_spdy_as_over_websocket() {
 }
 
 #[test]
+fn a_prompt_is_shown_before_its_line_ends() {
+    let carob = Carob::start(&["busybox"]);
+    let arguments = [
+        "run",
+        "prompt",
+        "-it",
+        "--rm",
+        "--restart=Never",
+        "--image=busybox",
+        "--image-pull-policy=IfNotPresent",
+        "--",
+        "sh",
+    ];
+    let mut shell = Running::on_terminal(&command(&carob, &kubectl_of(35), false, &arguments), 24, 80);
+    // The first prompt may have come before anybody was attached.
+    shell.send("\n");
+    shell.expect("# ");
+    shell.send("printf ab; sleep 1000");
+    shell.expect("printf ab; sleep 1000");
+    shell.send("\n");
+    shell.expect("\r\nab");
+    shell.send("\u{3}exit 3\n");
+    assert_eq!(shell.end().code(), Some(3), "{}", shell.output());
+}
+
+#[test]
 fn a_connection_that_nobody_reads_stops_neither_the_gateway_nor_its_pod() {
     let carob = Carob::start(&["tools"]);
     carob.start_pod(&pod("echo", &[tools("main", &["echo", "--port", "7"])]).to_string(), "echo");

@@ -154,10 +154,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (shown, router, authority) = (Arc::<serve::Shown>::default(), agent.router(), identity.authority.clone());
     let answering = Arc::clone(&shown);
     tasks.spawn("endpoint", |stop| async move { serve::serve(listener, &authority, answering, router, stop).await });
-    tasks.spawn("worker", |stop| async move {
-        Box::pin(agent.run(stop)).await;
-        Ok(())
-    });
+    tasks.spawn("worker", |stop| async move { Ok(Box::pin(agent.run(stop)).await?) });
     let (meter, outbox_client) = (Arc::clone(&outbox), client.clone());
     tasks.spawn("meter", |stop| async move {
         meter.run(stop).await;

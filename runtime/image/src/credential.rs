@@ -20,6 +20,8 @@ pub struct Credential {
     pub password: String,
     /// An OAuth2 refresh token in place of username and password.
     pub identity_token: Option<String>,
+    /// Its owner's image may be used by everybody here: it is the machine's own, and not a pod's.
+    pub shared: bool,
 }
 
 impl fmt::Debug for Credential {
@@ -72,7 +74,7 @@ pub fn docker_config_json(json: &[u8]) -> Result<Vec<Credential>, Error> {
                     pair.ok_or_else(|| malformed(format!("auths[{registry:?}].auth is not base64 of user:password")))?;
                 (username.to_owned(), password.to_owned())
             };
-            Ok(Credential { registry, username, password, identity_token: auth.identity_token })
+            Ok(Credential { registry, username, password, identity_token: auth.identity_token, shared: false })
         })
         .collect()
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::access::Access;
 use crate::document::{Configuration, Document, choose};
 use crate::layer::{Expected, unpack_stream};
 use crate::{Error, Image, ImageConfig, Limits};
@@ -37,6 +38,7 @@ pub fn image(layers: Vec<PathBuf>, config: ImageConfig) -> Image {
         config,
         layers,
         size: 0,
+        access: Access::Anybody,
         leases: Arc::new([]),
     }
 }

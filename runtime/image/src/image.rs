@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::access::Access;
 use crate::merged::Merged;
 use crate::store::LayerLease;
-use crate::{Error, user};
+use crate::{Credential, Error, user};
 
 /// An image whose layers are unpacked on this machine.
 ///
@@ -27,8 +28,17 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Bytes transported for the layers and the configuration.
     pub size: u64,
+    pub(crate) access: Access,
     /// Also of layers that are here in another form than they are mounted in.
     pub(crate) leases: Arc<[Arc<LayerLease>]>,
+}
+
+impl Image {
+    /// Whether it may be used by who has these credentials for its registry, without asking that. It may be by everybody if
+    /// it was imported, or pulled without credentials or with the machine's own.
+    pub fn is_for(&self, credentials: &[Credential]) -> bool {
+        self.access.is_for(credentials)
+    }
 }
 
 /// The parts of an OCI image configuration that a container's start depends on.

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use tokio::sync::{Semaphore, watch};
 
+use crate::access::Access;
 use crate::digest::Digest;
 use crate::document::Configuration;
 use crate::flight::{Flight, Flights};
@@ -215,10 +216,10 @@ impl Drop for Stop {
 }
 
 /// Where an image came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A registry.
-    Registry,
+    /// A registry, which let these have it.
+    Registry(Access),
     /// An archive or a folder.
     Import,
 }
@@ -232,6 +233,13 @@ pub(crate) fn commit(
     origin: Origin,
 ) -> Result<Image, Error> {
     let mounted = variant::fit(&inner.store, layers)?;
+    let imported = origin == Origin::Import;
+    let access = match origin {
+        Origin::Registry(access) => access,
+        Origin::Import => Access::Anybody,
+    };
+    let before = inner.store.record(reference)?.filter(|record| record.manifest == documents.manifest_digest);
+    let access = before.map_or(access.clone(), |before| before.access.or(access));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let names = |layers: &[Arc<LayerLease>]| layers.iter().map(|layer| layer.name.clone()).collect();
     let record = Record {
@@ -243,7 +251,8 @@ pub(crate) fn commit(
         sources: names(layers),
         size: documents.manifest.config.size + documents.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
         created_at: now,
-        imported: origin == Origin::Import,
+        imported,
+        access,
     };
     let same = |old: &Record| Record { created_at: now, ..old.clone() } == record;
     if !inner.store.record(reference)?.as_ref().is_some_and(same) {
@@ -281,6 +290,7 @@ fn image(record: &Record, config: &Configuration, mounted: &[Arc<LayerLease>], s
         config: config.run.clone(),
         layers: mounted.iter().rev().map(|layer| layer.path.clone()).collect(),
         size: record.size,
+        access: record.access.clone(),
         leases: mounted.iter().chain(sources).cloned().collect(),
     }
 }

@@ -4,6 +4,7 @@
 //! [`Images::pull`] and [`Images::import`] fill it, [`Images::get`] answers what is there, [`Images::collect_garbage`]
 //! removes what nothing names and nobody uses. An [`Image`] in hand keeps its own layers from being collected.
 
+mod access;
 mod config;
 mod credential;
 mod digest;

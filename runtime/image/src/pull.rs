@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes};
 use futures::future::try_join_all;
 use tokio::sync::{mpsc, watch};
 
+use crate::access::Access;
 use crate::digest::Digest;
 use crate::document::{Configuration, Document, Manifest, Part, choose};
 use crate::images::{Inner, Origin};
@@ -48,9 +49,13 @@ pub(crate) async fn pull(
     }
     let mut last = Error::Cancelled;
     for candidate in candidates {
+        let access = Access::by(candidate.as_ref());
         let session = Arc::new(inner.registries.session(&reference, candidate)?);
         match documents(&inner, &session, &reference).await {
-            Ok(documents) => return fetch(inner, session, &reference, documents, steps).await,
+            Ok(documents) => {
+                let origin = Origin::Registry(access);
+                return fetch(inner, session, &reference, documents, (origin, steps)).await;
+            }
             Err(error @ Error::Unauthorized { .. }) => last = error,
             Err(error) => return Err(error),
         }
@@ -106,7 +111,7 @@ async fn fetch(
     session: Arc<Session>,
     reference: &Reference,
     documents: Documents,
-    steps: watch::Sender<Steps>,
+    (origin, steps): (Origin, watch::Sender<Steps>),
 ) -> Result<Image, Error> {
     let parts = documents.manifest.layers.iter();
     steps.send_replace(
@@ -140,7 +145,7 @@ async fn fetch(
         }
     })?;
     let reference = reference.clone();
-    inner.blocking(move |inner| crate::images::commit(inner, &reference, &documents, &layers, Origin::Registry)).await
+    inner.blocking(move |inner| crate::images::commit(inner, &reference, &documents, &layers, origin)).await
 }
 
 /// Has one layer in place, unpacking it while it downloads.

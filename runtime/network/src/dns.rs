@@ -4,6 +4,7 @@
 //! It listens on the worker's own address among the pods; the `kube-dns` Service leads there. What it knows by itself is
 //! answered at once; what it has to ask for is a task of its own, so no question waits for another's.
 
+mod callers;
 mod forward;
 mod names;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use names::{NamedEndpoint, NamedPort, ServiceNames};
 
+use callers::Callers;
 use forward::Forwarder;
 use names::{Answer, Names};
 
@@ -107,6 +109,7 @@ impl Dns {
         let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let mut datagram = vec![0; 4096];
+        let callers = Callers::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -116,7 +119,16 @@ impl Dns {
                     self.datagram(&udp, &datagram[..length], peer);
                 }
                 accepted = tcp.accept() => match accepted {
-                    Ok((stream, _)) => drop(tokio::spawn(self.clone().connection(stream))),
+                    Ok((stream, peer)) => {
+                        // Who has too many is closed at once, and asks again.
+                        if let Some(place) = callers.admit(peer.ip()) {
+                            let connection = self.clone().connection(stream);
+                            tokio::spawn(async move {
+                                connection.await;
+                                drop(place);
+                            });
+                        }
+                    }
                     // Out of descriptors, most likely.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },

@@ -251,15 +251,23 @@ impl Terminal {
     fn open(size: Option<(u16, u16)>) -> Result<Self, Failure> {
         const DEVPTS: i64 = 0x1cd1;
         let wrap = |errno: nix::errno::Errno| Failure::sandbox("terminal", errno);
+        // Opening a device does something: only what a devpts has under this name is opened.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let pts = openat(nix::fcntl::AT_FDCWD, Path::new("/dev/pts"), flags, Mode::empty()).map_err(wrap)?;
+        if fstatfs(&pts).map_err(wrap)?.filesystem_type() != FsType(DEVPTS) {
+            return Err(Failure::sandbox("terminal", "/dev/pts in the container is no devpts"));
+        }
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let master = openat(nix::fcntl::AT_FDCWD, Path::new("/dev/pts/ptmx"), flags, Mode::empty()).map_err(wrap)?;
-        let stat = fstat(&master).map_err(wrap)?;
-        let real = fstatfs(&master).map_err(wrap)?.filesystem_type() == FsType(DEVPTS)
+        let place = openat(&pts, Path::new("ptmx"), flags - OFlag::O_RDWR | OFlag::O_PATH, Mode::empty());
+        let place = place.map_err(wrap)?;
+        let stat = fstat(&place).map_err(wrap)?;
+        let real = fstatfs(&place).map_err(wrap)?.filesystem_type() == FsType(DEVPTS)
             && SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT) == SFlag::S_IFCHR
             && (libc::major(stat.st_rdev), libc::minor(stat.st_rdev)) == (5, 2);
         if !real {
             return Err(Failure::sandbox("terminal", "/dev/pts/ptmx in the container is not a terminal multiplexer"));
         }
+        let master = openat(&pts, Path::new("ptmx"), flags, Mode::empty()).map_err(wrap)?;
         let unlock: libc::c_int = 0;
         // SAFETY: the argument is an int that outlives the call.
         if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) } < 0 {

@@ -102,8 +102,8 @@ impl Admission {
     fn check<'a>(&self, wanted: PodAmounts, others: impl Iterator<Item = &'a Held>) -> Result<(), Refusal> {
         let mut count: i64 = 0;
         let used = others.inspect(|_| count += 1).fold(PodAmounts::default(), |sum, pod| PodAmounts {
-            cpu_millis: sum.cpu_millis + pod.amounts.cpu_millis,
-            memory_bytes: sum.memory_bytes + pod.amounts.memory_bytes,
+            cpu_millis: sum.cpu_millis.saturating_add(pod.amounts.cpu_millis),
+            memory_bytes: sum.memory_bytes.saturating_add(pod.amounts.memory_bytes),
             huge_pages: sum.huge_pages.with(pod.amounts.huge_pages, i64::saturating_add),
         });
         let whole = self.allocatable;
@@ -116,7 +116,7 @@ impl Admission {
             (size.refusal, size.resource, bytes, used.huge_pages.of_size(size), whole.huge_pages.of_size(size))
         });
         for (reason, resource, requested, used, capacity) in checks.into_iter().chain(huge) {
-            if requested > 0 && used + requested > capacity {
+            if requested > 0 && used.saturating_add(requested) > capacity {
                 let message = format!(
                     "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
                 );
@@ -161,6 +161,24 @@ mod tests {
         admission.admit("a", &spec("600m")).unwrap();
         admission.release("a");
         admission.admit("b", &spec("500m")).unwrap();
+    }
+
+    #[test]
+    fn no_amount_is_so_large_that_it_fits() {
+        let allocatable =
+            Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10, huge_pages: HugePages::default() };
+        let admission = Admission::new(allocatable);
+        let all = |amount: &str| -> PodSpec {
+            let amounts = json!({"requests": {"memory": amount}});
+            serde_json::from_value(json!({"overhead": {"memory": amount}, "containers": [
+                {"name": "c", "resources": amounts}, {"name": "d", "resources": amounts}]}))
+            .unwrap()
+        };
+        admission.admit("small", &spec("1m")).unwrap();
+        admission.readmit("there", &all("9223372036854775807"));
+        for amount in ["9223372036854775807", "1Mi"] {
+            assert_eq!(admission.admit("late", &all(amount)).unwrap_err().reason, "OutOfmemory", "{amount}");
+        }
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl CredentialProviders {
                 username,
                 password,
                 identity_token: None,
+                shared: true,
             })
             .collect();
         let lasting = response.cache_duration.as_deref().unwrap_or(&provider.default_cache_duration);

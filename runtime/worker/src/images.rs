@@ -41,12 +41,13 @@ pub(crate) async fn ensure(ctx: &Context, pod: &Pod, container: &Container) -> R
     let policy = policy(container);
     if policy != "Always" {
         match ctx.images.get(name).await {
-            Ok(Some(image)) => {
+            Ok(Some(image)) if image.is_for(&[]) || image.is_for(&credentials(ctx, pod).await) => {
                 let text = format!("Container image \"{name}\" already present on machine");
                 ctx.events.record(about(), Severity::Normal, "Pulled", text);
                 return Ok(Ready { image, pulled: None });
             }
-            Ok(None) => {}
+            // Who could not have pulled it isn't told that it is here.
+            Ok(_) => {}
             Err(error) if error.reason() == "InvalidImageName" => return Err(refused(ctx, about(), &error, name)),
             Err(error) => tracing::warn!(image = name, error = error.describe(), "the image store could not be read"),
         }

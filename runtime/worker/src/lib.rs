@@ -44,7 +44,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// What keeps a worker from starting.
+/// What keeps a worker from starting, or from going on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -66,6 +66,10 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The process that makes containers has ended. The next one ends what is left of them; a worker that starts then finds
+    /// their ends, and starts them again.
+    #[error("the spawner has ended")]
+    Spawner,
 }
 
 /// One node's agent. [`Worker::run`] registers the node and runs its pods; [`Worker::router`] answers for their logs and
@@ -91,17 +95,23 @@ impl Worker {
 
     /// Runs until `shutdown` is cancelled. Containers keep running then: the next worker adopts them. A second call
     /// returns at once.
-    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) -> Result<(), Error> {
         let inherited = self.inherited.lock().ok().and_then(|mut guard| guard.take());
-        let Some((recovered, exits, network)) = inherited else { return };
+        let Some((recovered, exits, network)) = inherited else { return Ok(()) };
+        let shutdown = shutdown.child_token();
         let node = node::run(self.context.clone(), shutdown.clone());
-        let pods = pods::run(self.context.clone(), recovered, exits, shutdown.clone());
+        let pods = async {
+            let outcome = pods::run(self.context.clone(), recovered, exits, shutdown.clone()).await;
+            shutdown.cancel();
+            outcome
+        };
         let events = self.context.events.clone().run(self.context.client.clone(), shutdown.clone());
         let network = network::run(self.context.clone(), network, shutdown.clone());
         let pressure = pressure::run(self.context.clone(), shutdown.clone());
         let homes = users::keep(&self.context, shutdown.clone());
-        tokio::join!(node, pods, events, network, pressure, homes);
+        let (_, outcome, ..) = tokio::join!(node, pods, events, network, pressure, homes);
         self.context.interests.clear();
+        outcome
     }
 
     /// Adds the worker's metrics to a registry that somebody shows.

@@ -1,5 +1,6 @@
 //! The pods of this node: one watch, one actor per pod, and what an earlier process left behind.
 
+use crate::Error;
 use crate::context::Context;
 use crate::pod::{Message, actor};
 use carob_sandbox::{Exit, RecoveredPod};
@@ -12,13 +13,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Runs pods until `shutdown`; their containers go on running.
+/// Runs pods until `shutdown`; their containers go on running. An error when the spawner has ended, and they with it.
 pub(crate) async fn run(
     ctx: Arc<Context>,
     recovered: Vec<RecoveredPod>,
     mut exits: mpsc::UnboundedReceiver<Exit>,
     shutdown: CancellationToken,
-) {
+) -> Result<(), Error> {
     let mut pods = Pods::new(ctx.clone(), recovered);
     let api: Api<Pod> = Api::all(ctx.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.node));
@@ -26,11 +27,11 @@ pub(crate) async fn run(
     let mut stream = std::pin::pin!(stream);
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(exit) = exits.recv() => pods.exited(exit),
+            () = shutdown.cancelled() => return Ok(()),
+            exit = exits.recv() => pods.exited(exit.ok_or(Error::Spawner)?),
             event = stream.try_next() => match event {
                 Ok(Some(event)) => pods.heard(event),
-                Ok(None) => return,
+                Ok(None) => return Ok(()),
                 // It begins again by itself, with a back-off, and lists anew where it has to.
                 Err(error) => tracing::debug!(%error, "the watch of this node's pods is being renewed"),
             },

@@ -486,10 +486,6 @@ fn mebibytes(count: f64) -> f64 {
     count * f64::from(1 << 20)
 }
 
-fn bytes(count: u64) -> f64 {
-    number(count)
-}
-
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
 fn number(count: u64) -> f64 {
     count as f64

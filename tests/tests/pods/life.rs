@@ -85,6 +85,7 @@ fn ends_are_reported_with_codes_signals_and_messages() {
     let message = shell_pod("message", "printf 'disk on fire' > /dev/termination-log; exit 3");
     let mut from_logs = shell_pod("from-logs", "echo last words; exit 4");
     from_logs["spec"]["containers"][0]["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    let long = shell_pod("long", "printf '%05000d the end' 0 > /dev/termination-log");
     let mut elsewhere = shell_pod("elsewhere", "printf here > /tmp/message");
     elsewhere["spec"]["containers"][0]["terminationMessagePath"] = json!("/tmp/message");
     let signal = shell_pod("signal", "kill -SEGV $$$$; sh -c 'kill -9 $$$$'; exit $?");
@@ -92,7 +93,7 @@ fn ends_are_reported_with_codes_signals_and_messages() {
     let missing = with(shell_pod("missing", ""), "/spec/containers/0/command", json!(["/no/such/program"]));
     let directory = with(shell_pod("directory", ""), "/spec/containers/0/command", json!(["/etc"]));
     let quick = shell_pod("quick", "exit 0");
-    carob.apply(&list(&[message, from_logs, elsewhere, signal, two, missing, directory, quick]));
+    carob.apply(&list(&[message, long, from_logs, elsewhere, signal, two, missing, directory, quick]));
     let ended = |name: &str, phase: &str| {
         carob.wait_phase(name, phase);
         carob.get(&["pod", name])["status"]["containerStatuses"][0]["state"]["terminated"].clone()
@@ -106,6 +107,9 @@ fn ends_are_reported_with_codes_signals_and_messages() {
     assert!(state["startedAt"].as_str() <= state["finishedAt"].as_str() && state["finishedAt"].is_string(), "{state}");
     assert_eq!(ended("from-logs", "Failed")["message"], "last words\n");
     assert_eq!(ended("elsewhere", "Succeeded")["message"], "here");
+    let state = ended("long", "Succeeded");
+    let shown = state["message"].as_str().expect("a message");
+    assert!(shown.len() == 4096 && shown.ends_with("0 the end"), "of a long one the end is kept: {shown}");
     // $$$$ is $$ to the shell. What pid 1 sends itself has no default action in its own namespace; for its child it has.
     let state = ended("signal", "Failed");
     assert_eq!(state["exitCode"], 137, "{state}");

@@ -84,6 +84,8 @@ const CALLS: &[(&str, libc::c_long, &[i64])] = &[
     ("syslog", libc::SYS_syslog, &[3, 0, 0]),
     ("vhangup", libc::SYS_vhangup, &[]),
     ("vsock", libc::SYS_socket, &[40, 1, 0]),
+    // The kernel looks at the lower half alone.
+    ("vsock, with more in the register", libc::SYS_socket, &[40 | 1 << 32, 1, 0]),
     ("kcmp", libc::SYS_kcmp, &[1, 1, 0, 0, 0]),
 ];
 

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, file_name, folder};
+use crate::access::Access;
 use crate::digest::Digest;
 use crate::{Error, Reference};
 
@@ -29,6 +30,9 @@ pub(crate) struct Record {
     /// Imported by hand: no registry would give it back.
     #[serde(default)]
     pub imported: bool,
+    /// Who may use it.
+    #[serde(default)]
+    pub access: Access,
 }
 
 #[derive(Deserialize, Serialize)]

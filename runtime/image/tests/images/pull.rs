@@ -212,6 +212,7 @@ async fn private_images_need_the_right_credentials() {
         username: username.to_owned(),
         password: password.to_owned(),
         identity_token: token.map(str::to_owned),
+        shared: false,
     };
     // user:pass
     let basic = "Basic dXNlcjpwYXNz";
@@ -229,6 +230,9 @@ async fn private_images_need_the_right_credentials() {
         disk.assert_nothing_left();
         let keys = [key(&registry, "user", "wrong", None), key(&registry, "user", "pass", None)];
         disk.images.pull(&name, &keys, &()).await.unwrap();
+        // What one has pulled is not for all others.
+        let image = disk.images.get(&name).await.unwrap().unwrap();
+        assert!(image.is_for(&keys) && !image.is_for(&keys[..1]) && !image.is_for(&[]));
         if matches!(login, Login::Bearer { .. }) {
             let token = [key(&registry, "", "", Some("again"))];
             Disk::new().images.pull(&name, &token, &()).await.unwrap();
@@ -245,7 +249,7 @@ async fn a_pull_is_not_shared_with_who_may_not_pull() {
     let layer = Registry::blob_path("app", &built.layers[0]);
     registry.fault(&layer, Fault::Stall(100));
     let (username, password) = ("user".to_owned(), "pass".to_owned());
-    let key = Credential { registry: registry.address.clone(), username, password, identity_token: None };
+    let key = Credential { registry: registry.address.clone(), username, password, ..Credential::default() };
     let (images, name) = (disk.images.clone(), registry.image("app:v1"));
     let allowed = tokio::spawn(async move { images.pull(&name, &[key], &()).await });
     registry.requested(&layer).await;

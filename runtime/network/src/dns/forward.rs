@@ -23,6 +23,8 @@ const ROUNDS: usize = 2;
 const AT_ONCE: usize = 1024;
 /// How many answers are remembered, and for how long at most.
 const REMEMBERED: usize = 10_000;
+/// Longer answers aren't remembered: who asks for many must not fill the memory with them.
+const REMEMBERED_BYTES: usize = 4096;
 const LONGEST: Duration = Duration::from_secs(300);
 /// For how long it is remembered that there is nothing, where the answer doesn't say.
 const NOTHING: Duration = Duration::from_secs(5);
@@ -79,6 +81,9 @@ impl Forwarder {
 
     fn remember(&self, key: (Name, RecordType), answer: &Message) {
         let Some(time) = time_to_keep(answer) else { return };
+        if !answer.to_vec().is_ok_and(|bytes| bytes.len() <= REMEMBERED_BYTES) {
+            return;
+        }
         let now = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= REMEMBERED {

@@ -94,7 +94,7 @@ pub(super) fn apply(cgroup: &Cgroup<'_>, rules: &DeviceRules<'_>) -> Result<(), 
             let directory = cgroup.directory(hierarchy);
             v2(&directory, &list).map_err(at(&directory))
         }
-        None => Ok(()),
+        None => Err(at(Path::new("devices"))(io::Error::other("no hierarchy keeps devices from a container"))),
     }
 }
 

@@ -43,7 +43,12 @@ impl LineSplitter {
         }
     }
 
-    /// The stream has ended: what has no line end is a piece without one.
+    /// Whether something has no end yet.
+    pub fn is_open(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// What has no line end becomes a piece without one: the stream has ended, or somebody may wait to see it.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
             let prefix = self.prefix();

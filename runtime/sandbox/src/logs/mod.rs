@@ -19,12 +19,15 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What one container may put through per turn, so that a flood starves nobody.
 const READ_PER_TURN: usize = 64 * 1024;
 /// Reads per stream of a container that has ended. A pipe holds 1 MiB at most (fs.pipe-max-size) and a terminal less than
 /// 100 KiB, in reads of 4 KiB: what comes later is of another process that has got hold of the stream.
 const READS_AT_END: usize = 64;
+/// How long a line on a terminal may stay without an end before what is there of it is written.
+const TERMINAL_PAUSE: Duration = Duration::from_millis(10);
 /// The socket's place among the tokens of the streams.
 const SOCKET: u64 = u64::MAX;
 
@@ -142,6 +145,8 @@ struct Stream {
     log: u64,
     fd: OwnedFd,
     lines: LineSplitter,
+    /// Somebody may sit before it who looks at every character: a prompt has no line end, and comes soon nevertheless.
+    terminal: bool,
 }
 
 struct State {
@@ -150,6 +155,8 @@ struct State {
     streams: HashMap<u64, Stream>,
     next: u64,
     buffer: Vec<u8>,
+    /// When the beginnings of lines on terminals are written.
+    flush: Option<Instant>,
 }
 
 /// What came of one read.
@@ -167,7 +174,7 @@ fn run(socket: OwnedFd) -> io::Result<()> {
     memory::give_back();
     // The spawner's end is not the containers' end: what they still write is written.
     while socket.is_some() || !state.streams.is_empty() {
-        let count = match state.epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match state.epoll.wait(&mut events, state.patience()) {
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
@@ -195,6 +202,9 @@ fn run(socket: OwnedFd) -> io::Result<()> {
                 Ok(None) | Err(_) => socket = None,
             }
         }
+        if state.flush.is_some_and(|at| at <= Instant::now()) {
+            state.flush();
+        }
     }
     Ok(())
 }
@@ -207,6 +217,7 @@ impl State {
             streams: HashMap::new(),
             next: 0,
             buffer: vec![0; READ_PER_TURN],
+            flush: None,
         })
     }
 
@@ -217,7 +228,8 @@ impl State {
         for (fd, name) in fds.into_iter().zip(NAMES) {
             match self.follow(&fd) {
                 Ok(token) => {
-                    self.streams.insert(token, Stream { log, fd, lines: LineSplitter::new(name) });
+                    let terminal = nix::unistd::isatty(&fd).unwrap_or(false);
+                    self.streams.insert(token, Stream { log, fd, lines: LineSplitter::new(name), terminal });
                     streams.push(token);
                 }
                 Err(error) => eprintln!("log pump: {name} of {} is not followed: {error}", path.display()),
@@ -251,12 +263,35 @@ impl State {
                 let mut out = Vec::with_capacity(length + 128);
                 stream.lines.push(&self.buffer[..length], &mut out);
                 log.file.append(&out);
+                if stream.terminal && stream.lines.is_open() {
+                    self.flush.get_or_insert_with(|| Instant::now() + TERMINAL_PAUSE);
+                }
                 Progress::More
             }
             Err(Errno::EAGAIN) => Progress::Empty,
             Err(Errno::EINTR) => Progress::More,
             // EIO is a terminal's end of file.
             Err(_) => Progress::End,
+        }
+    }
+
+    /// How long to wait for something to read.
+    fn patience(&self) -> EpollTimeout {
+        let Some(at) = self.flush else { return EpollTimeout::NONE };
+        // Rounded up: a timeout of 0 would spin.
+        let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
+        EpollTimeout::from(u16::try_from(left).unwrap_or(u16::MAX))
+    }
+
+    /// Writes the beginnings of lines on terminals.
+    fn flush(&mut self) {
+        self.flush = None;
+        for stream in self.streams.values_mut().filter(|stream| stream.terminal) {
+            let mut out = Vec::new();
+            stream.lines.finish(&mut out);
+            if let Some(log) = self.logs.get_mut(&stream.log) {
+                log.file.append(&out);
+            }
         }
     }
 
@@ -333,7 +368,7 @@ mod tests {
         state.open(3, path.clone(), Vec::new());
         // Not through `open`: epoll doesn't take this device.
         let endless = File::open("/dev/zero").expect("device").into();
-        state.streams.insert(9, Stream { log: 3, fd: endless, lines: LineSplitter::new("stdout") });
+        state.streams.insert(9, Stream { log: 3, fd: endless, lines: LineSplitter::new("stdout"), terminal: false });
         state.logs.get_mut(&3).expect("opened").streams.push(9);
         assert_eq!(state.end(3).log, 3);
         assert!(state.streams.is_empty());
@@ -367,6 +402,28 @@ mod tests {
         }
         assert!(text(&bad).ends_with(" stderr F first\n") && text(&good).ends_with(" stdout F second\n"));
         drop(ours);
+        pump.join().expect("thread").expect("pump");
+    }
+    #[test]
+    fn a_prompt_on_a_terminal_is_written_before_its_line_ends() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("tty.log");
+        let pair = nix::pty::openpty(None, None).expect("terminal");
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
+        let pump = std::thread::spawn(move || run(theirs));
+        let open = Command::Open { log: 1, path: path.clone() };
+        protocol::send(ours.as_fd(), &open, &[pair.master.as_fd()]).expect("send");
+        let mut terminal = File::from(pair.slave);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for (typed, shown) in [("/ # ", " stdout P / # \n"), ("ls\n", " stdout F ls\r\n")] {
+            terminal.write_all(typed.as_bytes()).expect("write");
+            while !fs::read_to_string(&path).is_ok_and(|log| log.ends_with(shown)) {
+                assert!(Instant::now() < deadline, "{shown:?} in {:?}", fs::read_to_string(&path));
+                std::thread::yield_now();
+            }
+        }
+        drop((ours, terminal));
         pump.join().expect("thread").expect("pump");
     }
 }

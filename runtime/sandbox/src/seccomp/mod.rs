@@ -77,6 +77,11 @@ fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Seccomp
     SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value).map_err(SeccompError::Compile)
 }
 
+/// The same for what the kernel takes as an int: the upper half of the register means nothing to it.
+fn int_condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, SeccompError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(SeccompError::Compile)
+}
+
 fn only_if(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, SeccompError> {
     SeccompRule::new(conditions).map_err(SeccompError::Compile)
 }

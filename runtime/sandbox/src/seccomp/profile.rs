@@ -1,6 +1,6 @@
 //! The runtime's default profile: containerd's allow-list as data, cut to a container's capabilities.
 
-use super::{Filters, Rules, SeccompError, compile, condition, only_if, table};
+use super::{Filters, Rules, SeccompError, compile, int_condition, only_if, table};
 use crate::capabilities::CapabilitySet;
 use seccompiler::{SeccompAction, SeccompCmpOp, sock_filter};
 
@@ -80,15 +80,15 @@ pub fn runtime_default(capabilities: CapabilitySet) -> Result<Filters, SeccompEr
             allow(&mut rules, names);
         }
     }
-    rules.insert(libc::SYS_socket, vec![only_if(vec![condition(0, SeccompCmpOp::Ne, AF_VSOCK)?])?]);
+    rules.insert(libc::SYS_socket, vec![only_if(vec![int_condition(0, SeccompCmpOp::Ne, AF_VSOCK)?])?]);
     let mut personalities = Vec::new();
     for value in PERSONALITIES {
-        personalities.push(only_if(vec![condition(0, SeccompCmpOp::Eq, value)?])?);
+        personalities.push(only_if(vec![int_condition(0, SeccompCmpOp::Eq, value)?])?);
     }
     rules.insert(libc::SYS_personality, personalities);
     let admin = capabilities.has("CAP_SYS_ADMIN");
     if !admin {
-        let plain = condition(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
+        let plain = int_condition(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
         rules.insert(libc::SYS_clone, vec![only_if(vec![plain])?]);
     }
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());

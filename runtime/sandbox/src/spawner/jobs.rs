@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 /// A job that takes longer than this is killed, in seconds: libcontainer's processes wait for each other without end.
 const PATIENCE: u32 = 120;
@@ -16,6 +17,8 @@ const PATIENCE: u32 = 120;
 pub struct Job {
     /// Process id.
     pub pid: i32,
+    /// Before it was forked.
+    pub began: Instant,
     socket: OwnedFd,
 }
 
@@ -26,9 +29,10 @@ pub struct Job {
 #[expect(unsafe_code, reason = "forks")]
 pub unsafe fn start<T: Serialize>(work: impl FnOnce() -> (T, Option<OwnedFd>)) -> io::Result<Job> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let began = Instant::now();
     // SAFETY: the caller vouches for the single thread.
     match unsafe { process::fork() }? {
-        Fork::Parent(pid) => Ok(Job { pid, socket: ours }),
+        Fork::Parent(pid) => Ok(Job { pid, began, socket: ours }),
         Fork::Child => {
             drop(ours);
             process::reset_signals();

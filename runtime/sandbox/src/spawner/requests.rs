@@ -29,6 +29,10 @@ fn done() -> Handled {
     Ok(Some((Answer::Done, Vec::new())))
 }
 
+fn being_removed() -> Failure {
+    Failure::sandbox("pod", "what was there before under this uid is still being removed")
+}
+
 impl Service {
     /// Carries out one request, or starts the job that does.
     pub fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) {
@@ -57,7 +61,7 @@ impl Service {
             Ask::MountTmpfs { pod, path, size, page } => self.mount_tmpfs(&pod, &path, size, page),
             Ask::PodNetwork { uid } => self.pod_network(&uid),
             // What an earlier gateway has begun is in the list, too: it waits for that.
-            Ask::List if self.is_starting() => {
+            Ask::List if self.is_changing() => {
                 self.lists.push(id);
                 Ok(None)
             }
@@ -122,6 +126,9 @@ impl Service {
         }
         if self.pods.contains_key(&config.uid) {
             return Err(Failure::PodExists(config.uid));
+        }
+        if self.is_being_removed(&config.uid) || self.half_removed.contains(&config.uid) {
+            return Err(being_removed());
         }
         let missing = || Failure::config("netns", "did not arrive");
         let given = match (config.users, netns) {
@@ -258,13 +265,16 @@ impl Service {
         }
         .map_err(|error| Failure::sandbox("fork", error))?;
         self.containers.remove(id);
-        self.jobs.insert(job.pid, (job, Purpose::Remove { request }));
+        self.jobs.insert(job.pid, (job, Purpose::Remove { request, pod: None }));
         Ok(None)
     }
 
     #[expect(unsafe_code, reason = "forks")]
     fn remove_pod(&mut self, request: u64, uid: &str) -> Handled {
-        if !self.pods.contains_key(uid) {
+        if self.is_being_removed(uid) {
+            return Err(being_removed());
+        }
+        if !self.pods.contains_key(uid) && !self.half_removed.remove(uid) {
             return done();
         }
         // Builders at work in it are killed with its cgroup; those that have not entered it are stopped here.
@@ -308,7 +318,7 @@ impl Service {
         }
         self.containers.retain(|_, container| container.pod != uid);
         self.pods.remove(uid);
-        self.jobs.insert(job.pid, (job, Purpose::Remove { request }));
+        self.jobs.insert(job.pid, (job, Purpose::Remove { request, pod: Some(uid.to_owned()) }));
         Ok(None)
     }
 
@@ -349,13 +359,20 @@ impl Service {
         Ok(Some((Answer::Done, vec![copy])))
     }
 
-    fn is_starting(&self) -> bool {
+    /// Whether a container is being made or a pod removed: a list would be about neither.
+    fn is_changing(&self) -> bool {
         self.containers.values().any(|container| matches!(container.state, State::Starting { .. }))
+            || self.jobs.values().any(|(_, purpose)| matches!(purpose, Purpose::Remove { pod: Some(_), .. }))
+    }
+
+    fn is_being_removed(&self, uid: &str) -> bool {
+        let removes = |purpose: &Purpose| matches!(purpose, Purpose::Remove { pod: Some(pod), .. } if pod == uid);
+        self.jobs.values().any(|(_, purpose)| removes(purpose))
     }
 
     /// Answers the lists that waited.
     pub fn answer_lists(&mut self) {
-        if self.lists.is_empty() || self.is_starting() {
+        if self.lists.is_empty() || self.is_changing() {
             return;
         }
         for id in std::mem::take(&mut self.lists) {

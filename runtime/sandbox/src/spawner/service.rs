@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{SockFlag, accept4};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -133,6 +133,8 @@ pub enum Purpose {
     Remove {
         /// The request.
         request: u64,
+        /// The pod, where it is a whole one.
+        pod: Option<String>,
     },
 }
 
@@ -141,6 +143,12 @@ pub enum Purpose {
 enum Child {
     Init(ContainerId),
     Exec(u64),
+}
+
+struct Unclaimed {
+    death: Death,
+    at: Timestamp,
+    seen: Instant,
 }
 
 /// Everything.
@@ -159,11 +167,13 @@ pub struct Service {
     pub(super) ending: bool,
     /// Other runtimes have a place to keep what they know.
     pub(super) foreign_ready: bool,
-    /// Requests for a list that wait until no container is starting.
+    /// Requests for a list that wait until no container is starting and no pod is being removed.
     pub(super) lists: Vec<u64>,
+    /// Pods whose removal failed half way.
+    pub(super) half_removed: HashSet<String>,
     children: HashMap<i32, Child>,
     /// Deaths of processes whose builder has not yet said who they are.
-    unclaimed: BTreeMap<i32, (Death, Timestamp)>,
+    unclaimed: BTreeMap<i32, Unclaimed>,
     clients: Vec<Client>,
     signals: SignalFd,
     listener: OwnedFd,
@@ -224,6 +234,7 @@ impl Service {
             lists: Vec::new(),
             children: HashMap::new(),
             unclaimed: BTreeMap::new(),
+            half_removed: HashSet::new(),
             clients: Vec::new(),
             signals,
             listener,
@@ -377,12 +388,13 @@ impl Service {
                 eprintln!("the log pump has died: {death:?}");
                 self.restart_pump();
             } else {
-                self.unclaimed.insert(death.pid, (death, Timestamp::now()));
+                let unclaimed = Unclaimed { death, at: Timestamp::now(), seen: Instant::now() };
+                self.unclaimed.insert(death.pid, unclaimed);
             }
         }
-        if self.jobs.is_empty() {
-            self.unclaimed.clear();
-        }
+        // No job can speak of what died before it began: another process may have that number by now.
+        let oldest = self.jobs.values().map(|(job, _)| job.began).min();
+        self.unclaimed.retain(|_, unclaimed| oldest.is_some_and(|oldest| unclaimed.seen >= oldest));
     }
 
     /// A builder says that this process is a container's init. It may have died already.
@@ -397,7 +409,7 @@ impl Service {
 
     fn adopt(&mut self, pid: i32, child: Child) {
         match self.unclaimed.remove(&pid) {
-            Some((death, at)) => self.child_died(child, death, at),
+            Some(Unclaimed { death, at, .. }) => self.child_died(child, death, at),
             None => {
                 self.children.insert(pid, child);
             }

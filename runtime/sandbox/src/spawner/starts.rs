@@ -203,15 +203,23 @@ impl Service {
     fn take_outcome(&mut self, pid: i32, dead: bool) {
         let Some((job, purpose)) = self.jobs.remove(&pid) else { return };
         let request = match &purpose {
-            Purpose::Start { request, .. } | Purpose::Exec { request, .. } | Purpose::Remove { request } => *request,
+            Purpose::Start { request, .. } | Purpose::Exec { request, .. } | Purpose::Remove { request, .. } => {
+                *request
+            }
         };
         let lost = || Failure::sandbox("job", "ended without an answer (killed: out of memory, or out of time)");
         match purpose {
-            Purpose::Remove { .. } => match job.outcome::<Result<(), Failure>>() {
-                Some((result, _)) => self.answer(request, result.map(|()| Answer::Done), Vec::new()),
-                None if dead => self.answer(request, Err(lost()), Vec::new()),
-                None => self.keep(job, purpose),
-            },
+            Purpose::Remove { ref pod, .. } => {
+                let result = match job.outcome::<Result<(), Failure>>() {
+                    Some((result, _)) => result,
+                    None if dead => Err(lost()),
+                    None => return self.keep(job, purpose),
+                };
+                if result.is_err() {
+                    self.half_removed.extend(pod.clone());
+                }
+                self.answer(request, result.map(|()| Answer::Done), Vec::new());
+            }
             Purpose::Start { ref container, .. } => match job.outcome::<create::Outcome>() {
                 Some((create::Outcome::Started(started), fds)) => self.started(request, container, started, fds),
                 Some((create::Outcome::Failed(failure), _)) => self.not_started(request, container, failure),
@@ -300,7 +308,7 @@ impl Service {
             })
         };
         match job {
-            Ok(job) => self.keep(job, Purpose::Remove { request }),
+            Ok(job) => self.keep(job, Purpose::Remove { request, pod: None }),
             Err(error) => {
                 eprintln!("left behind of {id}: {error}");
                 self.answer(request, Err(failure), Vec::new());

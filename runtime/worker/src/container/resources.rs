@@ -106,8 +106,12 @@ pub(crate) fn pod_requests(spec: &PodSpec) -> PodAmounts {
     let overhead = spec.overhead.as_ref();
     let huge = hungriest(spec, |container| container_requests(container).huge_pages);
     PodAmounts {
-        cpu_millis: cpu(pod_level).unwrap_or_else(|| amount(|a| a.cpu_millis)) + cpu(overhead).unwrap_or(0),
-        memory_bytes: memory(pod_level).unwrap_or_else(|| amount(|a| a.memory_bytes)) + memory(overhead).unwrap_or(0),
+        cpu_millis: cpu(pod_level)
+            .unwrap_or_else(|| amount(|a| a.cpu_millis))
+            .saturating_add(cpu(overhead).unwrap_or(0)),
+        memory_bytes: memory(pod_level)
+            .unwrap_or_else(|| amount(|a| a.memory_bytes))
+            .saturating_add(memory(overhead).unwrap_or(0)),
         huge_pages: HugePages::of(pod_level).or(huge).plus(HugePages::of(overhead)),
     }
 }
@@ -220,7 +224,7 @@ pub(crate) fn pod_cgroup(spec: &PodSpec) -> Limits {
     let sum = |of: fn(&Container) -> Option<i64>, overhead: Option<i64>| {
         all()
             .all(|container| of(container).is_some())
-            .then(|| hungriest(spec, |container| of(container).unwrap_or(0)) + overhead.unwrap_or(0))
+            .then(|| hungriest(spec, |container| of(container).unwrap_or(0)).saturating_add(overhead.unwrap_or(0)))
     };
     let overhead = spec.overhead.as_ref();
     let cpu_limit = pod_cpu.or_else(|| sum(|container| container_limits(container).0, cpu(overhead)));

@@ -60,7 +60,13 @@ impl PodFiles {
 
     /// What to mount, and where.
     pub fn mounts(&self) -> Vec<PodFile> {
-        FILES.iter().map(|(file, destination)| PodFile { destination, source: self.directory.join(file) }).collect()
+        let destinations = FILES.iter().map(|(_, destination)| destination);
+        destinations.zip(self.paths()).map(|(destination, source)| PodFile { destination, source }).collect()
+    }
+
+    /// Where they lie.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        FILES.iter().map(|(file, _)| self.directory.join(file))
     }
 }
 

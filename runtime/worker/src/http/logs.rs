@@ -10,6 +10,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -125,39 +126,36 @@ async fn send(follow: &Follow, options: &Options, sender: &mpsc::Sender<Result<B
     let (log, tail) = (follow.log.clone(), options.tail);
     // The files to read whole, and where to begin in the first.
     let start = tokio::task::spawn_blocking(move || begin(&log, tail)).await.map_err(io::Error::other)??;
-    let mut reader: Option<(BufReader<std::fs::File>, u64)> = None;
+    let mut reader: Option<(BufReader<File>, u64)> = None;
     for (path, offset) in start {
-        let mut file = std::fs::File::open(&path)?;
+        let mut file = File::open(&path)?;
         file.seek(SeekFrom::Start(offset))?;
         let inode = file.metadata()?.ino();
-        let mut open = BufReader::with_capacity(64 * 1024, file);
-        if !drain(&mut open, &mut text, sender).await? {
-            return Ok(());
-        }
+        let open = BufReader::with_capacity(64 * 1024, file);
+        let Some((open, rest)) = drain(open, text, sender).await? else { return Ok(()) };
+        text = rest;
         reader = Some((open, inode));
     }
     while options.follow && !text.is_done() {
         // Ask before reading: what was written before the end is then read for sure.
         let runs = follow.container_runs();
         if reader.is_none()
-            && let Ok(file) = std::fs::File::open(&follow.log)
+            && let Ok(file) = File::open(&follow.log)
         {
             let inode = file.metadata()?.ino();
             reader = Some((BufReader::with_capacity(64 * 1024, file), inode));
         }
-        if let Some((open, inode)) = &mut reader {
-            if !drain(open, &mut text, sender).await? {
-                return Ok(());
-            }
+        if let Some((open, inode)) = reader.take() {
+            let Some((open, rest)) = drain(open, text, sender).await? else { return Ok(()) };
+            text = rest;
             let now = std::fs::metadata(&follow.log).map(|meta| meta.ino());
-            if now.is_ok_and(|now| now != *inode) {
+            if now.is_ok_and(|now| now != inode) {
                 // Rotated: the rest of the old file, then the new one from its beginning.
-                if !drain(open, &mut text, sender).await? {
-                    return Ok(());
-                }
-                reader = None;
+                let Some((_, rest)) = drain(open, text, sender).await? else { return Ok(()) };
+                text = rest;
                 continue;
             }
+            reader = Some((open, inode));
         }
         if !runs {
             return Ok(());
@@ -176,7 +174,7 @@ fn begin(log: &std::path::Path, tail: Option<usize>) -> io::Result<Vec<(PathBuf,
     let Some(mut wanted) = tail else { return Ok(files.into_iter().map(|file| (file, 0)).collect()) };
     let mut chosen = Vec::new();
     for file in files.into_iter().rev() {
-        let (offset, lines) = tail_offset(&mut std::fs::File::open(&file)?, wanted)?;
+        let (offset, lines) = tail_offset(&mut File::open(&file)?, wanted)?;
         chosen.push((file, offset));
         wanted -= lines;
         if wanted == 0 {
@@ -187,32 +185,30 @@ fn begin(log: &std::path::Path, tail: Option<usize>) -> io::Result<Vec<(PathBuf,
     Ok(chosen)
 }
 
-/// Sends all whole lines that are there; false when the reader has gone or the limit is reached.
+/// What is read and rendered at a time, in bytes.
+const BATCH: usize = 1 << 20;
+const OUTPUT: usize = 32 * 1024;
+
+/// Sends all whole lines that are there; nothing comes back when the reader has gone or the limit is reached. A disk may
+/// hang, and much may have to be read of which nothing is wanted: neither holds anybody else up.
 async fn drain(
-    reader: &mut BufReader<std::fs::File>,
-    text: &mut Render,
+    mut reader: BufReader<File>,
+    mut text: Render,
     sender: &mpsc::Sender<Result<Bytes, io::Error>>,
-) -> io::Result<bool> {
-    let mut out = Vec::new();
+) -> io::Result<Option<(BufReader<File>, Render)>> {
     loop {
-        let n = reader.read_until(b'\n', &mut text.pending)?;
-        let whole = text.pending.last() == Some(&b'\n');
-        if whole {
-            let line = std::mem::take(&mut text.pending);
-            text.line(&line, &mut out);
-        }
-        let end = n == 0 || !whole;
-        if (end || out.len() > 32 * 1024 || text.is_done())
-            && !out.is_empty()
-            && sender.send(Ok(Bytes::from(std::mem::take(&mut out)))).await.is_err()
-        {
-            return Ok(false);
-        }
-        if text.is_done() {
-            return Ok(false);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut out = Vec::new();
+            let end = text.batch(&mut reader, &mut out)?;
+            Ok::<_, io::Error>((reader, text, out, end))
+        });
+        let (out, end);
+        (reader, text, out, end) = read.await.map_err(io::Error::other)??;
+        if !out.is_empty() && sender.send(Ok(Bytes::from(out))).await.is_err() || text.is_done() || sender.is_closed() {
+            return Ok(None);
         }
         if end {
-            return Ok(true);
+            return Ok(Some((reader, text)));
         }
     }
 }
@@ -233,6 +229,21 @@ impl Render {
 
     fn is_done(&self) -> bool {
         self.left == 0
+    }
+
+    /// Some lines of those that are there; whether these were all.
+    fn batch(&mut self, reader: &mut BufReader<File>, out: &mut Vec<u8>) -> io::Result<bool> {
+        let mut read = 0;
+        while read < BATCH && out.len() < OUTPUT && !self.is_done() {
+            let n = reader.read_until(b'\n', &mut self.pending)?;
+            if self.pending.last() != Some(&b'\n') {
+                return Ok(true);
+            }
+            let line = std::mem::take(&mut self.pending);
+            self.line(&line, out);
+            read += n;
+        }
+        Ok(false)
     }
 
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {

@@ -5,6 +5,7 @@ use super::hooks;
 use super::probes::{self, Kind, Subject, Verdict};
 use super::record::{CREATING, Ended, PULL_BACK_OFF, Role, State, end_reason};
 use super::start::{StartFailure, StartedContainer};
+use super::stop::grace;
 use crate::container::build::{ContainerPaths, remove_directory};
 use crate::context::Context;
 use crate::events::{About, Severity};
@@ -12,6 +13,8 @@ use crate::http::cri;
 use crate::observer::{ContainerEnd, ObservedContainer};
 use carob_sandbox::Exit;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -19,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of a termination message that are shown, and of a log in its place (Kubernetes' limits).
-const MESSAGE_BYTES: usize = 4096;
+const MESSAGE_BYTES: u64 = 4096;
 const LOG_BYTES: usize = 2048;
 const LOG_LINES: usize = 80;
 /// Failures without a pull: nothing backs off, the kubelet looks again with every sync that failed.
@@ -185,8 +188,7 @@ impl Actor {
         let own = self.container(index).restart_policy.as_deref().filter(|policy| !policy.is_empty());
         let policy = own.or(self.spec().restart_policy.as_deref()).unwrap_or("Always");
         self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
-        let grace =
-            grace_seconds.map_or_else(|| self.grace_of_spec(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
+        let grace = grace_seconds.map_or_else(|| self.grace_of_spec(), grace);
         let (sender, deadline) = watch::channel(Instant::now() + grace);
         self.controls[index].restart_deadline = Some(sender);
         self.stop_container(index, deadline, why);
@@ -331,8 +333,14 @@ impl Actor {
             ctx.observer.exited(&observed, &end).await;
             persisted.await;
             release(&ctx, &id).await;
-            remove_directory(&paths.directory);
-            paths.remove_old_logs(observed.attempt);
+            // A whole writable layer, where the sandbox had no time for it.
+            let removed = tokio::task::spawn_blocking(move || {
+                remove_directory(&paths.directory);
+                paths.remove_old_logs(observed.attempt);
+            });
+            if let Err(error) = removed.await {
+                tracing::error!(%error, "a container's directory could not be removed");
+            }
             Done::Settled
         });
     }
@@ -380,15 +388,20 @@ async fn release(ctx: &Context, id: &carob_sandbox::ContainerId) {
     }
 }
 
+/// The last bytes of a file, no more than so many.
+fn end_of(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// What the program left in its termination message file, or the end of its log where the policy says so.
 fn termination_message(container: &Container, paths: &ContainerPaths, code: i32) -> Option<String> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(MESSAGE_BYTES).unwrap_or(u64::MAX);
-    if let Ok(file) = std::fs::File::open(&paths.termination_log) {
-        // A message that cannot be read is no message.
-        let _unreadable = file.take(limit).read_to_end(&mut bytes);
-    }
+    // A message that cannot be read is no message.
+    let bytes = end_of(&paths.termination_log, MESSAGE_BYTES).unwrap_or_default();
     if !bytes.is_empty() {
         return Some(String::from_utf8_lossy(&bytes).into_owned());
     }

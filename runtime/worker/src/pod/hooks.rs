@@ -1,6 +1,7 @@
 //! Lifecycle hooks: postStart after a container's start, preStop before its end.
 
 use super::probe::{self, Outcome};
+use super::stop::grace;
 use crate::context::Context;
 use carob_sandbox::ContainerId;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
@@ -22,7 +23,7 @@ pub(super) async fn run(
     } else if let Some(action) = &hook.http_get {
         probe::http_get(action, container, pod_ip, Duration::from_secs(60)).await
     } else if let Some(sleep) = &hook.sleep {
-        tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
+        tokio::time::sleep(grace(sleep.seconds)).await;
         Outcome::Success
     } else {
         Outcome::Unknown("invalid handler: no action is set".to_owned())

@@ -7,7 +7,7 @@ pub(super) use get::http_get;
 use crate::context::Context;
 use crate::stream::FdStream;
 use carob_sandbox::{ContainerId, ExecConfig};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
+
+/// The longest answer of a health check (as long as any that a gRPC client takes).
+const GRPC_ANSWER: usize = 4 << 20;
 
 /// What a run showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +183,7 @@ async fn health(stream: TcpStream, host: &str, port: u16, service: &str) -> Resu
     let mut message = Vec::new();
     if !service.is_empty() {
         message.push(0x0a);
-        message.push(u8::try_from(service.len()).map_err(|_| "the service's name is too long".to_owned())?);
+        message.extend(varint(service.len()));
         message.extend_from_slice(service.as_bytes());
     }
     let length = u32::try_from(message.len()).map_err(|error| error.to_string())?;
@@ -196,7 +199,8 @@ async fn health(stream: TcpStream, host: &str, port: u16, service: &str) -> Resu
     let answer = async {
         let response = sender.send_request(request).await.map_err(text)?;
         let status = response.headers().get("grpc-status").cloned();
-        let body = response.into_body().collect().await.map_err(text)?;
+        let body =
+            Limited::new(response.into_body(), GRPC_ANSWER).collect().await.map_err(|error| error.to_string())?;
         let status = status.or_else(|| body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned()));
         match status.as_ref().and_then(|status| status.to_str().ok()) {
             None | Some("0") => Ok(body.to_bytes()),
@@ -206,6 +210,19 @@ async fn health(stream: TcpStream, host: &str, port: u16, service: &str) -> Resu
     let answer = answer.await;
     connection.abort();
     serving_status(&answer?)
+}
+
+/// A number as protobuf writes it: seven bits a byte, the lowest first.
+fn varint(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(number & 0x7f).unwrap_or(0);
+        number >>= 7;
+        bytes.push(if number > 0 { low | 0x80 } else { low });
+        if number == 0 {
+            return bytes;
+        }
+    }
 }
 
 /// message HealthCheckResponse { ServingStatus status = 1; } behind gRPC's five bytes; an absent field is 0.
@@ -225,6 +242,14 @@ mod tests {
     use tokio::net::TcpListener;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn lengths_are_written_as_protobuf_has_them() {
+        assert_eq!(
+            [varint(0), varint(127), varint(128), varint(300)],
+            [vec![0], vec![127], vec![0x80, 1], vec![0xac, 2]]
+        );
+    }
 
     #[tokio::test]
     async fn a_child_that_keeps_the_output_open_neither_delays_the_verdict_nor_is_anybody_killed_for_it() {

@@ -222,6 +222,8 @@ impl Actor {
             record.resolved = Some(resolved);
             self.back_off(index);
         }
+        // Its record goes when a status that has its end is written, and not before.
+        self.writer.mark_now();
         self.settle(observed, None, paths, exit);
     }
 

@@ -22,11 +22,15 @@ const MINIMUM_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// Grace of a pod whose object was removed by force.
 const FORCED: Duration = Duration::from_secs(1);
 
+/// A time that a user gave in seconds, of which there is no greatest: more than 68 years are as good as for ever.
+pub(super) fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(seconds.clamp(0, i32::MAX.into()).unsigned_abs())
+}
+
 impl Actor {
     /// `terminationGracePeriodSeconds`
     pub(super) fn grace_of_spec(&self) -> Duration {
-        let seconds = self.spec().termination_grace_period_seconds.unwrap_or(30);
-        Duration::from_secs(seconds.max(0).unsigned_abs())
+        grace(self.spec().termination_grace_period_seconds.unwrap_or(30))
     }
 
     /// Deletion was asked for, or asked for again with less patience.
@@ -37,7 +41,7 @@ impl Actor {
                 let given = meta.deletion_grace_period_seconds.unwrap_or(30).max(1);
                 // After a restart of this process, part of the time is over. Timestamps are whole seconds, rounded down.
                 let left = at.0.duration_since(jiff::Timestamp::now()).as_secs() + 1;
-                Duration::from_secs(given.min(left.max(1)).unsigned_abs())
+                grace(given.min(left.max(1)))
             }
             None => self.grace_of_spec(),
         };
@@ -241,6 +245,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_under_way_hears_that_its_deadline_came_closer_and_never_that_it_moved_away() {
+        assert_eq!([grace(-1), grace(30)].map(|grace| grace.as_secs()), [0, 30]);
+        assert!(Instant::now() + grace(i64::MAX) > Instant::now());
         let far = Instant::now() + Duration::from_secs(3600);
         let (sender, mut deadline) = watch::channel(far);
         shorten(&sender, far + Duration::from_secs(60));

@@ -5,13 +5,19 @@ use super::actor::{Actor, Done};
 use super::record::Role;
 use crate::container::resources;
 use crate::events::{About, Severity};
+use crate::files::PodFiles;
 use carob_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How often a pod with limits is measured (the kubelet's housekeeping), and how much more time than it takes passes between.
@@ -77,6 +83,8 @@ struct Places {
     volumes: PathBuf,
     containers: PathBuf,
     logs: PathBuf,
+    /// What all containers have in `/etc`, and may write.
+    files: Vec<PathBuf>,
 }
 
 /// The first limit that is exceeded, in the kubelet's words.
@@ -91,7 +99,8 @@ fn exceeded(limits: &Limits, places: &Places, local_volumes: &[String]) -> Optio
     }
     if let Some(most) = limits.whole {
         let volumes: u64 = local_volumes.iter().map(|name| used(&places.volumes.join(name))).sum();
-        if volumes + used(&places.containers) + used(&places.logs) > most {
+        let files: u64 = places.files.iter().map(|file| used(file)).sum();
+        if volumes + files + used(&places.containers) + used(&places.logs) > most {
             let written = Quantity::from_bytes(i64::try_from(most).unwrap_or(i64::MAX)).canonical();
             return Some(format!(
                 "Pod ephemeral local storage usage exceeds the total limit of containers {written}. "
@@ -104,25 +113,55 @@ fn exceeded(limits: &Limits, places: &Places, local_volumes: &[String]) -> Optio
     })
 }
 
-/// Bytes on the disk below a directory, on its own file system; what has several names counts once.
-pub(crate) fn used(directory: &Path) -> u64 {
-    let Ok(root) = fs::symlink_metadata(directory) else { return 0 };
-    let (mut sum, mut seen) = (0, HashSet::new());
-    let mut pending = vec![directory.to_owned()];
-    while let Some(directory) = pending.pop() {
+/// A path may be followed from a directory by no more than this at a time (PATH_MAX is 4096).
+const STRETCH: usize = 2048;
+
+/// Bytes on the disk of a file, or below a directory on its own file system; what has several names counts once. Nobody
+/// hides anything by making directories deep, or by exchanging them for links meanwhile.
+pub(crate) fn used(path: &Path) -> u64 {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let Ok(root) = open(path, flags, Mode::empty()) else { return 0 };
+    let Ok(top) = fstat(&root) else { return 0 };
+    if !is_directory(&top) {
+        return bytes_of(&top);
+    }
+    let (mut sum, mut seen) = (0u64, HashSet::new());
+    let mut pending = vec![(Rc::new(root), PathBuf::from("."))];
+    while let Some((mut from, mut way)) = pending.pop() {
         // What goes away meanwhile takes no room any more.
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let Ok(found) = entry.metadata() else { continue };
-            if found.dev() != root.dev() || (found.nlink() > 1 && !found.is_dir() && !seen.insert(found.ino())) {
+        let Ok(mut here) = enter(from.as_fd(), &way) else { continue };
+        if way.as_os_str().len() > STRETCH {
+            let Ok(nearer) = here.as_fd().try_clone_to_owned() else { continue };
+            (from, way) = (Rc::new(nearer), PathBuf::from("."));
+        }
+        let names: Vec<_> = here.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+        for name in names.into_iter().filter(|name| !matches!(name.as_bytes(), b"." | b"..")) {
+            let Ok(found) = fstatat(&here, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+            let directory = is_directory(&found);
+            if found.st_dev != top.st_dev || (found.st_nlink > 1 && !directory && !seen.insert(found.st_ino)) {
                 continue;
             }
-            sum += found.blocks() * 512;
-            if found.is_dir() {
-                pending.push(entry.path());
+            sum = sum.saturating_add(bytes_of(&found));
+            if directory {
+                pending.push((Rc::clone(&from), way.join(OsStr::from_bytes(name.as_bytes()))));
             }
         }
     }
     sum
+}
+
+fn enter(from: BorrowedFd<'_>, way: &Path) -> nix::Result<Dir> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Dir::from_fd(openat2(from, way, how)?)
+}
+
+fn is_directory(found: &FileStat) -> bool {
+    found.st_mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
+}
+
+fn bytes_of(found: &FileStat) -> u64 {
+    found.st_blocks.unsigned_abs() * 512
 }
 
 impl Actor {
@@ -150,6 +189,7 @@ impl Actor {
             volumes: directory.join("volumes"),
             containers: directory.join("containers"),
             logs: self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid),
+            files: PodFiles::existing(&directory).paths().collect(),
         };
         self.tasks.spawn(async move {
             let measured = tokio::task::spawn_blocking(move || {
@@ -185,7 +225,10 @@ impl Actor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::openat;
+    use nix::sys::stat::mkdirat;
     use serde_json::json;
+    use std::fs;
 
     fn parsed(value: serde_json::Value) -> Limits {
         limits(&serde_json::from_value(value).unwrap())
@@ -211,7 +254,12 @@ mod tests {
             fs::create_dir_all(at(path).parent().unwrap()).unwrap();
             fs::write(at(path), vec![7; bytes]).unwrap();
         };
-        let places = Places { volumes: at("volumes"), containers: at("containers"), logs: at("logs") };
+        let places = Places {
+            volumes: at("volumes"),
+            containers: at("containers"),
+            logs: at("logs"),
+            files: vec![at("etc-hosts")],
+        };
         write("volumes/v/file", 100_000);
         fs::hard_link(at("volumes/v/file"), at("volumes/v/again")).unwrap();
         write("containers/a/0/rootfs/upper/file", 200_000);
@@ -227,8 +275,33 @@ mod tests {
         assert_eq!(message, "Container a exceeded its local ephemeral storage limit \"256Ki\". ");
         let whole = Limits { whole: Some(300_000), ..all.clone() };
         assert!(exceeded(&whole, &places, &local).unwrap().starts_with("Pod ephemeral local storage usage exceeds"));
+        let whole = Limits { whole: Some(500_000), containers: Vec::new(), ..all.clone() };
+        assert_eq!(exceeded(&whole, &places, &local), None);
+        write("etc-hosts", 200_000);
+        assert!(exceeded(&whole, &places, &local).unwrap().starts_with("Pod ephemeral local storage usage exceeds"));
         write("volumes/v/more", 100_000);
         let message = exceeded(&all, &places, &local).unwrap();
         assert_eq!(message, "Usage of EmptyDir volume \"v\" exceeds the limit \"128Ki\". ");
+    }
+    #[test]
+    fn what_lies_deeper_than_any_path_reaches_is_counted_and_links_lead_nowhere() {
+        let place = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (tree, elsewhere) = (place.path().join("tree"), place.path().join("elsewhere"));
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("file"), vec![7; 8 << 20]).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, tree.join("link")).unwrap();
+        let mut deepest = open(&tree, OFlag::O_PATH, Mode::empty()).unwrap();
+        for _ in 0..3000 {
+            mkdirat(&deepest, "deep", Mode::S_IRWXU).unwrap();
+            deepest = openat(&deepest, "deep", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        }
+        let file = openat(&deepest, "file", OFlag::O_CREAT | OFlag::O_WRONLY, Mode::S_IRWXU).unwrap();
+        std::io::Write::write_all(&mut fs::File::from(file), &vec![7; 4 << 20]).unwrap();
+        let counted = used(&tree);
+        assert!((4 << 20..8 << 20).contains(&counted), "{counted}");
+        drop(deepest);
+        assert!(used(&elsewhere.join("file")) >= 8 << 20, "a file is counted, too");
+        carob_sandbox::remove_tree(&tree).unwrap();
     }
 }

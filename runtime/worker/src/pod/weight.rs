@@ -2,6 +2,7 @@
 
 use super::actor::Actor;
 use crate::container::resources;
+use crate::files::PodFiles;
 use carob_sandbox::ContainerId;
 use std::path::PathBuf;
 
@@ -72,7 +73,10 @@ impl Actor {
             critical: is_critical(spec.priority),
             ending: self.stopping.is_some() || self.verdict.is_some(),
             containers: (0..self.records.len()).map(part).collect(),
-            volumes: local.map(|volume| directory.join("volumes").join(&volume.name)).collect(),
+            volumes: local
+                .map(|volume| directory.join("volumes").join(&volume.name))
+                .chain(PodFiles::existing(&directory).paths())
+                .collect(),
             images: resolved.chain(wanted).chain(shown).collect(),
         }
     }

@@ -27,8 +27,9 @@ pub(crate) fn write(directory: &Path, payload: &Payload, fs_group: Option<i64>) 
             .map_err(SourceError::io("create", directory))?;
         chmod(directory, 0o755)?;
     }
-    let current = fs::read_link(directory.join(DATA)).ok().map(|target| directory.join(target));
-    if current.as_ref().is_some_and(|current| same(current, payload)) {
+    if current(directory).is_some_and(|current| same(&current, payload)) {
+        // Whoever wrote it may have been stopped right after.
+        finish(directory, payload)?;
         return Ok(false);
     }
     let name = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%N"));
@@ -41,11 +42,30 @@ pub(crate) fn write(directory: &Path, payload: &Payload, fs_group: Option<i64>) 
         }
         return Err(error);
     }
-    show(directory, payload)?;
-    if let Some(old) = current {
-        fs::remove_dir_all(&old).map_err(SourceError::io("remove", &old))?;
-    }
+    finish(directory, payload)?;
     Ok(true)
+}
+
+/// The version that is shown.
+fn current(directory: &Path) -> Option<PathBuf> {
+    fs::read_link(directory.join(DATA)).ok().map(|target| directory.join(target))
+}
+
+/// What follows the commit: links to what is new, and nothing left of other versions.
+fn finish(directory: &Path, payload: &Payload) -> Result<(), SourceError> {
+    show(directory, payload)?;
+    let current = current(directory);
+    for entry in fs::read_dir(directory).map_err(SourceError::io("list", directory))? {
+        let entry = entry.map_err(SourceError::io("list", directory))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        if !name.as_encoded_bytes().starts_with(b"..") || name == DATA || Some(&path) == current.as_ref() {
+            continue;
+        }
+        let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(SourceError::io("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// Writes the version of this name and makes `..data` point to it.
@@ -176,6 +196,20 @@ mod tests {
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "new");
         assert!(fs::symlink_metadata(volume.join("deep")).is_err());
         assert!(!volume.join(first).exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_undone_after_its_commit_is_done_by_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = directory.path().join("v");
+        let wanted = payload(&[("a", "1", 0o644)]);
+        write(&volume, &wanted, None).unwrap();
+        fs::remove_file(volume.join("a")).unwrap();
+        fs::create_dir(volume.join("..2020_01_01_00_00_00.0")).unwrap();
+        symlink("..2020_01_01_00_00_00.0", volume.join(NEW_DATA)).unwrap();
+        assert!(!write(&volume, &wanted, None).unwrap());
+        assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "1");
+        assert_eq!(fs::read_dir(&volume).unwrap().count(), 3, "the link, ..data and one version");
     }
 
     #[test]
