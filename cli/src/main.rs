@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("carob: {error:#}");
-            if let Some(carob_worker::Error::Spawner) = error.downcast_ref() {
+            if is_of_the_spawner(&error) {
                 eprintln!("carob: cannot start again: {}", start_again());
             }
             ExitCode::FAILURE
@@ -79,11 +79,13 @@ fn main() -> ExitCode {
     }
 }
 
+fn is_of_the_spawner(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(carob_worker::Error::Spawner))
+}
+
 /// Becomes this program anew, with the arguments that it was started with: it finds what there is of pods and goes on from
 /// there, as after any other end. Comes back only with what keeps it from that.
 fn start_again() -> std::io::Error {
-    // Whatever ended the spawner may do so again: not without a pause.
-    std::thread::sleep(Duration::from_secs(1));
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let mut arguments = std::env::args_os();
     let mut command = std::process::Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
@@ -98,34 +100,43 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        match cli.command {
-            Command::Up(options) => {
-                log_to_stderr("info");
-                up::run(options).await.map(|()| ExitCode::SUCCESS)
-            }
-            Command::Down(options) => {
-                log_to_stderr("warn");
-                down::run(options).await.map(|()| ExitCode::SUCCESS)
-            }
-            Command::Worker(options) => {
-                log_to_stderr("info");
-                Box::pin(remote::worker::run(options)).await.map(|()| ExitCode::SUCCESS)
-            }
-            Command::Token(options) => {
-                log_to_stderr("warn");
-                remote::token::run(options).await.map(|()| ExitCode::SUCCESS)
-            }
-            Command::Bill(options) => {
-                log_to_stderr("warn");
-                bill::run(options).await.map(|()| ExitCode::SUCCESS)
-            }
-            Command::Check(options) => Ok(check::run(&options)),
-            Command::Image(options) => {
-                log_to_stderr("warn");
-                image::run(options).await.map(|()| ExitCode::SUCCESS)
-            }
+        let outcome = carry_out(cli.command).await;
+        // Whatever ended the spawner may do so again: what follows is not without a pause.
+        if outcome.as_ref().is_err_and(is_of_the_spawner) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        outcome
     })
+}
+
+async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(options) => {
+            log_to_stderr("info");
+            up::run(options).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Down(options) => {
+            log_to_stderr("warn");
+            down::run(options).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Worker(options) => {
+            log_to_stderr("info");
+            Box::pin(remote::worker::run(options)).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Token(options) => {
+            log_to_stderr("warn");
+            remote::token::run(options).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bill(options) => {
+            log_to_stderr("warn");
+            bill::run(options).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Check(options) => Ok(check::run(&options)),
+        Command::Image(options) => {
+            log_to_stderr("warn");
+            image::run(options).await.map(|()| ExitCode::SUCCESS)
+        }
+    }
 }
 
 /// `CAROB_LOG` takes tracing's filters, for example `debug` or `carob_worker=debug`.

@@ -258,7 +258,7 @@ impl Terminal {
             return Err(Failure::sandbox("terminal", "/dev/pts in the container is no devpts"));
         }
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let place = openat(&pts, Path::new("ptmx"), flags - OFlag::O_RDWR | OFlag::O_PATH, Mode::empty());
+        let place = openat(&pts, Path::new("ptmx"), (flags - OFlag::O_RDWR) | OFlag::O_PATH, Mode::empty());
         let place = place.map_err(wrap)?;
         let stat = fstat(&place).map_err(wrap)?;
         let real = fstatfs(&place).map_err(wrap)?.filesystem_type() == FsType(DEVPTS)

@@ -109,7 +109,7 @@ impl Worker {
         let network = network::run(self.context.clone(), network, shutdown.clone());
         let pressure = pressure::run(self.context.clone(), shutdown.clone());
         let homes = users::keep(&self.context, shutdown.clone());
-        let (_, outcome, ..) = tokio::join!(node, pods, events, network, pressure, homes);
+        let ((), outcome, ..) = tokio::join!(node, pods, events, network, pressure, homes);
         self.context.interests.clear();
         outcome
     }

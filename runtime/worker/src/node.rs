@@ -171,7 +171,7 @@ async fn keep_alive(ctx: &Context) {
         }
         count = count.wrapping_add(1);
         // A node that was removed under us, or given up while nothing was heard of it, comes back with the next status.
-        if (count.is_multiple_of(STATUS_EVERY) || !is_known_as_ready(ctx).await)
+        if (count.is_multiple_of(STATUS_EVERY) || !is_up_to_date(ctx).await)
             && let Err(error) = register(ctx).await
         {
             tracing::debug!(%error, "the node's status could not be written");
@@ -179,12 +179,24 @@ async fn keep_alive(ctx: &Context) {
     }
 }
 
-/// Whether others take the node for ready. Where they can't be asked, nothing can be told either.
-async fn is_known_as_ready(ctx: &Context) -> bool {
+/// Whether others take the node for ready, and for the owner of what somebody added to its capacity. Where they can't be
+/// asked, nothing can be told either.
+async fn is_up_to_date(ctx: &Context) -> bool {
     let api: Api<Node> = Api::all(ctx.client.clone());
     let Ok(found) = api.get_opt(&ctx.node).await else { return true };
-    let conditions = found.and_then(|node| node.status?.conditions).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    let Some(status) = found.and_then(|node| node.status) else { return false };
+    let ready = |condition: &NodeCondition| condition.type_ == "Ready" && condition.status == "True";
+    status.conditions.iter().flatten().any(ready)
+        && extended(status.capacity.as_ref()) == extended(status.allocatable.as_ref())
+}
+
+type Amounts = BTreeMap<String, Quantity>;
+
+/// Resources that the node's owner says it has (a PATCH of `status.capacity`): of other domains than Kubernetes' own.
+fn extended(amounts: Option<&Amounts>) -> Amounts {
+    let all = amounts.into_iter().flatten();
+    let of_others = |name: &str| name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"));
+    all.filter(|(name, _)| of_others(name)).map(|(name, amount)| (name.clone(), amount.clone())).collect()
 }
 
 /// Creates the node if it isn't there, and writes its labels and status.
@@ -226,7 +238,13 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
         api.create(&PostParams::default(), &node).await?
     };
     let status = status(ctx, node.status.as_ref(), Timestamp::now()).await;
-    let patch = json!({"status": status});
+    let mut patch = json!({"status": status});
+    // Pods may have what the owner says is there, and no more what isn't.
+    let before = node.status.unwrap_or_default();
+    let there = extended(before.capacity.as_ref());
+    for name in extended(before.allocatable.as_ref()).keys().chain(there.keys()) {
+        patch["status"]["allocatable"][name] = json!(there.get(name));
+    }
     api.patch_status(&ctx.node, &PatchParams::default(), &Patch::Strategic(patch)).await?;
     Ok(())
 }

@@ -186,3 +186,26 @@ fn mounts_propagate_as_far_as_the_spec_says() {
     assert_eq!(carob.jsonpath("pod/deep", path), "Enabled");
     assert_eq!(carob.jsonpath("pod/shallow", path), "Disabled");
 }
+
+#[test]
+fn what_an_owner_adds_to_a_nodes_capacity_is_allocatable_until_it_is_taken_away() {
+    let carob = Carob::start(&["busybox"]);
+    let node = carob.jsonpath("nodes", ".items[0].metadata.name");
+    let advertise = |amount: Value| {
+        let patch = json!({"status": {"capacity": {"example.com/dongle": amount}}}).to_string();
+        carob.kubectl(&["patch", "node", &node, "--subresource=status", "--type=merge", "-p", &patch]);
+    };
+    let mut wanting = shell_pod("wanting", "exec sleep 1000");
+    wanting["spec"]["containers"][0]["resources"] = json!({"limits": {"example.com/dongle": "2"}});
+    carob.apply(&wanting.to_string());
+    carob.wait_event("wanting", "Insufficient example.com/dongle");
+    advertise(json!("2"));
+    carob.wait_phase("wanting", "Running");
+    assert_eq!(carob.jsonpath(&format!("node/{node}"), ".status.allocatable.example\\.com/dongle"), "2");
+    advertise(Value::Null);
+    let allocatable = format!("node/{node}");
+    eventually("nothing of it is left", || {
+        !carob.jsonpath(&allocatable, ".status.allocatable").contains("example.com/dongle")
+    });
+    carob.kubectl(&["wait", "--for=condition=Ready", "pod/wanting", "--timeout=5s"]);
+}

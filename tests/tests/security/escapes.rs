@@ -85,7 +85,7 @@ const CALLS: &[(&str, libc::c_long, &[i64])] = &[
     ("vhangup", libc::SYS_vhangup, &[]),
     ("vsock", libc::SYS_socket, &[40, 1, 0]),
     // The kernel looks at the lower half alone.
-    ("vsock, with more in the register", libc::SYS_socket, &[40 | 1 << 32, 1, 0]),
+    ("vsock, with more in the register", libc::SYS_socket, &[0x1_0000_0028, 1, 0]),
     ("kcmp", libc::SYS_kcmp, &[1, 1, 0, 0, 0]),
 ];
 
