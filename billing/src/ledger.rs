@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -126,7 +127,7 @@ impl Ledger {
             Ok(row.map(|row| row.value().1.to_vec()))
         };
         let Some(bytes) = read().map_err(Error::storage)? else { return Ok(None) };
-        postcard::from_bytes(&bytes).map(Some).map_err(|_| Error::Damaged("a checkpoint"))
+        decode(&bytes).map(Some).ok_or(Error::Damaged("a checkpoint"))
     }
 
     /// Queues records: they are written in the order of these calls.
@@ -165,7 +166,7 @@ impl Ledger {
                 let inside = readings.range((number, from_ns, 0)..(number, to_ns, 0))?;
                 for row in earlier.into_iter().chain(inside) {
                     let (_, value) = row?;
-                    let Ok(reading) = postcard::from_bytes::<Reading>(value.value().1) else {
+                    let Some(reading) = decode::<Reading>(value.value().1) else {
                         return Ok(Err(Error::Damaged("a reading")));
                     };
                     // A reading without duration counts where it is.
@@ -253,7 +254,7 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
         for (index, origin, record) in records {
             let (number, first_hash) = number_of(&mut containers, keeping, origin, &record.container)?;
             let (previous, known) = match checkpoints.get(number)? {
-                Some(row) => (row.value().0, postcard::from_bytes::<Checkpoint>(row.value().1).ok()),
+                Some(row) => (row.value().0, decode::<Checkpoint>(row.value().1)),
                 None => (first_hash, None),
             };
             let again = |known: Checkpoint| match origin {
@@ -327,6 +328,12 @@ fn number_of(
 
 fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
     postcard::to_allocvec(value).expect("plain numbers always encode")
+}
+
+/// A row that an earlier version wrote is shorter: what it lacks is none or zero, each of which is written as a zero byte.
+fn decode<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
+    const LACKING: [u8; 16] = [0; 16];
+    postcard::from_bytes(row).or_else(|_| postcard::from_bytes(&[row, &LACKING].concat())).ok()
 }
 
 fn hash(previous: &Hash, body: &[u8]) -> Hash {

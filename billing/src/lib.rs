@@ -30,7 +30,7 @@ pub use ledger::Error as LedgerError;
 pub use outbox::{Delivery, Parcel};
 pub use reading::Reading;
 
-use crate::ledger::{Ledger, Origin};
+use crate::ledger::{Ledger, Origin, Pending};
 use crate::meter::Meter;
 use crate::price::PriceBook;
 
@@ -79,7 +79,7 @@ pub struct Meterable {
     pub node: String,
     /// When it started.
     pub started_at: Timestamp,
-    /// What it asked for.
+    /// What it asked for when it started.
     pub requests: Requests,
     /// Where the kernel counts.
     #[serde(skip)]
@@ -168,6 +168,17 @@ impl Billing {
         }
     }
 
+    /// A running container asks for something else from now on: returns when that is durable. What it used before is billed
+    /// as it asked for then. One that has ended, or asks for this already, changes nothing.
+    pub async fn container_resized(&self, container_id: &str, requests: Requests) -> Result<(), LedgerError> {
+        let pending = {
+            let _turn = self.take_turn();
+            let Some(reading) = self.meter.resize(container_id, requests) else { return Ok(()) };
+            self.ledger.write(vec![reading], Origin::Meter)
+        };
+        self.settle(pending).await
+    }
+
     /// A container has ended: returns when its last reading is durable. Telling it again does no harm, and after an error
     /// it must be told again.
     pub async fn container_exited(&self, container: Meterable, end: End) -> Result<(), LedgerError> {
@@ -202,11 +213,18 @@ impl Billing {
             }
             self.ledger.write(readings, Origin::Meter)
         };
-        if let Err((unwritten, error)) = pending.written().await {
+        if let Err(error) = self.settle(pending).await {
             tracing::error!(%error, "the ledger took no readings; the next ones make up for them");
+        }
+    }
+
+    /// Waits until readings are durable, or forgets them.
+    async fn settle(&self, pending: Pending) -> Result<(), LedgerError> {
+        pending.written().await.map_err(|(unwritten, error)| {
             let _turn = self.take_turn();
             self.meter.take_back(&unwritten, |container| self.ledger.checkpoint(container));
-        }
+            error
+        })
     }
 
     /// Takes another machine's readings, whatever they say: returns when they are durable. Telling them again does no harm.

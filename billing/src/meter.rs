@@ -11,7 +11,7 @@ use crate::ledger::{Error, Record, key};
 use crate::rate::{Looks, Usage};
 use crate::reader::{Reader, Sample};
 use crate::reading::{Checkpoint, Reading, nanoseconds};
-use crate::{End, Meterable};
+use crate::{End, Meterable, Requests};
 
 /// A reading of a container that did nothing is put off, for at most this long, and then covers all of that time: what
 /// is constant needs no second record to be exact.
@@ -37,6 +37,32 @@ struct Running {
     reader: Option<Reader>,
     checkpoint: Checkpoint,
     looks: Looks,
+}
+
+impl Running {
+    /// Looks at the counters. A container that is ending may have lost its files; its last reading comes with its end.
+    fn look(&mut self, clock: &Clock) -> Option<(Sample, i64)> {
+        let sample = self.reader.as_mut()?.read().ok()?;
+        let at_ns = clock.now_ns().max(self.checkpoint.at_ns);
+        self.looks.push(at_ns, sample.cpu_ns, sample.memory_bytes);
+        Some((sample, at_ns))
+    }
+
+    /// Makes a reading of what passed since the last one; the next one begins with these requests.
+    fn read(&mut self, sample: Sample, at_ns: i64, requests: Option<Requests>) -> Record {
+        let before = self.checkpoint;
+        let after = Checkpoint {
+            next_sequence: before.next_sequence + 1,
+            at_ns,
+            cpu_ns: sample.cpu_ns.max(before.cpu_ns),
+            memory_bytes: Some(sample.memory_bytes),
+            ended: false,
+            requests,
+        };
+        let memory = memory_between(before.memory_bytes, sample.memory_bytes, at_ns.abs_diff(before.at_ns));
+        self.checkpoint = after;
+        Record { reading: reading(&before, &after, memory), container: self.container.clone(), before, after }
+    }
 }
 
 struct Elsewhere {
@@ -88,8 +114,8 @@ impl Meter {
         // read at the end.
         let cpu_ns = end.cpu_ns.max(before.cpu_ns);
         let memory = last_memory(before.memory_bytes, end.memory_peak_bytes, at_ns.abs_diff(before.at_ns));
-        let after =
-            Checkpoint { next_sequence: before.next_sequence + 1, at_ns, cpu_ns, memory_bytes: Some(0), ended: true };
+        let (next_sequence, requests) = (before.next_sequence + 1, before.requests);
+        let after = Checkpoint { next_sequence, at_ns, cpu_ns, memory_bytes: Some(0), ended: true, requests };
         Some(Record { reading: reading(&before, &after, memory), container, before, after })
     }
 
@@ -97,32 +123,27 @@ impl Meter {
     pub(crate) fn read_all(&self) -> Vec<Record> {
         let mut records = Vec::new();
         for running in self.running().values_mut() {
-            let Some(reader) = &mut running.reader else { continue };
-            // A container that is ending may have lost its files; its last reading comes with its end.
-            let Ok(sample) = reader.read() else { continue };
-            let at_ns = self.clock.now_ns().max(running.checkpoint.at_ns);
-            running.looks.push(at_ns, sample.cpu_ns, sample.memory_bytes);
-            if is_quiet(&running.checkpoint, sample, at_ns) {
-                continue;
+            let Some((sample, at_ns)) = running.look(&self.clock) else { continue };
+            if !is_quiet(&running.checkpoint, sample, at_ns) {
+                records.push(running.read(sample, at_ns, running.checkpoint.requests));
             }
-            let before = running.checkpoint;
-            let after = Checkpoint {
-                next_sequence: before.next_sequence + 1,
-                at_ns,
-                cpu_ns: sample.cpu_ns.max(before.cpu_ns),
-                memory_bytes: Some(sample.memory_bytes),
-                ended: false,
-            };
-            let memory = memory_between(before.memory_bytes, sample.memory_bytes, at_ns.abs_diff(before.at_ns));
-            running.checkpoint = after;
-            records.push(Record {
-                reading: reading(&before, &after, memory),
-                container: running.container.clone(),
-                before,
-                after,
-            });
         }
         records
+    }
+
+    /// A reading up to now of a container that asks for something else from now on, also when it did nothing; none if it
+    /// asks for the same.
+    pub(crate) fn resize(&self, container_id: &str, requests: Requests) -> Option<Record> {
+        let mut all = self.running();
+        let running = all.get_mut(container_id)?;
+        let Checkpoint { at_ns, cpu_ns, memory_bytes, requests: now, .. } = running.checkpoint;
+        if now.unwrap_or(running.container.requests) == requests {
+            return None;
+        }
+        // Counters that can't be read now are made up for by the next reading.
+        let unread = Sample { cpu_ns, memory_bytes: memory_bytes.unwrap_or(0) };
+        let (sample, at_ns) = running.look(&self.clock).unwrap_or((unread, self.clock.now_ns().max(at_ns)));
+        Some(running.read(sample, at_ns, Some(requests)))
     }
 
     /// What the running containers use now.
@@ -204,6 +225,7 @@ fn reading(before: &Checkpoint, after: &Checkpoint, (memory_byte_ns, memory_erro
         cpu_ns: after.cpu_ns - before.cpu_ns,
         memory_byte_ns,
         memory_error_byte_ns,
+        requests: before.requests,
     }
 }
 

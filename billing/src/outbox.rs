@@ -37,7 +37,8 @@ impl Delivery {
                 && before.next_sequence.checked_add(1) == Some(after.next_sequence)
                 && (reading.start_ns, reading.end_ns) == (before.at_ns, after.at_ns)
                 && before.at_ns <= after.at_ns
-                && before.cpu_ns.checked_add(reading.cpu_ns) == Some(after.cpu_ns);
+                && before.cpu_ns.checked_add(reading.cpu_ns) == Some(after.cpu_ns)
+                && reading.requests == before.requests;
             (!fits).then_some("a reading does not fit the checkpoints around it")
         })
     }

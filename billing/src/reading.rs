@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::Requests;
+
 /// Usage over an interval, uniform as far as is known. Consecutive readings of a container touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
@@ -18,6 +20,9 @@ pub struct Reading {
     pub memory_byte_ns: u128,
     /// How far `memory_byte_ns` may be off, either way.
     pub memory_error_byte_ns: u128,
+    /// What the container asked for during it; none for what its description says.
+    #[serde(default)]
+    pub requests: Option<Requests>,
 }
 
 impl Reading {
@@ -52,12 +57,15 @@ pub(crate) struct Checkpoint {
     pub(crate) memory_bytes: Option<u64>,
     /// The container has ended, nothing follows.
     pub(crate) ended: bool,
+    /// What the container asks for from here on; none for what its description says.
+    #[serde(default)]
+    pub(crate) requests: Option<Requests>,
 }
 
 impl Checkpoint {
     /// Before a container's first instruction.
     pub(crate) fn start(at: Timestamp) -> Self {
-        Self { next_sequence: 0, at_ns: nanoseconds(at), cpu_ns: 0, memory_bytes: None, ended: false }
+        Self { next_sequence: 0, at_ns: nanoseconds(at), cpu_ns: 0, memory_bytes: None, ended: false, requests: None }
     }
 }
 
@@ -76,7 +84,7 @@ mod tests {
         fn splitting_a_reading_neither_loses_nor_invents(
             quantity in 0..u128::MAX >> 64, start in 0_i64..1 << 60, length in 1_i64..1 << 40, cuts in prop::collection::vec(0_i64..1 << 41, 0..20)
         ) {
-            let reading = Reading { sequence: 0, start_ns: start, end_ns: start + length, cpu_ns: 0, memory_byte_ns: 0, memory_error_byte_ns: 0 };
+            let reading = Reading { sequence: 0, start_ns: start, end_ns: start + length, cpu_ns: 0, memory_byte_ns: 0, memory_error_byte_ns: 0, requests: None };
             let mut cuts: Vec<i64> = cuts.iter().map(|cut| start + cut).collect();
             cuts.push(i64::MAX);
             cuts.sort_unstable();

@@ -159,7 +159,8 @@ impl Query {
                 containers += 1;
             }
             let group = self.group_of(container);
-            for (step, part) in parts(&reading, (from_ns, to_ns), step_ns, container.requests, prices) {
+            let requests = reading.requests.unwrap_or(container.requests);
+            for (step, part) in parts(&reading, (from_ns, to_ns), step_ns, requests, prices) {
                 let mut usage = running.add(&part);
                 // A container counts once in each step, however many readings it has there.
                 usage.containers = u64::from(seen.insert(step));

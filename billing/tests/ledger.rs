@@ -125,7 +125,11 @@ async fn reopen(dir: &Path) -> Arc<Billing> {
 }
 
 async fn open_again(dir: &Path, keeping: Keeping) -> Arc<Billing> {
-    let (prices, interval) = (PriceBook::default(), Duration::from_secs(1));
+    open_priced(dir, keeping, PriceBook::default()).await
+}
+
+async fn open_priced(dir: &Path, keeping: Keeping, prices: PriceBook) -> Arc<Billing> {
+    let interval = Duration::from_secs(1);
     let config = BillingConfig { dir: dir.to_owned(), prices, interval, keeping };
     for _ in 0..500 {
         if let Ok(billing) = Billing::open(config.clone()) {
@@ -190,6 +194,56 @@ async fn the_request_floor_bills_what_was_asked_for_where_less_was_used() {
     assert_eq!(report.total.cost, "2.000000000");
     assert_eq!(report.total.cpu_nanoseconds, 1, "usage stays what it was");
     assert_eq!(report.total.billed_cpu_nanoseconds, 2_000_000_000, "and what is billed can be checked");
+}
+
+/// Three seconds as asked for at first, and two with a CPU more.
+#[tokio::test]
+async fn after_a_resize_each_span_has_the_floor_of_what_was_asked_for_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let floor = "currency: EUR\nvcpuSecond: '1'\ngibSecond: '0'\nrequestFloor: true\n";
+    let billing = open_with(dir.path(), floor);
+    let fake = Fake::new("a", "pod", Timestamp::now() - SignedDuration::from_secs(3));
+    billing.container_started(fake.meterable.clone());
+    let more = Requests { cpu_millis: 2_000, memory_bytes: 0 };
+    for _ in 0..2 {
+        billing.container_resized("a", more).await.unwrap();
+    }
+    billing.container_resized("nobody", more).await.unwrap();
+    let spans = spans_of(&billing);
+    assert_eq!(spans.len(), 1, "what it asks for already is no resize: {spans:?}");
+    let resized_ns = spans[0].1;
+    drop(billing);
+
+    // The next process reads on with what was asked for last, whatever it is told of the start.
+    let prices = PriceBook::parse(floor).unwrap();
+    let billing = open_priced(&dir.path().join("ledger"), Keeping::Ledger, prices).await;
+    billing.container_started(fake.meterable.clone());
+    fake.set(1, 0);
+    billing.read_all().await;
+    let finished_at = Timestamp::from_nanosecond(i128::from(resized_ns) + 2_000_000_000).unwrap();
+    billing.container_exited(fake.meterable.clone(), End { finished_at, ..end(1) }).await.unwrap();
+    let spans = spans_of(&billing);
+    assert!(spans[1..].iter().all(|(_, _, requests)| *requests == Some(more)), "{spans:?}");
+    assert_eq!(spans[0].2, None, "the first is as it was described");
+    let billed: u128 = spans
+        .iter()
+        .map(|(start, end, requests)| u128::from(start.abs_diff(*end)) * if requests.is_some() { 2 } else { 1 })
+        .sum();
+    let all = Query { to: Some(finished_at + SignedDuration::from_secs(1)), ..query() };
+    let total = run(&billing, &all).total;
+    assert_eq!(u128::from(total.billed_cpu_nanoseconds), billed);
+    assert_eq!(total.cost, format!("{}.{:09}", billed / 1_000_000_000, billed % 1_000_000_000));
+    billing.ledger().verify().unwrap();
+}
+
+/// Begin, end and requests of every reading.
+fn spans_of(billing: &Billing) -> Vec<(i64, i64, Option<Requests>)> {
+    let mut spans = Vec::new();
+    let note = |_: &Meterable, reading: carob_billing::Reading| {
+        spans.push((reading.start_ns, reading.end_ns, reading.requests));
+    };
+    billing.ledger().visit(i64::MIN, i64::MAX, |_| true, note).unwrap();
+    spans
 }
 
 #[tokio::test]
@@ -321,4 +375,33 @@ async fn readings_of_another_machine_arrive_exactly_once_whoever_crashes() {
     let report = run(&ledger, &query());
     assert_eq!(report.total.cpu_nanoseconds, 1_500_000_000);
     ledger.ledger().verify().unwrap();
+}
+
+#[tokio::test]
+async fn a_resize_waits_in_the_outbox_like_any_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new("far", "far", a_minute_ago());
+    let more = Requests { cpu_millis: 5_000, memory_bytes: 0 };
+    // The gateway can't be reached, and the worker dies.
+    let worker = outbox(folder.path()).await;
+    worker.container_started(fake.meterable.clone());
+    worker.container_resized("far", more).await.unwrap();
+    drop(worker);
+    let worker = outbox(folder.path()).await;
+    worker.container_started(fake.meterable.clone());
+    worker.container_exited(fake.meterable.clone(), end(1)).await.unwrap();
+    let ledger = open(folder.path());
+    let parcel = worker.parcel().unwrap().expect("two readings");
+    let sent = serde_json::to_value(&parcel.delivery).unwrap();
+    for _ in 0..2 {
+        ledger.take(serde_json::from_value(sent.clone()).unwrap()).await.unwrap();
+    }
+    let asked: Vec<_> = spans_of(&ledger).into_iter().map(|(_, _, requests)| requests).collect();
+    assert_eq!(asked, [None, Some(more)]);
+    ledger.ledger().verify().unwrap();
+    // What says another thing than the checkpoint before it is no reading.
+    let mut forged = sent;
+    forged["records"][1]["container"]["containerId"] = "other".into();
+    forged["records"][1]["reading"]["requests"] = serde_json::Value::Null;
+    ledger.take(serde_json::from_value(forged).unwrap()).await.unwrap_err();
 }

@@ -11,7 +11,7 @@ use axum::Router;
 use carob_billing::{Billing, Counters, End, Meterable, Requests};
 use carob_gateway::{NodeDialer, NodeStream};
 use carob_sandbox::{CgroupPaths, CgroupVersion};
-use carob_worker::{ContainerEnd, ContainerObserver, ObservedContainer};
+use carob_worker::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::Handle;
@@ -52,7 +52,7 @@ impl NodeDialer for LocalNodes {
     }
 }
 
-/// How long to wait before a container's end is told again to a ledger that did not take it.
+/// How long to wait before something is told again to a ledger that did not take it.
 const LEDGER_RETRY: Duration = Duration::from_millis(500);
 
 /// Tells billing of the worker's containers.
@@ -62,6 +62,14 @@ pub struct Metered(pub Arc<Billing>);
 impl ContainerObserver for Metered {
     async fn started(&self, container: &ObservedContainer) {
         self.0.container_started(meterable(container));
+    }
+
+    async fn resized(&self, container: &ObservedContainer, requests: ContainerRequests) {
+        let id = &container.container_id;
+        while let Err(error) = self.0.container_resized(id, asked(requests)).await {
+            tracing::error!(container = %id, %error, "the ledger did not take what a container asks for now");
+            tokio::time::sleep(LEDGER_RETRY).await;
+        }
     }
 
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
@@ -103,6 +111,8 @@ impl LastReadings {
 impl ContainerObserver for LastReadings {
     async fn started(&self, _container: &ObservedContainer) {}
 
+    async fn resized(&self, _container: &ObservedContainer, _requests: ContainerRequests) {}
+
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd) {
         let begin = Instant::now();
         while !self.failed() {
@@ -136,9 +146,13 @@ fn meterable(container: &ObservedContainer) -> Meterable {
         labels: container.labels.clone(),
         node: container.node.clone(),
         started_at: container.started_at,
-        requests: Requests { cpu_millis: container.requests.cpu_millis, memory_bytes: container.requests.memory_bytes },
+        requests: asked(container.requests),
         counters: Some(counters(&container.cgroup)),
     }
+}
+
+fn asked(requests: ContainerRequests) -> Requests {
+    Requests { cpu_millis: requests.cpu_millis, memory_bytes: requests.memory_bytes }
 }
 
 fn counters(cgroup: &CgroupPaths) -> Counters {

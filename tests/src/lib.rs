@@ -3,6 +3,7 @@
 //! Nothing here looks inside: the binary is started, kubectl is run, the machine is looked at. A test's Carob has its own
 //! data directory, port and addresses, and is brought down with all it made when the test ends, however it ends.
 
+pub mod bill;
 mod claim;
 pub mod machine;
 pub mod pods;

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use carob_tests::{Carob, Setup, eventually};
+use carob_tests::{Carob, Setup, bill, eventually};
 use serde_json::Value;
 
 /// A pod that uses CPU until the file `end` is there.
@@ -170,6 +171,31 @@ spec:
     );
     eventually("it was restarted", || carob.jsonpath("pod/fails", ".status.containerStatuses[0].restartCount") == "1");
     eventually("two containers are billed", || carob.bill(&["--pod", "fails"])["total"]["containers"] == 2);
+}
+
+#[test]
+fn each_second_is_billed_as_was_requested_then_also_when_the_gateway_dies_after_a_resize() {
+    let prices = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(prices.path(), bill::FLOOR).unwrap();
+    let config = format!("priceBook: {}\n", prices.path().display());
+    let mut carob = Carob::start_with(&Setup { images: &["busybox"], config: Some(&config), ..Setup::default() });
+    let host = carob.path("host");
+    std::fs::create_dir(&host).unwrap();
+    carob.start_pod(&bill::requesting("resized", "200m", &host).to_string(), "resized");
+    let counter = Counter::of(&carob, "resized");
+    bill::until_billed(&carob, "resized", 4);
+    bill::resize(&carob, "resized", "700m");
+    let shown = ".status.containerStatuses[0].resources.requests.cpu";
+    eventually("the resize is shown", || carob.jsonpath("pod/resized", shown) == "700m");
+    // What is shown is on the bill, whoever dies; the rest of a life is billed by it.
+    carob.kill();
+    let since = Instant::now();
+    eventually("three seconds have passed", || since.elapsed() > Duration::from_secs(3));
+    std::fs::write(host.join("end"), "").unwrap();
+    eventually("it has ended", || counter.group_is_empty());
+    carob.up(&[]);
+    carob.wait("pod/resized", "jsonpath={.status.phase}=Succeeded");
+    bill::assert_resized(&carob, "resized", 200_000_000, 700_000_000);
 }
 
 #[test]

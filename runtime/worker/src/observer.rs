@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub trait ContainerObserver: Send + Sync {
     /// The container's program runs.
     async fn started(&self, container: &ObservedContainer);
+    /// A running container asks for something else from now on. What it was given is shown only after this returned.
+    async fn resized(&self, container: &ObservedContainer, requests: ContainerRequests);
     /// The container has ended. The worker removes its cgroup only after this returned.
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd);
 }
@@ -37,7 +39,7 @@ pub struct ObservedContainer {
     pub node: String,
     /// When the program was started.
     pub started_at: Timestamp,
-    /// What the container asked for.
+    /// What the container asked for when it started.
     pub requests: ContainerRequests,
     /// Where the kernel counts what it uses.
     pub cgroup: CgroupPaths,
@@ -109,5 +111,6 @@ pub struct Unobserved;
 #[async_trait]
 impl ContainerObserver for Unobserved {
     async fn started(&self, _container: &ObservedContainer) {}
+    async fn resized(&self, _container: &ObservedContainer, _requests: ContainerRequests) {}
     async fn exited(&self, _container: &ObservedContainer, _end: &ContainerEnd) {}
 }

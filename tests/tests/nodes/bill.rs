@@ -1,11 +1,13 @@
 //! What a worker on another machine may put on the bill.
 
 use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use carob_tests::pods::{idle, list, pod};
-use carob_tests::{Carob, Setup, eventually, text};
+use carob_tests::{Carob, Setup, bill, eventually, text};
 use serde_json::{Value, json};
 
 use crate::machines::{Machine, Worker};
@@ -116,4 +118,51 @@ fn a_node_bills_the_pods_that_were_bound_to_it_and_nobody_else() {
                 && container["containerId"].as_str().is_some_and(|id| id.len() == 64)
         })
     });
+}
+
+#[test]
+fn a_resize_is_billed_though_nobody_could_be_told_and_worker_and_gateway_died() {
+    let machine = Machine::new();
+    let prices = tempfile::NamedTempFile::new().unwrap();
+    fs::write(prices.path(), bill::FLOOR).unwrap();
+    let config = format!("priceBook: {}\n", prices.path().display());
+    let setup = Setup { images: &[], address: Some(&machine.here), config: Some(&config), ..Setup::default() };
+    let mut carob = Carob::start_with(&setup);
+    let mut worker = Worker::new(&machine, &carob, "worker", &["busybox"]);
+    worker.join(&carob, "far");
+    ready(&carob, 2);
+    let host = carob.path("host");
+    fs::create_dir(&host).unwrap();
+    carob.apply(&on("far", bill::requesting("resized", "200m", &host)).to_string());
+    carob.wait("pod/resized", "condition=Ready");
+    let uid = carob.jsonpath("pod/resized", ".metadata.uid");
+    let id = carob.jsonpath("pod/resized", ".status.containerStatuses[0].containerID");
+    let group = format!("carob-{}/pod{uid}/{}", worker.instance(), id.trim_start_matches("carob://"));
+    let [v1, v2] = ["cpu/", ""].map(|hierarchy| PathBuf::from(format!("/sys/fs/cgroup/{hierarchy}{group}")));
+    let (group, file) = if v1.exists() { (v1, "cpu.shares") } else { (v2, "cpu.weight") };
+    let size = || fs::read_to_string(group.join(file)).unwrap();
+    let before = size();
+    bill::until_billed(&carob, "resized", 4);
+    bill::resize(&carob, "resized", "700m");
+    while size() == before {
+        std::thread::yield_now();
+    }
+    carob.kill();
+    // Time that is to be billed; the worker meters it and can tell nobody.
+    let since = Instant::now();
+    eventually("three seconds have passed", || since.elapsed() > Duration::from_secs(3));
+    worker.kill();
+    fs::write(host.join("end"), "").unwrap();
+    eventually("it has ended", || fs::read_to_string(group.join("cgroup.procs")).unwrap().is_empty());
+    carob.up(&[]);
+    worker.start(&[]);
+    carob.wait_phase("resized", "Succeeded");
+    eventually("its end is delivered", || {
+        let all: Value = serde_json::from_str(&carob.kubectl(&["get", "--raw", "/billing/v1/containers"])).unwrap();
+        let ended = carob.jsonpath("pod/resized", ".status.containerStatuses[0].state.terminated.finishedAt");
+        let seconds = |text: &Value| text.as_str().is_some_and(|text| text[..19] >= ended[..19]);
+        all["containers"].as_array().unwrap().iter().any(|one| one["pod"] == "resized" && seconds(&one["endedAt"]))
+    });
+    bill::assert_resized(&carob, "resized", 200_000_000, 700_000_000);
+    assert!(carob.kubectl(&["get", "--raw", "/billing/v1/verify"]).contains("\"intact\":true"));
 }

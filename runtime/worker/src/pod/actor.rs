@@ -24,13 +24,14 @@ use crate::observer::ObservedContainer;
 use crate::users;
 use crate::volumes::{MountedVolume, VolumeError, Volumes};
 use carob_sandbox::{ContainerId, Exit, RecoveredPod};
+use futures::future::{BoxFuture, Shared};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// What a task of the actor's has finished.
@@ -74,12 +75,15 @@ pub(super) struct Control {
     pub restart_deadline: Option<watch::Sender<Instant>>,
 }
 
+/// Done when the observer has heard.
+pub(super) type Noted = Shared<BoxFuture<'static, ()>>;
+
 /// A running container.
 pub(super) struct Live {
     pub id: ContainerId,
     pub observed: Arc<ObservedContainer>,
     /// The observer's `started`, still under way perhaps.
-    pub noted: Option<JoinHandle<()>>,
+    pub noted: Noted,
     pub paths: crate::container::build::ContainerPaths,
     pub stop_signal: i32,
     /// Cancelled when the container has ended.

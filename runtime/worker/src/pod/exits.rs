@@ -1,6 +1,6 @@
 //! What follows from a container's start, its probes' verdicts and its end.
 
-use super::actor::{Actor, Control, Done, Life, Live};
+use super::actor::{Actor, Control, Done, Life, Live, Noted};
 use super::hooks;
 use super::probes::{self, Kind, Subject, Verdict};
 use super::record::{CREATING, Ended, PULL_BACK_OFF, Role, State, end_reason};
@@ -12,13 +12,13 @@ use crate::events::{About, Severity};
 use crate::http::cri;
 use crate::observer::{ContainerEnd, ObservedContainer};
 use carob_sandbox::Exit;
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of a termination message that are shown, and of a log in its place (Kubernetes' limits).
@@ -54,7 +54,7 @@ impl Actor {
         let live = Live {
             id: id.clone(),
             observed,
-            noted: Some(noted),
+            noted,
             paths,
             stop_signal: stop_signal.number,
             ended: CancellationToken::new(),
@@ -72,9 +72,15 @@ impl Actor {
     }
 
     /// Tells the observer, without waiting for it.
-    pub(super) fn note_started(&self, observed: &Arc<ObservedContainer>) -> JoinHandle<()> {
+    pub(super) fn note_started(&self, observed: &Arc<ObservedContainer>) -> Noted {
         let (ctx, observed) = (self.ctx.clone(), observed.clone());
-        tokio::spawn(async move { ctx.observer.started(&observed).await })
+        let told = tokio::spawn(async move { ctx.observer.started(&observed).await });
+        let noted = async move {
+            if let Err(error) = told.await {
+                tracing::error!(%error, "the observer failed on a container's start");
+            }
+        };
+        noted.boxed().shared()
     }
 
     /// The container runs: its hook, then its probes.
@@ -303,14 +309,14 @@ impl Actor {
             self.show_hook_error(index);
         }
         self.writer.mark_now();
-        self.settle(live.observed, live.noted, live.paths, &exit);
+        self.settle(live.observed, Some(live.noted), live.paths, &exit);
     }
 
     /// Bills a container's end, waits until its status is written, then removes what is left of it.
     pub(super) fn settle(
         &mut self,
         observed: Arc<ObservedContainer>,
-        noted: Option<JoinHandle<()>>,
+        noted: Option<Noted>,
         paths: ContainerPaths,
         exit: &Exit,
     ) {
@@ -325,10 +331,8 @@ impl Actor {
         };
         let persisted = self.writer.persisted();
         self.tasks.spawn(async move {
-            if let Some(noted) = noted
-                && let Err(error) = noted.await
-            {
-                tracing::error!(%error, "the observer failed on a container's start");
+            if let Some(noted) = noted {
+                noted.await;
             }
             ctx.observer.exited(&observed, &end).await;
             persisted.await;

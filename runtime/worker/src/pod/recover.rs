@@ -1,13 +1,14 @@
 //! Taking up a pod after a restart of this process: the sandbox's word on what runs, the API's on what was.
 
-use super::actor::{Actor, Live};
+use super::actor::{Actor, Live, Noted};
 use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
 use super::record::{CRASH_LOOP, CREATING, Ended, RESTARTING_ALL, Role, State};
-use super::start::{ATTEMPT, CONTAINER, IMAGE, IMAGE_ID, SPEC_IMAGE, STOP_SIGNAL, USER, observed_requests};
+use super::resize::{Size, note_resized};
+use super::start::{ATTEMPT, CONTAINER, IDENTITY, IMAGE, IMAGE_ID, SPEC_IMAGE, STOP_SIGNAL, USER, observed_requests};
 use crate::container::build::ContainerPaths;
 use crate::container::signal::StopSignal;
 use crate::files::PodFiles;
-use crate::observer::ObservedContainer;
+use crate::observer::{Identity, ObservedContainer};
 use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerId, ContainerState, Exit, RecoveredContainer, RecoveredPod};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod, PodSpec};
@@ -128,12 +129,14 @@ impl Actor {
         let text = |key: &str| annotations.get(key).cloned().unwrap_or_default();
         let resolved = (text(IMAGE), text(IMAGE_ID));
         let user = serde_json::from_str(&text(USER)).ok();
+        let identity = self.identity(index, attempt, annotations.get(IDENTITY));
         let stop_signal = StopSignal::read(annotations.get(STOP_SIGNAL).map(String::as_str));
         self.records[index].stop_signal = Some(stop_signal.name);
         match state {
             ContainerState::Running { pid: _, started_at, cgroup } => {
-                let observed = self.observed(index, &id, attempt, started_at, cgroup);
+                let observed = Arc::new(identity.observed(id.as_str(), started_at, cgroup));
                 let noted = self.note_started(&observed);
+                self.note_known_size(index, &observed, &noted);
                 self.hold_image(&id, resolved.0.clone());
                 let record = &mut self.records[index];
                 let last = record.newest_end().filter(|end| end.id.as_deref() != Some(id.as_str())).cloned();
@@ -145,7 +148,7 @@ impl Actor {
                 let live = Live {
                     id,
                     observed,
-                    noted: Some(noted),
+                    noted,
                     paths,
                     stop_signal: stop_signal.number,
                     ended: CancellationToken::new(),
@@ -162,7 +165,7 @@ impl Actor {
                     self.replace(index);
                 }
             }
-            ContainerState::Exited(exit) => self.restore_exited(index, attempt, paths, resolved, &exit),
+            ContainerState::Exited(exit) => self.restore_exited(index, identity, paths, resolved, &exit),
         }
     }
 
@@ -178,16 +181,9 @@ impl Actor {
         });
     }
 
-    fn observed(
-        &self,
-        index: usize,
-        id: &ContainerId,
-        attempt: u32,
-        started_at: Timestamp,
-        cgroup: CgroupPaths,
-    ) -> Arc<ObservedContainer> {
-        Arc::new(ObservedContainer {
-            container_id: id.as_str().to_owned(),
+    /// What the container was started as.
+    fn identity(&self, index: usize, attempt: u32, told: Option<&String>) -> Identity {
+        told.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(|| Identity {
             pod_uid: self.uid.clone(),
             namespace: self.namespace.clone(),
             pod: self.name.clone(),
@@ -195,23 +191,34 @@ impl Actor {
             attempt,
             labels: self.pod.metadata.labels.clone().unwrap_or_default(),
             node: self.ctx.node.clone(),
-            started_at,
             requests: observed_requests(self.container(index)),
-            cgroup,
         })
+    }
+
+    /// Tells what the API was told that the container was given, unless that is about to change.
+    fn note_known_size(&self, index: usize, observed: &Arc<ObservedContainer>, noted: &Noted) {
+        let (record, container) = (&self.records[index], self.container(index));
+        let shown = self.shown(&record.name).and_then(|status| status.resources.as_ref());
+        if shown != Some(&record.actuated) || container.resources.as_ref() != shown {
+            return;
+        }
+        let size = Size { observed: observed.clone(), noted: noted.clone(), requests: observed_requests(container) };
+        let ctx = self.ctx.clone();
+        tokio::spawn(async move { note_resized(&ctx, size).await });
     }
 
     fn restore_exited(
         &mut self,
         index: usize,
-        attempt: u32,
+        identity: Identity,
         paths: ContainerPaths,
         resolved: (String, String),
         exit: &Exit,
     ) {
+        let attempt = identity.attempt;
         // Its counters are in the exit; the directories are no longer needed.
         let cgroup = CgroupPaths { version: CgroupVersion::V2, cpuacct: PathBuf::new(), memory: PathBuf::new() };
-        let observed = self.observed(index, &exit.container, attempt, exit.started_at, cgroup);
+        let observed = Arc::new(identity.observed(exit.container.as_str(), exit.started_at, cgroup));
         let end = self.ended(index, &paths, exit);
         let record = &mut self.records[index];
         if attempt + 1 >= record.starts {
@@ -229,10 +236,14 @@ impl Actor {
 
     /// Whether the API was told that the container has started, and that it is ready.
     fn was_ready(&self, name: &str) -> (bool, bool) {
-        let Some(status) = self.pod.status.as_ref() else { return (false, false) };
+        self.shown(name).map_or((false, false), |status| (status.started == Some(true), status.ready))
+    }
+
+    /// What the API was told of a container.
+    fn shown(&self, name: &str) -> Option<&ContainerStatus> {
+        let status = self.pod.status.as_ref()?;
         let mut all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
         all.find(|status| status.name == name)
-            .map_or((false, false), |status| (status.started == Some(true), status.ready))
     }
 }
 

@@ -4,12 +4,14 @@
 //! first while a resize is pending, the second from the first while one is in progress. The same holds of what is said of
 //! the pod as a whole.
 
-use super::actor::{Actor, Done};
+use super::actor::{Actor, Done, Live, Noted};
 use super::conditions::{Verdict, verdict};
 use super::record::Role;
+use super::start::observed_requests;
 use crate::container::resources::{container_cgroup, pod_cgroup};
 use crate::context::Context;
 use crate::events::{About, Severity};
+use crate::observer::{ContainerRequests, ObservedContainer};
 use carob_sandbox::{ContainerId, Limits};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodSpec, ResourceRequirements};
 use serde_json::json;
@@ -211,7 +213,7 @@ impl Actor {
         // Limits of the pod are those of containers that have none.
         let whole_changes = self.resize.allocated != self.resize.actuated;
         for index in 0..self.records.len() {
-            let record = &mut self.records[index];
+            let record = &self.records[index];
             if record.role == Role::Ephemeral || (record.allocated == record.actuated && !whole_changes) {
                 continue;
             }
@@ -222,25 +224,24 @@ impl Actor {
                     if control.starting {
                         waiting = true;
                     } else {
-                        record.actuated = record.allocated.clone();
+                        self.records[index].actuated = record.allocated.clone();
                     }
                 }
                 Some(_) if control.stopping => waiting = true,
                 Some(live) => {
-                    let change = Change {
+                    if needs_restart(self.container(index), &record.actuated, &record.allocated) {
+                        restarts.push(index);
+                        continue;
+                    }
+                    changes.push(Change {
                         index,
                         name: record.name.clone(),
                         id: live.id.clone(),
                         had: cgroup(&before, &record.actuated),
                         gets: cgroup(spec, &record.allocated),
-                        before: record.actuated.clone(),
                         after: record.allocated.clone(),
-                    };
-                    if change.needs_restart(self.container(index)) {
-                        restarts.push(index);
-                    } else {
-                        changes.push(change);
-                    }
+                        size: Size::of(live, &record.allocated),
+                    });
                 }
             }
         }
@@ -317,24 +318,44 @@ struct Change {
     /// Limits of its cgroup.
     had: Limits,
     gets: Limits,
-    before: ResourceRequirements,
     after: ResourceRequirements,
+    size: Size,
 }
 
-impl Change {
-    /// Whether `resizePolicy` wants a restart for what changes.
-    fn needs_restart(&self, container: &Container) -> bool {
-        let policies = container.resize_policy.iter().flatten();
-        policies.filter(|policy| policy.restart_policy == "RestartContainer").any(|policy| {
-            let of = |resources: &ResourceRequirements| {
-                let amount = |list: &Option<std::collections::BTreeMap<_, _>>| {
-                    list.as_ref().and_then(|list| list.get(&policy.resource_name)).cloned()
-                };
-                (amount(&resources.requests), amount(&resources.limits))
-            };
-            of(&self.before) != of(&self.after)
-        })
+/// What a running container asks for from now on.
+pub(super) struct Size {
+    pub observed: Arc<ObservedContainer>,
+    /// That it runs is told first.
+    pub noted: Noted,
+    pub requests: ContainerRequests,
+}
+
+impl Size {
+    pub fn of(live: &Live, resources: &ResourceRequirements) -> Self {
+        let container = Container { resources: Some(resources.clone()), ..Container::default() };
+        let (observed, noted) = (live.observed.clone(), live.noted.clone());
+        Self { observed, noted, requests: observed_requests(&container) }
     }
+}
+
+/// Tells the observer.
+pub(super) async fn note_resized(ctx: &Context, size: Size) {
+    size.noted.await;
+    ctx.observer.resized(&size.observed, size.requests).await;
+}
+
+/// Whether `resizePolicy` wants a restart for what changes.
+fn needs_restart(container: &Container, before: &ResourceRequirements, after: &ResourceRequirements) -> bool {
+    let policies = container.resize_policy.iter().flatten();
+    policies.filter(|policy| policy.restart_policy == "RestartContainer").any(|policy| {
+        let of = |resources: &ResourceRequirements| {
+            let amount = |list: &Option<std::collections::BTreeMap<_, _>>| {
+                list.as_ref().and_then(|list| list.get(&policy.resource_name)).cloned()
+            };
+            (amount(&resources.requests), amount(&resources.limits))
+        };
+        of(before) != of(after)
+    })
 }
 
 /// The cgroup of a container of this pod that has these resources.
@@ -361,20 +382,27 @@ async fn apply(
     let wide = Limits { cpu_quota_us: Some(-1), memory_bytes: Some(-1), ..pod.clone() };
     let text = |error: carob_sandbox::Error| error.to_string();
     ctx.runtime.update_pod_limits(uid, wide).await.map_err(text)?;
-    let mut given = Vec::new();
+    let (mut given, mut sizes) = (Vec::new(), Vec::new());
     let mut failed = None;
     for change in changes {
         match ctx.runtime.update_limits(&change.id, change.gets).await {
             // Of one that isn't there its end is about to be told; the next one begins with what is allocated.
-            Ok(()) | Err(carob_sandbox::Error::NotFound { .. }) => given.push((change.index, change.after)),
+            Ok(()) | Err(carob_sandbox::Error::NotFound { .. }) => {
+                given.push((change.index, change.after));
+                sizes.push(change.size);
+            }
             Err(error) => failed = Some(format!("container {:?}: {error}", change.name)),
         }
     }
     ctx.runtime.update_pod_limits(uid, pod).await.map_err(text)?;
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(given),
+    if let Some(error) = failed {
+        return Err(error);
     }
+    // Nobody is told of it before it is on the bill: after a crash it is done again.
+    for size in sizes {
+        note_resized(ctx, size).await;
+    }
+    Ok(given)
 }
 
 /// A limit below what is in use would end in a kill: such a resize waits.
@@ -422,17 +450,9 @@ mod tests {
         let resources = |cpu: &str, memory: &str| -> ResourceRequirements {
             serde_json::from_value(json!({"limits": {"cpu": cpu, "memory": memory}})).unwrap()
         };
-        let change = |after| Change {
-            index: 0,
-            name: "c".into(),
-            id: ContainerId::random().unwrap(),
-            had: Limits::default(),
-            gets: Limits::default(),
-            before: resources("1", "1Gi"),
-            after,
-        };
-        assert!(!change(resources("2", "1Gi")).needs_restart(&container));
-        assert!(change(resources("1", "2Gi")).needs_restart(&container));
+        let before = resources("1", "1Gi");
+        assert!(!needs_restart(&container, &before, &resources("2", "1Gi")));
+        assert!(needs_restart(&container, &before, &resources("1", "2Gi")));
         assert_eq!(cgroup(&PodSpec::default(), &ResourceRequirements::default()).memory_bytes, Some(-1));
     }
 }
