@@ -165,7 +165,7 @@ fn container_totals(billing: &Billing) -> Result<Vec<ContainerTotal>, LedgerErro
     billing.ledger().visit(
         i64::MIN,
         i64::MAX,
-        |_| true,
+        |container| !container.is_network(),
         |container, reading| {
             if totals.last().is_none_or(|last| !last.container.is(container)) {
                 totals.push(ContainerTotal {

@@ -265,7 +265,7 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
                 // Told before.
                 continue;
             }
-            let first = Checkpoint::start(record.container.started_at);
+            let first = Checkpoint::start(&record.container);
             if record.before != known.unwrap_or(first) {
                 if origin == Origin::Meter {
                     gaps.push(index);

@@ -15,8 +15,10 @@ pub mod rate;
 mod reader;
 mod reading;
 pub mod report;
+mod traffic;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,10 +31,12 @@ pub use bindings::{Ask, Binding, NotTaken};
 pub use ledger::Error as LedgerError;
 pub use outbox::{Delivery, Parcel};
 pub use reading::Reading;
+pub use traffic::{Traffic, TrafficSource};
 
-use crate::ledger::{Ledger, Origin, Pending};
+use crate::ledger::{Ledger, Origin, Pending, Record};
 use crate::meter::Meter;
 use crate::price::PriceBook;
+use crate::reading::Checkpoint;
 
 /// What a ledger is made of.
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ pub enum Keeping {
     Outbox,
 }
 
-/// A container whose usage is billed.
+/// A container whose usage is billed; or a pod's network, which has no container's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meterable {
@@ -69,7 +73,7 @@ pub struct Meterable {
     pub namespace: String,
     /// The pod's name.
     pub pod: String,
-    /// The container's name in the pod.
+    /// The container's name in the pod; empty for a network.
     pub container: String,
     /// 0 for the first start of the container in its pod.
     pub attempt: u32,
@@ -87,6 +91,11 @@ pub struct Meterable {
 }
 
 impl Meterable {
+    /// Whether it is a pod's network.
+    pub fn is_network(&self) -> bool {
+        self.container.is_empty()
+    }
+
     /// Whether both are one container: ids are told apart by their nodes.
     fn is(&self, other: &Self) -> bool {
         (&self.node, &self.container_id) == (&other.node, &other.container_id)
@@ -103,7 +112,7 @@ pub struct Requests {
     pub memory_bytes: u64,
 }
 
-/// The directories with a container's counters.
+/// Where a container's counters are, or a network's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Counters {
     /// cgroup v1: the container's group in the `cpuacct` and the `memory` hierarchy.
@@ -115,6 +124,8 @@ pub enum Counters {
     },
     /// cgroup v2: the container's group.
     V2(PathBuf),
+    /// A pod's network: where it is counted, and under which address.
+    Network(TrafficSource, Ipv4Addr),
 }
 
 /// How a container ended.
@@ -158,7 +169,7 @@ impl Billing {
         }))
     }
 
-    /// A container runs: its counters are read from now on. Also for one that was started before this process; its
+    /// A container runs, or a pod has a network: its counters are read from now on. Also for one that was started before this process; its
     /// usage since the last reading in the ledger is not lost.
     pub fn container_started(&self, container: Meterable) {
         match self.ledger.checkpoint(&container.container_id) {
@@ -182,10 +193,23 @@ impl Billing {
     /// A container has ended: returns when its last reading is durable. Telling it again does no harm, and after an error
     /// it must be told again.
     pub async fn container_exited(&self, container: Meterable, end: End) -> Result<(), LedgerError> {
+        self.finish(container, |meter, container, checkpoint| meter.finish(container, checkpoint, end)).await
+    }
+
+    /// A pod has left its network, whose counters stood so then, if that is known: the same holds.
+    pub async fn network_ended(&self, network: Meterable, last: Option<Traffic>) -> Result<(), LedgerError> {
+        self.finish(network, |meter, network, checkpoint| meter.leave(network, checkpoint, last)).await
+    }
+
+    async fn finish(
+        &self,
+        container: Meterable,
+        last: impl FnOnce(&Meter, Meterable, Option<Checkpoint>) -> Option<Record>,
+    ) -> Result<(), LedgerError> {
         let pending = {
             let _turn = self.take_turn();
             let checkpoint = self.ledger.checkpoint(&container.container_id)?;
-            let Some(reading) = self.meter.finish(container, checkpoint, end) else { return Ok(()) };
+            let Some(reading) = last(&self.meter, container, checkpoint) else { return Ok(()) };
             self.ledger.write(vec![reading], Origin::Meter)
         };
         pending.written().await.map_err(|(_, error)| error)

@@ -1,6 +1,8 @@
-//! Looks at the counters of every running container, and makes readings of what passed between two looks.
+//! Looks at the counters of every running container and of every pod's network, and makes readings of what passed between two looks.
 
 use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,8 @@ use crate::ledger::{Error, Record, key};
 use crate::rate::{Looks, Usage};
 use crate::reader::{Reader, Sample};
 use crate::reading::{Checkpoint, Reading, nanoseconds};
-use crate::{End, Meterable, Requests};
+use crate::traffic::{Sweep, TrafficSource};
+use crate::{Counters, End, Meterable, Requests, Traffic};
 
 /// A reading of a container that did nothing is put off, for at most this long, and then covers all of that time: what
 /// is constant needs no second record to be exact.
@@ -23,7 +26,7 @@ const SILENCE_NS: i64 = 15_000_000_000;
 /// How far the meter's clock and the machine's may be apart.
 const LARGEST_DRIFT_NS: u64 = 1_000_000_000;
 
-/// The running containers.
+/// The running containers, and the networks of pods.
 pub(crate) struct Meter {
     running: Mutex<HashMap<String, Running>>,
     /// Containers of other machines, as far as their readings tell.
@@ -34,17 +37,38 @@ pub(crate) struct Meter {
 
 struct Running {
     container: Meterable,
-    reader: Option<Reader>,
+    counters: Option<Opened>,
     checkpoint: Checkpoint,
     looks: Looks,
 }
 
+/// Counters that can be read.
+enum Opened {
+    Container(Reader),
+    Network(TrafficSource, Ipv4Addr),
+}
+
+impl Opened {
+    fn open(counters: &Counters) -> io::Result<Self> {
+        Ok(match counters {
+            Counters::V1 { cpuacct, memory } => Self::Container(Reader::v1(cpuacct, memory)?),
+            Counters::V2(directory) => Self::Container(Reader::v2(directory)?),
+            Counters::Network(source, pod) => Self::Network(source.clone(), *pod),
+        })
+    }
+}
+
 impl Running {
     /// Looks at the counters. A container that is ending may have lost its files; its last reading comes with its end.
-    fn look(&mut self, clock: &Clock) -> Option<(Sample, i64)> {
-        let sample = self.reader.as_mut()?.read().ok()?;
+    fn look(&mut self, clock: &Clock, sweep: &mut Sweep) -> Option<(Sample, i64)> {
+        let sample = match self.counters.as_mut()? {
+            Opened::Container(reader) => reader.read().ok()?,
+            Opened::Network(source, pod) => Sample { traffic: sweep.of(source, *pod)?, ..Sample::default() },
+        };
         let at_ns = clock.now_ns().max(self.checkpoint.at_ns);
-        self.looks.push(at_ns, sample.cpu_ns, sample.memory_bytes);
+        if !self.container.is_network() {
+            self.looks.push(at_ns, sample.cpu_ns, sample.memory_bytes);
+        }
         Some((sample, at_ns))
     }
 
@@ -58,6 +82,7 @@ impl Running {
             memory_bytes: Some(sample.memory_bytes),
             ended: false,
             requests,
+            traffic: sample.traffic,
         };
         let memory = memory_between(before.memory_bytes, sample.memory_bytes, at_ns.abs_diff(before.at_ns));
         self.checkpoint = after;
@@ -78,19 +103,19 @@ impl Meter {
 
     /// Begins to look at a container, from `checkpoint` on if an earlier process has looked at it.
     pub(crate) fn add(&self, container: Meterable, checkpoint: Option<Checkpoint>) {
-        let checkpoint = checkpoint.unwrap_or_else(|| Checkpoint::start(container.started_at));
+        let checkpoint = checkpoint.unwrap_or_else(|| Checkpoint::start(&container));
         if checkpoint.ended {
             return;
         }
-        let reader = container.counters.as_ref().and_then(|counters| {
-            Reader::open(counters)
+        let counters = container.counters.as_ref().and_then(|counters| {
+            Opened::open(counters)
                 .map_err(|error| tracing::warn!(container = %container.container_id, %error, "no counters"))
                 .ok()
         });
         let mut running = self.running();
         running.entry(container.container_id.clone()).or_insert(Running {
             container,
-            reader,
+            counters,
             checkpoint,
             looks: Looks::default(),
         });
@@ -99,31 +124,48 @@ impl Meter {
 
     /// The last reading of a container; none if it was made before.
     pub(crate) fn finish(&self, container: Meterable, checkpoint: Option<Checkpoint>, end: End) -> Option<Record> {
-        let known = self.running().remove(&container.container_id);
-        let (container, before) = if let Some(running) = known {
-            (running.container, running.checkpoint)
-        } else {
-            let before = checkpoint.unwrap_or_else(|| Checkpoint::start(container.started_at));
-            (container, before)
-        };
-        if before.ended {
-            return None;
-        }
+        let (container, before) = self.remove(container, checkpoint)?;
         let at_ns = if end.unknown { before.at_ns } else { nanoseconds(end.finished_at).max(before.at_ns) };
         // The counter of an ended container stands still. A lower value than was read before means that it could not be
         // read at the end.
         let cpu_ns = end.cpu_ns.max(before.cpu_ns);
         let memory = last_memory(before.memory_bytes, end.memory_peak_bytes, at_ns.abs_diff(before.at_ns));
-        let (next_sequence, requests) = (before.next_sequence + 1, before.requests);
-        let after = Checkpoint { next_sequence, at_ns, cpu_ns, memory_bytes: Some(0), ended: true, requests };
+        let next_sequence = before.next_sequence + 1;
+        let after = Checkpoint { next_sequence, at_ns, cpu_ns, memory_bytes: Some(0), ended: true, ..before };
         Some(Record { reading: reading(&before, &after, memory), container, before, after })
+    }
+
+    /// The last reading of a pod's network; none if it was made before.
+    pub(crate) fn leave(
+        &self,
+        network: Meterable,
+        checkpoint: Option<Checkpoint>,
+        last: Option<Traffic>,
+    ) -> Option<Record> {
+        let (container, before) = self.remove(network, checkpoint)?;
+        let (next_sequence, at_ns) = (before.next_sequence + 1, self.clock.now_ns().max(before.at_ns));
+        let traffic = last.unwrap_or(before.traffic);
+        let after = Checkpoint { next_sequence, at_ns, traffic, ended: true, ..before };
+        Some(Record { reading: reading(&before, &after, (0, 0)), container, before, after })
+    }
+
+    /// What is known of one that has ended, unless its end is.
+    fn remove(&self, container: Meterable, checkpoint: Option<Checkpoint>) -> Option<(Meterable, Checkpoint)> {
+        let known = self.running().remove(&container.container_id);
+        let (container, before) = if let Some(running) = known {
+            (running.container, running.checkpoint)
+        } else {
+            let before = checkpoint.unwrap_or_else(|| Checkpoint::start(&container));
+            (container, before)
+        };
+        (!before.ended).then_some((container, before))
     }
 
     /// One reading for every running container that did something.
     pub(crate) fn read_all(&self) -> Vec<Record> {
-        let mut records = Vec::new();
+        let (mut records, mut sweep) = (Vec::new(), Sweep::default());
         for running in self.running().values_mut() {
-            let Some((sample, at_ns)) = running.look(&self.clock) else { continue };
+            let Some((sample, at_ns)) = running.look(&self.clock, &mut sweep) else { continue };
             if !is_quiet(&running.checkpoint, sample, at_ns) {
                 records.push(running.read(sample, at_ns, running.checkpoint.requests));
             }
@@ -136,13 +178,14 @@ impl Meter {
     pub(crate) fn resize(&self, container_id: &str, requests: Requests) -> Option<Record> {
         let mut all = self.running();
         let running = all.get_mut(container_id)?;
-        let Checkpoint { at_ns, cpu_ns, memory_bytes, requests: now, .. } = running.checkpoint;
+        let Checkpoint { at_ns, cpu_ns, memory_bytes, requests: now, traffic, .. } = running.checkpoint;
         if now.unwrap_or(running.container.requests) == requests {
             return None;
         }
         // Counters that can't be read now are made up for by the next reading.
-        let unread = Sample { cpu_ns, memory_bytes: memory_bytes.unwrap_or(0) };
-        let (sample, at_ns) = running.look(&self.clock).unwrap_or((unread, self.clock.now_ns().max(at_ns)));
+        let unread = Sample { cpu_ns, memory_bytes: memory_bytes.unwrap_or(0), traffic };
+        let looked = running.look(&self.clock, &mut Sweep::default());
+        let (sample, at_ns) = looked.unwrap_or((unread, self.clock.now_ns().max(at_ns)));
         Some(running.read(sample, at_ns, Some(requests)))
     }
 
@@ -165,7 +208,7 @@ impl Meter {
     /// Readings of another machine's containers.
     pub(crate) fn heard(&self, records: &[Record]) {
         let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        for Record { container, after, .. } in records {
+        for Record { container, after, .. } in records.iter().filter(|record| !record.container.is_network()) {
             if after.ended {
                 elsewhere.remove(&key(container));
                 continue;
@@ -189,7 +232,7 @@ impl Meter {
             let id = &record.container.container_id;
             let Some(running) = running.get_mut(id) else { continue };
             running.checkpoint = match checkpoint(id) {
-                Ok(known) => known.unwrap_or_else(|| Checkpoint::start(record.container.started_at)),
+                Ok(known) => known.unwrap_or_else(|| Checkpoint::start(&record.container)),
                 Err(_) => record.before,
             };
         }
@@ -214,6 +257,7 @@ impl Meter {
 fn is_quiet(before: &Checkpoint, sample: Sample, at_ns: i64) -> bool {
     sample.cpu_ns == before.cpu_ns
         && before.memory_bytes == Some(sample.memory_bytes)
+        && before.traffic == sample.traffic
         && u128::from(at_ns.abs_diff(before.at_ns)) < LONGEST_QUIET.as_nanos()
 }
 
@@ -226,6 +270,7 @@ fn reading(before: &Checkpoint, after: &Checkpoint, (memory_byte_ns, memory_erro
         memory_byte_ns,
         memory_error_byte_ns,
         requests: before.requests,
+        traffic: after.traffic.since(before.traffic),
     }
 }
 

@@ -38,7 +38,8 @@ impl Delivery {
                 && (reading.start_ns, reading.end_ns) == (before.at_ns, after.at_ns)
                 && before.at_ns <= after.at_ns
                 && before.cpu_ns.checked_add(reading.cpu_ns) == Some(after.cpu_ns)
-                && reading.requests == before.requests;
+                && reading.requests == before.requests
+                && reading.traffic == after.traffic.since(before.traffic);
             (!fits).then_some("a reading does not fit the checkpoints around it")
         })
     }

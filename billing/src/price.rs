@@ -1,9 +1,11 @@
-//! The price book: what a second of CPU and of memory costs.
+//! The price book: what a second of CPU and of memory costs, and a GiB on the network.
 
 use std::path::Path;
 
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
+
+use crate::Traffic;
 
 /// Prices, as the file has them:
 ///
@@ -12,6 +14,10 @@ use serde::{Deserialize, Serialize};
 /// vcpuSecond: "0.0000112"      # one vCPU, busy for one second
 /// gibSecond: "0.0000012"       # one GiB, held for one second
 /// requestFloor: false          # true: at least what was requested is billed
+/// internetSentGib: "0.09"      # one GiB that a pod sent out of the cluster; 0 if it isn't there, as the following
+/// internetReceivedGib: "0"
+/// clusterSentGib: "0"
+/// clusterReceivedGib: "0"
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -25,6 +31,18 @@ pub struct PriceBook {
     /// Bill what was requested where less was used.
     #[serde(default)]
     pub request_floor: bool,
+    /// Price of a GiB from outside the cluster.
+    #[serde(default)]
+    pub internet_received_gib: Decimal,
+    /// Price of a GiB to outside the cluster.
+    #[serde(default)]
+    pub internet_sent_gib: Decimal,
+    /// Price of a GiB from within the cluster.
+    #[serde(default)]
+    pub cluster_received_gib: Decimal,
+    /// Price of a GiB to within the cluster.
+    #[serde(default)]
+    pub cluster_sent_gib: Decimal,
 }
 
 /// List prices in the range of the large clouds', so that a bill without a price book shows something to think about.
@@ -35,6 +53,10 @@ impl Default for PriceBook {
             vcpu_second: Decimal::new(112_444, 10),
             gib_second: Decimal::new(12_347, 10),
             request_floor: false,
+            internet_received_gib: Decimal::ZERO,
+            internet_sent_gib: Decimal::ZERO,
+            cluster_received_gib: Decimal::ZERO,
+            cluster_sent_gib: Decimal::ZERO,
         }
     }
 }
@@ -68,7 +90,14 @@ impl PriceBook {
     /// Parses the YAML of a file.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let book: Self = serde_saphyr::from_str(text).map_err(Error::Malformed)?;
-        for (field, value) in [("vcpuSecond", book.vcpu_second), ("gibSecond", book.gib_second)] {
+        for (field, value) in [
+            ("vcpuSecond", book.vcpu_second),
+            ("gibSecond", book.gib_second),
+            ("internetReceivedGib", book.internet_received_gib),
+            ("internetSentGib", book.internet_sent_gib),
+            ("clusterReceivedGib", book.cluster_received_gib),
+            ("clusterSentGib", book.cluster_sent_gib),
+        ] {
             if value.is_sign_negative() || value > Decimal::from(1_000_000) || value.normalize().scale() > 18 {
                 return Err(Error::NoPrice { field, value });
             }
@@ -83,6 +112,19 @@ impl PriceBook {
         let whole = (memory_byte_ns >> 30).saturating_mul(atto(self.gib_second));
         let rest = ((memory_byte_ns & ((1 << 30) - 1)).saturating_mul(atto(self.gib_second))) >> 30;
         Cost(cpu.saturating_add(whole).saturating_add(rest))
+    }
+
+    /// The cost of what was received and sent.
+    pub(crate) fn traffic_cost(&self, traffic: Traffic) -> Cost {
+        let prices =
+            [self.internet_received_gib, self.internet_sent_gib, self.cluster_received_gib, self.cluster_sent_gib];
+        let costs = traffic.all().into_iter().zip(prices).map(|(bytes, price)| {
+            // A byte costs 2^-30 of the price: what is left below that is carried on to 10^-27 units.
+            const NANO: u128 = 1_000_000_000;
+            let (product, rest) = (u128::from(bytes).saturating_mul(atto(price)), (1 << 30) - 1);
+            (product >> 30).saturating_mul(NANO).saturating_add(((product & rest) * NANO) >> 30)
+        });
+        Cost(costs.fold(0, u128::saturating_add))
     }
 }
 
@@ -122,6 +164,25 @@ mod tests {
         assert_eq!(book.cost(1_000_000_000, 0).nano_units(), 500_000_000);
         assert_eq!(book.cost(0, (1 << 30) * 1_000_000_000).nano_units(), 250_000_000);
         assert_eq!(decimal(750_000_000), "0.750000000");
+    }
+
+    #[test]
+    fn each_way_of_a_gib_has_its_price_and_a_byte_is_not_rounded_away() {
+        let text = "currency: EUR\nvcpuSecond: '0'\ngibSecond: '0'\ninternetReceivedGib: '1'\ninternetSentGib: '2'\n\
+            clusterReceivedGib: '4'\nclusterSentGib: '8'\n";
+        let book = PriceBook::parse(text).unwrap();
+        let gib = 1 << 30;
+        let traffic = Traffic {
+            internet_received_bytes: gib,
+            internet_sent_bytes: gib,
+            cluster_received_bytes: gib,
+            cluster_sent_bytes: gib,
+        };
+        assert_eq!(book.traffic_cost(traffic).nano_units(), 15_000_000_000);
+        let byte = Traffic { internet_sent_bytes: 1, ..Traffic::default() };
+        assert_eq!(book.traffic_cost(byte), Cost((2 * 10_u128.pow(27)) >> 30));
+        assert_eq!(PriceBook::default().traffic_cost(traffic), Cost(0));
+        assert!(PriceBook::parse(&text.replace("'8'", "'-8'")).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::Counters;
+use crate::Traffic;
 
 /// A container's counters as of one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(crate) struct Sample {
     pub(crate) cpu_ns: u64,
     /// Memory that could not be had back at once: all of it less inactive file pages, as `kubectl top` counts.
     pub(crate) memory_bytes: u64,
+    /// A network's.
+    pub(crate) traffic: Traffic,
 }
 
 /// The open files.
@@ -35,26 +37,27 @@ enum CpuFormat {
 }
 
 impl Reader {
-    /// Opens the files of a container's group.
-    pub(crate) fn open(counters: &Counters) -> io::Result<Self> {
-        let open = |directory: &Path, name: &str| File::open(directory.join(name));
-        Ok(match counters {
-            Counters::V1 { cpuacct, memory } => Self {
-                cpu: open(cpuacct, "cpuacct.usage")?,
-                cpu_format: CpuFormat::Nanoseconds,
-                memory: open(memory, "memory.usage_in_bytes")?,
-                memory_stat: open(memory, "memory.stat")?,
-                inactive_key: "total_inactive_file",
-                last: Default::default(),
-            },
-            Counters::V2(directory) => Self {
-                cpu: open(directory, "cpu.stat")?,
-                cpu_format: CpuFormat::Stat,
-                memory: open(directory, "memory.current")?,
-                memory_stat: open(directory, "memory.stat")?,
-                inactive_key: "inactive_file",
-                last: Default::default(),
-            },
+    /// Opens the files of a container's groups, of cgroup v1.
+    pub(crate) fn v1(cpuacct: &Path, memory: &Path) -> io::Result<Self> {
+        Ok(Self {
+            cpu: File::open(cpuacct.join("cpuacct.usage"))?,
+            cpu_format: CpuFormat::Nanoseconds,
+            memory: File::open(memory.join("memory.usage_in_bytes"))?,
+            memory_stat: File::open(memory.join("memory.stat"))?,
+            inactive_key: "total_inactive_file",
+            last: Default::default(),
+        })
+    }
+
+    /// The same of cgroup v2.
+    pub(crate) fn v2(directory: &Path) -> io::Result<Self> {
+        Ok(Self {
+            cpu: File::open(directory.join("cpu.stat"))?,
+            cpu_format: CpuFormat::Stat,
+            memory: File::open(directory.join("memory.current"))?,
+            memory_stat: File::open(directory.join("memory.stat"))?,
+            inactive_key: "inactive_file",
+            last: Default::default(),
         })
     }
 
@@ -75,7 +78,7 @@ impl Reader {
             let inactive = field(read(&self.memory_stat, &mut buffer)?, self.inactive_key)?;
             all_memory.saturating_sub(inactive)
         };
-        let sample = Sample { cpu_ns, memory_bytes };
+        let sample = Sample { cpu_ns, memory_bytes, traffic: Traffic::default() };
         self.last = (all_memory, sample);
         Ok(sample)
     }
@@ -117,9 +120,8 @@ mod tests {
                 ("memory.stat", "cache 1\ninactive_file 7\ntotal_inactive_file 400\n"),
             ],
         );
-        let counters = Counters::V1 { cpuacct: group.path().into(), memory: group.path().into() };
-        let sample = Reader::open(&counters).unwrap().read().unwrap();
-        assert_eq!(sample, Sample { cpu_ns: 1_234_567_891, memory_bytes: 600 });
+        let sample = Reader::v1(group.path(), group.path()).unwrap().read().unwrap();
+        assert_eq!((sample.cpu_ns, sample.memory_bytes), (1_234_567_891, 600));
     }
 
     #[test]
@@ -133,8 +135,8 @@ mod tests {
                 ("memory.stat", "anon 1\ninactive_file 96\n"),
             ],
         );
-        let sample = Reader::open(&Counters::V2(group.path().into())).unwrap().read().unwrap();
-        assert_eq!(sample, Sample { cpu_ns: 15_000, memory_bytes: 4_000 });
+        let sample = Reader::v2(group.path()).unwrap().read().unwrap();
+        assert_eq!((sample.cpu_ns, sample.memory_bytes), (15_000, 4_000));
     }
 
     #[test]
@@ -144,9 +146,10 @@ mod tests {
             group.path(),
             &[("cpu.stat", "usage_usec 1\n"), ("memory.current", "10\n"), ("memory.stat", "inactive_file 0\n")],
         );
-        let mut reader = Reader::open(&Counters::V2(group.path().into())).unwrap();
+        let mut reader = Reader::v2(group.path()).unwrap();
         reader.read().unwrap();
         write(group.path(), &[("cpu.stat", "usage_usec 3\n"), ("memory.current", "20\n")]);
-        assert_eq!(reader.read().unwrap(), Sample { cpu_ns: 3_000, memory_bytes: 20 });
+        let sample = reader.read().unwrap();
+        assert_eq!((sample.cpu_ns, sample.memory_bytes), (3_000, 20));
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::Requests;
+use crate::{Meterable, Requests, Traffic};
 
 /// Usage over an interval, uniform as far as is known. Consecutive readings of a container touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Reading {
     /// What the container asked for during it; none for what its description says.
     #[serde(default)]
     pub requests: Option<Requests>,
+    /// What a pod received and sent, if this is of its network.
+    #[serde(default)]
+    pub traffic: Traffic,
 }
 
 impl Reading {
@@ -60,12 +63,23 @@ pub(crate) struct Checkpoint {
     /// What the container asks for from here on; none for what its description says.
     #[serde(default)]
     pub(crate) requests: Option<Requests>,
+    /// The counters of a pod's network.
+    #[serde(default)]
+    pub(crate) traffic: Traffic,
 }
 
 impl Checkpoint {
-    /// Before a container's first instruction.
-    pub(crate) fn start(at: Timestamp) -> Self {
-        Self { next_sequence: 0, at_ns: nanoseconds(at), cpu_ns: 0, memory_bytes: None, ended: false, requests: None }
+    /// Before a container's first instruction, and a network's first packet.
+    pub(crate) fn start(container: &Meterable) -> Self {
+        Self {
+            next_sequence: 0,
+            at_ns: nanoseconds(container.started_at),
+            cpu_ns: 0,
+            memory_bytes: container.is_network().then_some(0),
+            ended: false,
+            requests: None,
+            traffic: Traffic::default(),
+        }
     }
 }
 
@@ -84,7 +98,7 @@ mod tests {
         fn splitting_a_reading_neither_loses_nor_invents(
             quantity in 0..u128::MAX >> 64, start in 0_i64..1 << 60, length in 1_i64..1 << 40, cuts in prop::collection::vec(0_i64..1 << 41, 0..20)
         ) {
-            let reading = Reading { sequence: 0, start_ns: start, end_ns: start + length, cpu_ns: 0, memory_byte_ns: 0, memory_error_byte_ns: 0, requests: None };
+            let reading = Reading { sequence: 0, start_ns: start, end_ns: start + length, cpu_ns: 0, memory_byte_ns: 0, memory_error_byte_ns: 0, requests: None, traffic: Traffic::default() };
             let mut cuts: Vec<i64> = cuts.iter().map(|cut| start + cut).collect();
             cuts.push(i64::MAX);
             cuts.sort_unstable();

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::{Error, Ledger};
 use crate::price::{Cost, PriceBook, decimal};
 use crate::reading::{Reading, nanoseconds};
-use crate::{Meterable, Requests};
+use crate::{Meterable, Requests, Traffic};
 
 /// At most this many rows: a report is read by people and programs, and held in memory.
 const MOST_ROWS: usize = 1_000_000;
@@ -74,6 +74,9 @@ pub struct Row {
     pub billed_cpu_nanoseconds: u64,
     /// Memory times time that is billed.
     pub billed_memory_byte_seconds: u128,
+    /// What pods received and sent; none where no pod has a network of its own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
     /// In the currency's units, with nine decimals.
     pub cost: String,
 }
@@ -108,6 +111,7 @@ struct Usage {
     memory_error_byte_ns: u128,
     billed_cpu_ns: u128,
     billed_memory_byte_seconds: u128,
+    traffic: Option<Traffic>,
     cost_nano: u128,
     containers: u64,
     first_ns: Option<i64>,
@@ -121,6 +125,9 @@ impl Usage {
         self.memory_error_byte_ns += other.memory_error_byte_ns;
         self.billed_cpu_ns += other.billed_cpu_ns;
         self.billed_memory_byte_seconds += other.billed_memory_byte_seconds;
+        if let Some(more) = other.traffic {
+            self.traffic = Some(self.traffic.unwrap_or_default().with(more, u64::saturating_add));
+        }
         self.cost_nano = self.cost_nano.saturating_add(other.cost_nano);
         self.containers += other.containers;
         self.first_ns = [self.first_ns, other.first_ns].into_iter().flatten().min();
@@ -146,7 +153,7 @@ impl Query {
             self.namespace.as_ref().is_none_or(|namespace| *namespace == container.namespace)
                 && self.pod.as_ref().is_none_or(|pod| *pod == container.pod)
         };
-        let mut sums: BTreeMap<(i64, Group), Usage> = BTreeMap::new();
+        let mut sums = Sums::default();
         let mut current: Option<Meterable> = None;
         let mut seen: BTreeSet<i64> = BTreeSet::new();
         let mut running = Running::default();
@@ -156,19 +163,22 @@ impl Query {
                 current = Some(container.clone());
                 seen.clear();
                 running = Running::default();
-                containers += 1;
+                containers += u64::from(!container.is_network());
             }
             let group = self.group_of(container);
             let requests = reading.requests.unwrap_or(container.requests);
             for (step, part) in parts(&reading, (from_ns, to_ns), step_ns, requests, prices) {
                 let mut usage = running.add(&part);
-                // A container counts once in each step, however many readings it has there.
-                usage.containers = u64::from(seen.insert(step));
-                if sums.len() <= MOST_ROWS {
-                    sums.entry((step, group.clone())).or_default().add(&usage);
+                if container.is_network() {
+                    usage.traffic = Some(part.traffic);
+                } else {
+                    // A container counts once in each step, however many readings it has there.
+                    usage.containers = u64::from(seen.insert(step));
                 }
+                sums.add((step, group.clone()), &usage);
             }
         })?;
+        let sums = sums.rows();
         if sums.len() > MOST_ROWS {
             let text = format!("step: more than {MOST_ROWS} rows; a larger step or a shorter span is needed");
             return Err(ReportError::BadQuery(text));
@@ -194,6 +204,33 @@ impl Query {
     }
 }
 
+/// The rows to be.
+#[derive(Default)]
+struct Sums {
+    used: BTreeMap<(i64, Group), Usage>,
+    /// Networks that were there, and nothing came or went: they make no row.
+    silent: BTreeMap<(i64, Group), Usage>,
+}
+
+impl Sums {
+    fn add(&mut self, key: (i64, Group), usage: &Usage) {
+        let silent = usage.traffic == Some(Traffic::default());
+        let rows = if silent { &mut self.silent } else { &mut self.used };
+        if rows.len() <= MOST_ROWS {
+            rows.entry(key).or_default().add(usage);
+        }
+    }
+
+    fn rows(mut self) -> BTreeMap<(i64, Group), Usage> {
+        for (key, usage) in self.silent {
+            if let Some(row) = self.used.get_mut(&key) {
+                row.add(&Usage { traffic: usage.traffic, ..Usage::default() });
+            }
+        }
+        self.used
+    }
+}
+
 /// What a reading says of a part of its time, not rounded yet.
 struct Part {
     begin: i64,
@@ -203,6 +240,7 @@ struct Part {
     memory_error_byte_ns: u128,
     billed_cpu_ns: u128,
     billed_memory_byte_ns: u128,
+    traffic: Traffic,
     cost: Cost,
 }
 
@@ -229,6 +267,7 @@ impl Running {
             memory_error_byte_ns: part.memory_error_byte_ns,
             billed_cpu_ns: part.billed_cpu_ns,
             billed_memory_byte_seconds: seconds(&mut self.billed_memory_byte_ns, part.billed_memory_byte_ns),
+            traffic: None,
             cost_nano: self.cost.nano_units() - cost_before,
             containers: 0,
             first_ns: Some(part.begin),
@@ -274,7 +313,7 @@ fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &Pr
         billed_cpu = billed_cpu.max(u128::from(requests.cpu_millis) * duration / 1_000);
         billed_memory = billed_memory.max(u128::from(requests.memory_bytes) * duration);
     }
-    let whole = prices.cost(billed_cpu, billed_memory);
+    let whole = prices.cost(billed_cpu, billed_memory).0.saturating_add(prices.traffic_cost(reading.traffic).0);
     Part {
         begin,
         end,
@@ -283,7 +322,10 @@ fn part(reading: &Reading, begin: i64, end: i64, requests: Requests, prices: &Pr
         memory_error_byte_ns: share(reading.memory_error_byte_ns),
         billed_cpu_ns: share(billed_cpu),
         billed_memory_byte_ns: share(billed_memory),
-        cost: Cost(share(whole.0)),
+        traffic: reading
+            .traffic
+            .with(Traffic::default(), |bytes, _| u64::try_from(share(bytes.into())).unwrap_or(bytes)),
+        cost: Cost(share(whole)),
     }
 }
 
@@ -319,6 +361,7 @@ fn row(usage: &Usage, span: Option<(i64, i64)>, group: Group) -> Row {
         memory_byte_seconds_error: usage.memory_error_byte_ns.div_ceil(BYTE_SECOND),
         billed_cpu_nanoseconds: nanoseconds(usage.billed_cpu_ns),
         billed_memory_byte_seconds: usage.billed_memory_byte_seconds,
+        traffic: usage.traffic,
         cost: decimal(usage.cost_nano),
     }
 }

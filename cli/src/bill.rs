@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
+use carob_billing::Traffic;
 use carob_billing::http::{PREFIX, ReportParameters};
 use carob_billing::report::{Report, Row};
 use clap::ValueEnum;
@@ -162,11 +163,41 @@ const COLUMNS: &[Column] = &[
         number: true,
         shown: |report, _| bills_more(report),
     },
+    Column {
+        name: "INTERNET-IN",
+        csv: "internet-received-bytes",
+        cell: |row| bytes(row, |traffic| traffic.internet_received_bytes),
+        number: true,
+        shown: |report, _| has_traffic(report),
+    },
+    Column {
+        name: "INTERNET-OUT",
+        csv: "internet-sent-bytes",
+        cell: |row| bytes(row, |traffic| traffic.internet_sent_bytes),
+        number: true,
+        shown: |report, _| has_traffic(report),
+    },
+    Column {
+        name: "CLUSTER-IN",
+        csv: "cluster-received-bytes",
+        cell: |row| bytes(row, |traffic| traffic.cluster_received_bytes),
+        number: true,
+        shown: |report, _| has_traffic(report),
+    },
+    Column {
+        name: "CLUSTER-OUT",
+        csv: "cluster-sent-bytes",
+        cell: |row| bytes(row, |traffic| traffic.cluster_sent_bytes),
+        number: true,
+        shown: |report, _| has_traffic(report),
+    },
     Column { name: "COST", csv: "cost", cell: |row| row.cost.clone(), number: true, ..COLUMN },
 ];
 
 /// Of pods without the label.
 const NONE: &str = "<none>";
+/// What was received and sent by pods on the host's network.
+const UNKNOWN: &str = "-";
 
 fn by_label(group_by: &str) -> bool {
     group_by.starts_with("label:")
@@ -177,6 +208,16 @@ fn bills_more(report: &Report) -> bool {
     let total = &report.total;
     total.billed_cpu_nanoseconds != total.cpu_nanoseconds
         || total.billed_memory_byte_seconds != total.memory_byte_seconds
+}
+
+/// Whether anything was received or sent, as far as is known.
+fn has_traffic(report: &Report) -> bool {
+    report.total.traffic.is_some_and(|traffic| traffic != Traffic::default())
+}
+
+/// Bytes of pods with networks of their own; nothing is known of others.
+fn bytes(row: &Row, of: fn(&Traffic) -> u64) -> String {
+    row.traffic.as_ref().map_or_else(String::new, |traffic| of(traffic).to_string())
 }
 
 fn table(report: &Report, group_by: &str) -> Table {
@@ -190,6 +231,7 @@ fn table(report: &Report, group_by: &str) -> Table {
     for row in &report.rows {
         table.add_row(used.iter().map(|column| match (column.name, (column.cell)(row)) {
             ("LABEL", value) if value.is_empty() => NONE.to_owned(),
+            (_, value) if value.is_empty() => UNKNOWN.to_owned(),
             (_, cell) => shown(cell),
         }));
     }

@@ -1,6 +1,8 @@
 //! `carob down`: stops the pods of a data directory and removes what Carob made on the machine.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_image::{Images, RegistryConfig};
-use carob_network::Network;
+use carob_network::{Network, TrafficCounters};
 use carob_sandbox::{ContainerId, Runtime, RuntimeConfig};
 use carob_worker::{ContainerObserver, Unobserved};
 use nix::errno::Errno;
@@ -65,7 +67,8 @@ pub async fn run(options: Options) -> Result<()> {
     let workers = dir.workers()?;
     let spawner = |worker: &WorkerDir| agent::spawner(worker, &instance.id);
     let spawners = workers.iter().map(spawner).collect::<Result<Vec<_>>>()?;
-    if let Err(error) = stop_pods(&dir, &spawners, Duration::from_secs(options.grace.into())).await {
+    let grace = Duration::from_secs(options.grace.into());
+    if let Err(error) = stop_pods(&dir, &spawners, &instance.id, grace).await {
         if error.is::<Unbilled>() && !options.force {
             return Err(error);
         }
@@ -99,7 +102,7 @@ async fn remove_sandboxes(worker: &WorkerDir, spawner: RuntimeConfig) -> Result<
 }
 
 /// Stops the pods as their workers would, so that their last usage is in the ledger.
-async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], grace: Duration) -> Result<()> {
+async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], network: &str, grace: Duration) -> Result<()> {
     let spawners: Vec<_> = spawners.iter().filter(|spawner| spawner.dir.exists()).collect();
     let Some(first) = spawners.first() else { return Ok(()) };
     let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: first.dir.clone(), cause };
@@ -110,7 +113,7 @@ async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], grace: Duration) -
         Some(readings) => readings,
         None => &Unobserved,
     };
-    let stopping = spawners.iter().map(|spawner| stop_pods_of((*spawner).clone(), observer, grace));
+    let stopping = spawners.iter().map(|spawner| stop_pods_of((*spawner).clone(), network, observer, grace));
     let stopped = futures::future::join_all(stopping).await;
     match readings {
         Some(readings) => readings.outcome().map_err(anyhow::Error::from),
@@ -137,14 +140,27 @@ struct Stopped {
     containers: Vec<ContainerId>,
 }
 
-/// Stops the pods of one spawner.
-async fn stop_pods_of(spawner: RuntimeConfig, observer: &dyn ContainerObserver, grace: Duration) -> Result<Stopped> {
+/// Stops the pods of one spawner, which are in this instance's network.
+async fn stop_pods_of(
+    spawner: RuntimeConfig,
+    network: &str,
+    observer: &dyn ContainerObserver,
+    grace: Duration,
+) -> Result<Stopped> {
+    let counters = counters(network, &spawner.dir).await.context("cannot read what pods received and sent")?;
     let (runtime, pods, exits) = Runtime::start(spawner).await.context("cannot reach the spawner")?;
     let containers = pods.iter().flat_map(|pod| &pod.containers).map(|container| container.id.clone()).collect();
-    match carob_worker::drain(&runtime, pods, exits, observer, grace).await {
+    match carob_worker::drain(&runtime, pods, exits, observer, &counters, grace).await {
         0 => Ok(Stopped { runtime, containers }),
         stuck => bail!("{stuck} containers did not end"),
     }
+}
+
+/// What a worker's pods received and sent is counted in the network namespace of its spawner.
+async fn counters(network: &str, dir: &Path) -> Result<TrafficCounters> {
+    let spawner = carob_sandbox::spawner_of(dir).await?;
+    let namespace = spawner.and_then(|spawner| File::open(format!("/proc/{spawner}/ns/net")).ok()).map(OwnedFd::from);
+    Ok(TrafficCounters::open(network, namespace.as_ref())?)
 }
 
 /// Ends a worker of an earlier start that this one doesn't have: its pods are stopped, what they used is told to
@@ -152,12 +168,13 @@ async fn stop_pods_of(spawner: RuntimeConfig, observer: &dyn ContainerObserver, 
 pub async fn retire(
     worker: &WorkerDir,
     spawner: RuntimeConfig,
+    network: &str,
     observer: &dyn ContainerObserver,
     images: &Images,
 ) -> Result<()> {
     let doing = || format!("cannot end the worker {} of an earlier start", worker.number);
     if spawner.dir.exists() {
-        let stopped = stop_pods_of(spawner.clone(), observer, RETIRING_GRACE).await.with_context(doing)?;
+        let stopped = stop_pods_of(spawner.clone(), network, observer, RETIRING_GRACE).await.with_context(doing)?;
         stopped.runtime.shutdown().await.with_context(doing)?;
         for container in &stopped.containers {
             images.release(container.as_str()).await.with_context(doing)?;

@@ -285,7 +285,8 @@ impl Workers<'_> {
         let admin = self.gateway.client("system:carob:up", &["system:masters"]);
         for gone in self.dir.workers()?.into_iter().filter(|worker| worker.number > self.site.workers()) {
             let observer = Metered(Arc::clone(self.billing));
-            retire(&gone, agent::spawner(&gone, &self.site.instance.id)?, &observer, &self.images).await?;
+            let id = &self.site.instance.id;
+            retire(&gone, agent::spawner(&gone, id)?, id, &observer, &self.images).await?;
             nodes::remove(&admin, &gone.node(self.node)).await?;
         }
         let first = self.dir.worker(1);

@@ -1,5 +1,5 @@
 //! The two places where crates meet that don't know each other: the gateway reaches the worker's streams, and the worker
-//! tells billing of its containers.
+//! tells billing of its containers and of its pods' networks.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::Router;
-use carob_billing::{Billing, Counters, End, Meterable, Requests};
+use carob_billing::{Billing, Counters, End, Meterable, Requests, Traffic, TrafficSource};
 use carob_gateway::{NodeDialer, NodeStream};
+use carob_network::TrafficCounters;
 use carob_sandbox::{CgroupPaths, CgroupVersion};
-use carob_worker::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer};
+use carob_worker::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, ObservedNetwork};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::Handle;
@@ -79,6 +80,21 @@ impl ContainerObserver for Metered {
             tokio::time::sleep(LEDGER_RETRY).await;
         }
     }
+
+    async fn network_started(&self, network: &ObservedNetwork, counters: &TrafficCounters) {
+        let reader = counters.clone();
+        let read = move || Ok(reader.read()?.into_iter().map(|(pod, bytes)| (pod, traffic(bytes))).collect());
+        let source = TrafficSource::new(network.node.clone(), read);
+        let counters = Some(Counters::Network(source, network.address));
+        self.0.container_started(Meterable { counters, ..metered_network(network) });
+    }
+
+    async fn network_ended(&self, network: &ObservedNetwork, last: Option<carob_network::Traffic>) {
+        while let Err(error) = self.0.network_ended(metered_network(network), last.map(traffic)).await {
+            tracing::error!(pod = %network.pod, %error, "the ledger did not take what a pod received and sent");
+            tokio::time::sleep(LEDGER_RETRY).await;
+        }
+    }
 }
 
 /// How long `carob down` tries to write one container's end.
@@ -102,6 +118,15 @@ impl LastReadings {
         self.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// What follows from a refusal: a pause, or the end of all patience.
+    async fn refused(&self, begin: Instant, error: carob_billing::LedgerError) {
+        if begin.elapsed() >= LAST_READING_PATIENCE {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        } else {
+            tokio::time::sleep(LEDGER_RETRY).await;
+        }
+    }
+
     fn failed(&self) -> bool {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
@@ -117,11 +142,18 @@ impl ContainerObserver for LastReadings {
         let begin = Instant::now();
         while !self.failed() {
             let Err(error) = self.billing.container_exited(meterable(container), ended(end)).await else { return };
-            if begin.elapsed() >= LAST_READING_PATIENCE {
-                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            } else {
-                tokio::time::sleep(LEDGER_RETRY).await;
-            }
+            self.refused(begin, error).await;
+        }
+    }
+
+    async fn network_started(&self, _network: &ObservedNetwork, _counters: &TrafficCounters) {}
+
+    async fn network_ended(&self, network: &ObservedNetwork, last: Option<carob_network::Traffic>) {
+        let begin = Instant::now();
+        while !self.failed() {
+            let written = self.billing.network_ended(metered_network(network), last.map(traffic)).await;
+            let Err(error) = written else { return };
+            self.refused(begin, error).await;
         }
     }
 }
@@ -148,6 +180,32 @@ fn meterable(container: &ObservedContainer) -> Meterable {
         started_at: container.started_at,
         requests: asked(container.requests),
         counters: Some(counters(&container.cgroup)),
+    }
+}
+
+/// A pod's network, which has no container's name and requests nothing.
+fn metered_network(network: &ObservedNetwork) -> Meterable {
+    Meterable {
+        container_id: network.id.clone(),
+        pod_uid: network.pod_uid.clone(),
+        namespace: network.namespace.clone(),
+        pod: network.pod.clone(),
+        container: String::new(),
+        attempt: 0,
+        labels: network.labels.clone(),
+        node: network.node.clone(),
+        started_at: network.started_at,
+        requests: Requests::default(),
+        counters: None,
+    }
+}
+
+fn traffic(bytes: carob_network::Traffic) -> Traffic {
+    Traffic {
+        internet_received_bytes: bytes.internet_received,
+        internet_sent_bytes: bytes.internet_sent,
+        cluster_received_bytes: bytes.cluster_received,
+        cluster_sent_bytes: bytes.cluster_sent,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod bill;
 mod claim;
 pub mod machine;
+pub mod neighbour;
 pub mod pods;
 pub mod proxy;
 pub mod registry;

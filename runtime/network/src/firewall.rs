@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use crate::netfilter::{self, APPEND, CREATE, Messages, Transaction};
 use crate::policies::Direction;
 use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
+use crate::traffic::{self, NODES, TRAFFIC};
 use crate::{Error, NetworkConfig, bridge};
 
 /// Messages of nftables (`NFT_MSG_*`).
@@ -24,6 +25,7 @@ const NEW_SET: u16 = 9;
 pub(crate) const GET_SET: u16 = 10;
 pub(crate) const DELETE_SET: u16 = 11;
 pub(crate) const NEW_ELEMENTS: u16 = 12;
+pub(crate) const GET_ELEMENTS: u16 = 13;
 pub(crate) const DELETE_ELEMENTS: u16 = 14;
 
 const TCP: u8 = 6;
@@ -96,7 +98,7 @@ const DOORS: &str = "doors";
 pub(crate) const ADDRESS: u32 = 7;
 pub(crate) const PROTOCOL: u32 = 12;
 pub(crate) const PORT: u32 = 13;
-const NUMBER: u32 = 19;
+pub(crate) const NUMBER: u32 = 19;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// How many bytes a value of a type has.
@@ -122,6 +124,8 @@ pub(crate) enum Shape {
     Plain,
     /// Single keys, written by packets, which are forgotten after a time.
     Remembered,
+    /// Single keys, each of which counts the packets that look it up.
+    Counted,
     /// Ranges of a value, given by where they begin and end.
     Ranges,
     /// Ranges in each part of a concatenation.
@@ -145,6 +149,8 @@ fn sets() -> Vec<(&'static str, Vec<u32>, Holds, Shape)> {
         (ADMITTED, [&[ADDRESS][..], &service].concat(), Holds::Keys, Shape::Boxes),
         (HELD, vec![ADDRESS], Holds::Keys, Shape::Plain),
         (DOORS, service.to_vec(), Holds::Keys, Shape::Plain),
+        (NODES, vec![ADDRESS], Holds::Keys, Shape::Plain),
+        (TRAFFIC, vec![ADDRESS, NUMBER], Holds::Keys, Shape::Counted),
     ];
     for side in Side::ALL {
         all.push((side.services(), service.to_vec(), Holds::Verdicts, Shape::Plain));
@@ -163,7 +169,7 @@ const AFFINITY_SIZE: u32 = 1 << 18;
 /// Where in a packet's way a chain stands: hook (`NF_INET_*`), priority, and type.
 struct Place(u32, i32, &'static str);
 
-const CHAINS: [(&str, Place); 7] = [
+const CHAINS: [(&str, Place); 10] = [
     ("spoofed", Place(0, -300, "filter")),
     ("arriving", Place(0, -100, "nat")),
     ("leaving", Place(3, -100, "nat")),
@@ -171,6 +177,10 @@ const CHAINS: [(&str, Place); 7] = [
     ("forwarded", Place(2, 0, "filter")),
     ("sent", Place(3, 0, "filter")),
     ("source", Place(4, 100, "nat")),
+    // What has passed everybody's rules.
+    (traffic::RECEIVED, Place(1, 300, "filter")),
+    (traffic::FORWARDED, Place(2, 300, "filter")),
+    (traffic::SENT, Place(3, 300, "filter")),
 ];
 
 /// Looks a packet's destination up: under its address, or under none for ports of the machine.
@@ -272,7 +282,7 @@ impl<'a> Changes<'a> {
         self.sets += 1;
         let (length, id) = (u32::try_from(key.len() * 4).unwrap_or(u32::MAX), self.sets);
         let flags = match shape {
-            Shape::Plain => 0,
+            Shape::Plain | Shape::Counted => 0,
             Shape::Remembered => 0x10 | 0x20,
             Shape::Ranges => 4,
             Shape::Boxes => 4 | 0x80,
@@ -291,6 +301,11 @@ impl<'a> Changes<'a> {
         }
         match shape {
             Shape::Plain | Shape::Ranges => {}
+            Shape::Counted => {
+                message.nested(17, |expression| {
+                    expression.name(1, "counter");
+                });
+            }
             Shape::Remembered => {
                 message.nested(9, |inner| {
                     inner.number(1, AFFINITY_SIZE);
@@ -451,6 +466,7 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
         let rule = rule.translated().network(Field::Destination, Is::Other, config.cluster_cidr);
         endpoint(rule.interface_named(Meta::OutputName, Is::Other, "lo")).masquerade();
     });
+    traffic::count(&mut changes, &pods, config.cluster_cidr);
     changes.commit("install")
 }
 

@@ -24,8 +24,9 @@ mod pool;
 mod rules;
 mod services;
 mod shaping;
+mod traffic;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +41,7 @@ pub use policies::{
 };
 pub use services::{Backend, Change, Frontend, Protocol};
 pub use shaping::Bandwidth;
+pub use traffic::{Traffic, TrafficCounters};
 
 use crate::address::Addresses;
 use crate::policies::Policies;
@@ -135,6 +137,7 @@ struct Shared {
     pool: Pool,
     services: Mutex<Services>,
     policies: Mutex<Policies>,
+    traffic: TrafficCounters,
 }
 
 impl Network {
@@ -143,7 +146,7 @@ impl Network {
     pub async fn start(config: NetworkConfig) -> Result<Self, Error> {
         let gateway = address::gateway(config.pod_cidr)?;
         let setup = config.clone();
-        let mtu = tokio::task::spawn_blocking(move || {
+        let (mtu, traffic) = tokio::task::spawn_blocking(move || {
             let own = Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len());
             let bridge = bridge::ensure(&setup.instance, own, setup.cluster_cidr)?;
             if setup.cluster_cidr != setup.pod_cidr && !setup.annexed {
@@ -156,13 +159,18 @@ impl Network {
             firewall::install(&setup)?;
             shaping::remove_orphans(&setup.instance).map_err(Error::kernel("remove links of pods that are gone"))?;
             bridge::enable_forwarding()?;
-            bridge::uplink_mtu()
+            Ok::<_, Error>((bridge::uplink_mtu()?, TrafficCounters::open(&setup.instance, None)?))
         })
         .await
         .map_err(|_| Error::Closed)??;
         let addresses = Arc::new(Mutex::new(Addresses::new(config.pod_cidr, gateway)));
-        let maker =
-            namespace::Maker { instance: config.instance.clone(), gateway, mtu, addresses: Arc::clone(&addresses) };
+        let maker = namespace::Maker {
+            instance: config.instance.clone(),
+            gateway,
+            mtu,
+            addresses: Arc::clone(&addresses),
+            traffic: traffic.clone(),
+        };
         let pool = Pool::start(maker)?;
         let services = Mutex::new(Services::new(&config.instance));
         let policies = Mutex::new(Policies::new(&config.instance));
@@ -177,6 +185,7 @@ impl Network {
                 pool,
                 services,
                 policies,
+                traffic,
             }),
         })
     }
@@ -215,6 +224,9 @@ impl Network {
     /// Keeps the address of a pod that an earlier run attached.
     pub fn adopt(&self, pod_uid: &str, address: Ipv4Addr) {
         lock(&self.shared.addresses).reserve(address);
+        if let Err(error) = self.shared.traffic.resume(address) {
+            tracing::warn!(%error, pod_uid, "what a pod receives and sends may not be counted");
+        }
         lock(&self.shared.owners).insert(pod_uid.to_owned(), address);
     }
 
@@ -242,6 +254,18 @@ impl Network {
         shaped.map_err(Error::kernel(format!("limit the bandwidth of {pod}")))
     }
 
+    /// What this worker's pods receive and send, until they are released.
+    pub fn traffic(&self) -> &TrafficCounters {
+        &self.shared.traffic
+    }
+
+    /// Tells the addresses of the cluster's nodes, which are not the internet to pods, and no others.
+    pub async fn set_nodes(&self, addresses: BTreeSet<Ipv4Addr>) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || traffic::set_nodes(&shared.instance, addresses);
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
     /// Gives a pod's address and its ports of this machine back. Its link goes with its namespace.
     pub async fn release(&self, pod_uid: &str) {
         let uid = pod_uid.to_owned();
@@ -252,6 +276,9 @@ impl Network {
         if let Some(address) = owned {
             if let Err(error) = shaping::release(&self.shared.instance, address) {
                 tracing::warn!(%error, pod_uid, "a link of a pod that is gone is still there");
+            }
+            if let Err(error) = self.shared.traffic.end(address) {
+                tracing::warn!(%error, pod_uid, "counters of a pod that is gone are still there");
             }
             lock(&self.shared.addresses).free(address);
         }

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::address::Addresses;
 use crate::netlink::{self, Mode, Netlink};
-use crate::{Error, bridge, lock};
+use crate::{Error, TrafficCounters, bridge, lock};
 
 /// Name of a pod's interface, as everywhere in Kubernetes.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -33,6 +33,7 @@ pub(crate) struct Maker {
     pub(crate) gateway: Ipv4Addr,
     pub(crate) mtu: u32,
     pub(crate) addresses: Arc<Mutex<Addresses>>,
+    pub(crate) traffic: TrafficCounters,
 }
 
 impl Maker {
@@ -73,6 +74,7 @@ impl Maker {
         let mut inside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
         // The pod has no IPv6 yet; an interface that tries to get an address costs packets and time.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
+        self.traffic.begin(address)?;
         let port = bridge::port_name(&self.instance, address);
         host.request(vec![
             (veth(&netns, address, &port, self.mtu), Mode::Create),

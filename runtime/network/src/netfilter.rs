@@ -32,6 +32,8 @@ pub(crate) struct Messages {
     bytes: Vec<u8>,
     start: usize,
     count: u32,
+    /// The number before the first message's; it grows where a socket is used again.
+    base: u32,
 }
 
 impl Messages {
@@ -43,7 +45,7 @@ impl Messages {
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
+        self.bytes.extend_from_slice(&self.base.wrapping_add(self.count).to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         // A batch's own messages have no family.
         self.bytes.extend_from_slice(&[if resource == 0 { IPV4 } else { 0 }, 0]);
@@ -103,7 +105,12 @@ pub(crate) struct Transaction {
 
 impl Transaction {
     pub(crate) fn begin() -> Self {
-        let mut messages = Messages::default();
+        Self::after(0)
+    }
+
+    /// Numbers its messages from here on.
+    fn after(base: u32) -> Self {
+        let mut messages = Messages { base, ..Messages::default() };
         messages.begin(BATCH_BEGIN, 0, NFTABLES);
         Self { messages }
     }
@@ -120,22 +127,25 @@ impl Transaction {
     }
 
     /// Has the kernel carry it out, and waits for its word.
-    pub(crate) fn commit(mut self) -> io::Result<()> {
+    pub(crate) fn commit(self) -> io::Result<()> {
+        self.commit_by(&open()?)
+    }
+
+    fn commit_by(mut self, socket: &Socket) -> io::Result<()> {
         // The kernel answers with all errors and with what is asked for: the last message's success is the batch's.
         self.messages.finish();
         let last = self.messages.start;
         let flags = u16::from_ne_bytes([self.messages.bytes[last + 6], self.messages.bytes[last + 7]]) | ACKNOWLEDGE;
         self.messages.bytes[last + 6..last + 8].copy_from_slice(&flags.to_ne_bytes());
-        let last = self.messages.count;
+        let (first, last) = (self.messages.base, self.messages.base + self.messages.count);
         self.messages.begin(BATCH_END, 0, NFTABLES);
         self.messages.finish();
-        let socket = open()?;
         socket.send(&self.messages.bytes, 0)?;
         let mut outcome = Ok(());
         loop {
             let (datagram, _) = socket.recv_from_full()?;
             for message in split(&datagram) {
-                if message.kind != NLMSG_ERROR {
+                if message.kind != NLMSG_ERROR || message.sequence <= first {
                     continue;
                 }
                 let error = message.error();
@@ -196,21 +206,63 @@ pub(crate) fn found(mut messages: Messages) -> io::Result<Vec<bool>> {
 }
 
 /// Asks for all objects of a kind and calls `each` with the attributes of every one.
-pub(crate) fn dump(kind: u16, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+pub(crate) fn dump(kind: u16, each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut messages = Messages::default();
     messages.begin(kind, DUMP, 0);
+    ask(&open()?, messages, each)
+}
+
+/// Sends a question, and calls `each` with the attributes of every part of the answer.
+fn ask(socket: &Socket, mut messages: Messages, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     messages.finish();
-    let socket = open()?;
     socket.send(&messages.bytes, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        for message in split(&datagram) {
-            match message.kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
+        for message in split(&datagram).filter(|message| message.sequence > messages.base) {
+            match (message.kind, message.error()) {
+                (NLMSG_DONE, _) | (NLMSG_ERROR, 0) => return Ok(()),
+                (NLMSG_ERROR, error) => return Err(io::Error::from_raw_os_error(error)),
                 _ => each(message.attributes),
             }
         }
+    }
+}
+
+/// A socket that stays: it belongs to the network namespace in which it was opened, whoever uses it.
+pub(crate) struct Connection {
+    socket: Socket,
+    /// The last number that was used.
+    last: u32,
+}
+
+impl Connection {
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self { socket: open()?, last: 0 })
+    }
+
+    /// A transaction that [`Connection::commit`] carries out.
+    pub(crate) fn transaction(&self) -> Transaction {
+        Transaction::after(self.last)
+    }
+
+    pub(crate) fn commit(&mut self, transaction: Transaction) -> io::Result<()> {
+        // With the end of the batch.
+        self.last += transaction.messages.count + 1;
+        transaction.commit_by(&self.socket)
+    }
+
+    /// Asks nftables for something; see [`ask`].
+    pub(crate) fn ask(
+        &mut self,
+        (number, flags): (u16, u16),
+        write: impl FnOnce(&mut Messages),
+        each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let mut messages = Messages { base: self.last, ..Messages::default() };
+        messages.begin((NFTABLES << 8) | number, flags, 0);
+        write(&mut messages);
+        self.last += 1;
+        ask(&self.socket, messages, each)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::credential_providers::CredentialProviders;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::network::host_ports;
+use crate::network::metered::Networks;
 use crate::network::policies::{Policies, Requests};
 use crate::node::Machine;
 use crate::objects::Interests;
@@ -169,6 +170,7 @@ pub(crate) struct Context {
     pub images: Images,
     pub tenants: Tenants,
     pub network: Network,
+    pub networks: Networks,
     pub observer: Arc<dyn ContainerObserver>,
     pub cluster: ClusterInfo,
     pub machine: Machine,
@@ -231,6 +233,7 @@ impl Context {
                 }
             }
         }
+        let networks = Networks::adopt(&config.recovered, &config.network, &config.observer).await;
         let upstream = config.cluster.upstream_dns.clone();
         let resolvers = move || {
             if upstream.is_empty() {
@@ -254,6 +257,7 @@ impl Context {
             images: config.images,
             tenants: config.tenants,
             network: config.network,
+            networks,
             observer: config.observer,
             cluster: config.cluster,
             machine,
@@ -279,8 +283,9 @@ impl Context {
         Ok((context, config.recovered, config.exits, requests))
     }
 
-    /// Gives a pod's address back, once nothing is said of it any more.
+    /// Gives a pod's address back, once nothing is said of it any more and what it received and sent is on the bill.
     pub async fn give_back(&self, uid: &str) {
+        self.networks.end(uid, self).await;
         self.policies.release(uid).await;
         self.network.release(uid).await;
     }

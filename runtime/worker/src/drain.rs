@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use carob_network::TrafficCounters;
 use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerState, Exit, RecoveredPod, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -11,20 +12,22 @@ use tokio::time::{Instant, timeout_at};
 use crate::container::signal::StopSignal;
 use crate::observer::Identity;
 use crate::pod::{IDENTITY, STOP_SIGNAL};
-use crate::{ContainerEnd, ContainerObserver, ObservedContainer};
+use crate::{ContainerEnd, ContainerObserver, ObservedContainer, ObservedNetwork};
 
 /// How long a killed container may take to be gone.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// Asks every container to stop, kills those that haven't after `grace`, and tells the observer of every end. Gives the
-/// number of containers that would not end.
+/// Asks every container to stop, kills those that haven't after `grace`, and tells the observer of every end and of what the
+/// pods received and sent. Gives the number of containers that would not end.
 pub async fn drain(
     runtime: &Runtime,
     pods: Vec<RecoveredPod>,
     mut exits: mpsc::UnboundedReceiver<Exit>,
     observer: &dyn ContainerObserver,
+    counters: &TrafficCounters,
     grace: Duration,
 ) -> usize {
+    let networks: Vec<_> = pods.iter().filter_map(ObservedNetwork::recovered).collect();
     let mut left = HashMap::new();
     for container in pods.into_iter().flat_map(|pod| pod.containers) {
         if let ContainerState::Running { .. } = container.state {
@@ -47,6 +50,9 @@ pub async fn drain(
                 observer.exited(&container, &end(&exit)).await;
             }
         }
+    }
+    for network in networks {
+        observer.network_ended(&network, network.last(counters)).await;
     }
     left.len()
 }

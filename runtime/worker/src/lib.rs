@@ -33,7 +33,9 @@ mod volumes;
 pub use context::{ClusterInfo, Share, WorkerConfig, machine_address};
 pub use credential_providers::{CredentialProviderConfig, CredentialProviders};
 pub use drain::drain;
-pub use observer::{ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, Unobserved};
+pub use observer::{
+    ContainerEnd, ContainerObserver, ContainerRequests, ObservedContainer, ObservedNetwork, Unobserved,
+};
 pub use pressure::Tenants;
 pub use settings::{NodeSettings, Signal, Threshold};
 pub use users::UserNamespacePolicy;

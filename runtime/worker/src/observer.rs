@@ -1,10 +1,14 @@
-//! What billing learns of containers: the hooks that the worker calls, free of any knowledge of what is done with them.
+//! What billing learns of containers and of pods' networks: the hooks that the worker calls, free of any knowledge of what is done with them.
 
+use crate::pod::NETWORK;
 use async_trait::async_trait;
-use carob_sandbox::CgroupPaths;
+use carob_network::{Traffic, TrafficCounters};
+use carob_sandbox::{CgroupPaths, RecoveredPod};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 /// Called for every container that runs. `started` may be called again for one that a restarted worker found running, and
 /// `exited` again for one whose removal was interrupted: both carry the same container id then.
@@ -16,6 +20,63 @@ pub trait ContainerObserver: Send + Sync {
     async fn resized(&self, container: &ObservedContainer, requests: ContainerRequests);
     /// The container has ended. The worker removes its cgroup only after this returned.
     async fn exited(&self, container: &ObservedContainer, end: &ContainerEnd);
+    /// A pod has a network of its own. What it receives and sends is counted there; it may be told again, like a start.
+    async fn network_started(&self, network: &ObservedNetwork, counters: &TrafficCounters);
+    /// The pod has left its network, where it had received and sent this, as far as is known. May be told again, like an
+    /// end.
+    async fn network_ended(&self, network: &ObservedNetwork, last: Option<Traffic>);
+}
+
+/// A pod's network: it belongs to a sandbox, of which a pod may have several, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedNetwork {
+    /// Unique for ever.
+    pub id: String,
+    /// uid of the pod.
+    pub pod_uid: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Labels of the pod when its network was made.
+    pub labels: BTreeMap<String, String>,
+    /// The node.
+    pub node: String,
+    /// The pod's address, under which it is counted.
+    pub address: Ipv4Addr,
+    /// When the pod got it.
+    pub started_at: Timestamp,
+}
+
+impl ObservedNetwork {
+    /// That a pod gets now.
+    pub(crate) fn of(pod: &Pod, node: &str, address: Ipv4Addr) -> Self {
+        let started_at = Timestamp::now();
+        let pod_uid = pod.metadata.uid.clone().unwrap_or_default();
+        Self {
+            id: format!("network-{pod_uid}-{}", started_at.as_nanosecond()),
+            pod_uid,
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            pod: pod.metadata.name.clone().unwrap_or_default(),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            node: node.to_owned(),
+            address,
+            started_at,
+        }
+    }
+
+    /// That of a pod which was there before this process.
+    pub(crate) fn recovered(pod: &RecoveredPod) -> Option<Self> {
+        serde_json::from_str(pod.annotations.get(NETWORK)?).ok()
+    }
+
+    /// What was counted of it, as far as is known.
+    pub(crate) fn last(&self, counters: &TrafficCounters) -> Option<Traffic> {
+        counters.of(self.address).unwrap_or_else(|error| {
+            tracing::error!(%error, pod = self.pod, "what a pod received and sent last can't be read");
+            None
+        })
+    }
 }
 
 /// Who a container is and where its counters are.
@@ -113,4 +174,6 @@ impl ContainerObserver for Unobserved {
     async fn started(&self, _container: &ObservedContainer) {}
     async fn resized(&self, _container: &ObservedContainer, _requests: ContainerRequests) {}
     async fn exited(&self, _container: &ObservedContainer, _end: &ContainerEnd) {}
+    async fn network_started(&self, _network: &ObservedNetwork, _counters: &TrafficCounters) {}
+    async fn network_ended(&self, _network: &ObservedNetwork, _last: Option<Traffic>) {}
 }

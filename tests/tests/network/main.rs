@@ -5,6 +5,7 @@ mod bandwidth;
 mod isolation;
 mod policies;
 mod ports;
+mod traffic;
 
 use std::collections::BTreeSet;
 

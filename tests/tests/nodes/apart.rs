@@ -86,6 +86,19 @@ fn pods_of_machines_that_share_no_network_reach_each_other_names_and_the_api_of_
     eventually("nor does who may not get out", || !asks(&carob, "client", &second).contains("second"));
     assert!(asks(&carob, "client", &first).contains("first"), "but to where it may");
 
+    // What one worker's pods send to another's is the cluster's, however it is packed on the way.
+    let traffic = |pod: &str| carob.bill(&["--pod", pod])["total"]["traffic"].clone();
+    let counted = |pod: &str, field: &str| traffic(pod)[field].as_u64().unwrap_or(0);
+    eventually("it is on the bill of both", || {
+        counted("here", "clusterReceivedBytes") > 1 << 20 && counted("second", "clusterSentBytes") > 1 << 20
+    });
+    for pod in ["here", "there", "first", "second"] {
+        assert!(counted(pod, "clusterSentBytes") > 0, "{pod}: {}", traffic(pod));
+        for field in ["internetReceivedBytes", "internetSentBytes"] {
+            assert_eq!(counted(pod, field), 0, "{pod}: {}", traffic(pod));
+        }
+    }
+
     for worker in &mut workers {
         let down = worker.down();
         assert!(down.status.success(), "{}", text(&down));

@@ -1,5 +1,4 @@
-//! Other machines, which here are network namespaces with a link to this one and no more in common with it than the disk; and
-//! workers on them.
+//! Workers on other machines.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,61 +6,15 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use carob_tests::machine::Traces;
-use carob_tests::{Carob, binary, network_octet, text};
+pub(crate) use carob_tests::neighbour::{Machine, ip};
+use carob_tests::{Carob, binary, text};
 use serde_json::Value;
 
-/// Another machine.
-pub(crate) struct Machine {
-    pub(crate) namespace: String,
-    pub(crate) link: String,
-    /// This machine's address on the network between the two, and the other's.
-    pub(crate) here: String,
-    pub(crate) there: String,
-}
-
-pub(crate) fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip (package iproute2)");
-    assert!(output.status.success(), "ip {arguments}: {}", text(&output));
-}
-
-impl Machine {
-    pub(crate) fn new() -> Self {
-        let octet = network_octet();
-        let machine = Self {
-            namespace: format!("carob-test-{octet}"),
-            link: format!("ct{octet}"),
-            here: format!("10.213.{octet}.1"),
-            there: format!("10.213.{octet}.2"),
-        };
-        let Self { namespace, link, here, there } = &machine;
-        ip(&format!("netns add {namespace}"));
-        ip(&format!("link add {link} type veth peer name eth0 netns {namespace}"));
-        ip(&format!("addr add {here}/24 dev {link}"));
-        ip(&format!("link set {link} up"));
-        for inside in [
-            "link set lo up".to_owned(),
-            format!("addr add {there}/24 dev eth0"),
-            "link set eth0 up".to_owned(),
-            format!("route add default via {here}"),
-        ] {
-            ip(&format!("-n {namespace} {inside}"));
-        }
-        machine
-    }
-
-    /// The binary, there.
-    fn carob(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(binary()).args(arguments).stdin(Stdio::null());
-        command
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "del", &self.link]).output();
-        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
-    }
+/// The binary, there.
+fn carob_on(machine: &Machine, arguments: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{}", machine.namespace)).arg(binary()).args(arguments).stdin(Stdio::null());
+    command
 }
 
 /// A worker on another machine.
@@ -94,7 +47,7 @@ impl<'a> Worker<'a> {
         let data = self.data();
         let mut all = vec!["worker", "--data-dir", data.to_str().unwrap()];
         all.extend(arguments);
-        self.machine.carob(&all)
+        carob_on(self.machine, &all)
     }
 
     /// Tries to join, which must fail; what it says.
@@ -124,7 +77,7 @@ impl<'a> Worker<'a> {
 
     pub(crate) fn down(&mut self) -> Output {
         let data = self.data();
-        let output = self.machine.carob(&["down", "--grace", "0", "--data-dir", data.to_str().unwrap()]).output();
+        let output = carob_on(self.machine, &["down", "--grace", "0", "--data-dir", data.to_str().unwrap()]).output();
         if let Some(mut process) = self.process.take() {
             let _ = process.wait();
         }

@@ -165,6 +165,10 @@ fn two_workers_are_two_nodes_whose_pods_reach_each_other_and_what_is_for_them() 
         .collect();
     assert_eq!(billed, names.iter().map(String::as_str).collect());
 
+    let counted = carob.bill(&["--pod", "there"])["total"]["traffic"].clone();
+    assert!(counted["clusterReceivedBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{counted}");
+    assert_eq!(counted["internetSentBytes"], 0, "nodes are no internet: {counted}");
+
     // The gateway dies: no pod of either notices.
     let ids = |carob: &Carob| {
         carob.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}"])

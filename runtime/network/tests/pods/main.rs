@@ -1,6 +1,7 @@
 //! Pods' networks on the real kernel: run as root.
 
 mod policies;
+mod traffic;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};

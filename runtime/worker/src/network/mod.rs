@@ -6,6 +6,7 @@ mod copy;
 mod frontends;
 mod health;
 pub(crate) mod host_ports;
+pub(crate) mod metered;
 mod names;
 mod nodes;
 pub(crate) mod policies;

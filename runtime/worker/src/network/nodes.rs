@@ -1,5 +1,5 @@
-//! The other nodes: packets for their pods are led to their machines, and the ports at which their workers answer the gateway
-//! are closed to this node's pods.
+//! The other nodes: packets for their pods are led to their machines, the ports at which their workers answer the gateway
+//! are closed to this node's pods, and what pods exchange with them is no traffic with the internet.
 
 use super::copy::{Copy, Key};
 use crate::context::Context;
@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     let nodes = watcher(Api::<Node>::all(ctx.services.clone()), watcher::Config::default()).default_backoff();
     let mut nodes = pin!(nodes);
     let mut known = Copy::default();
-    let (mut ways, mut doors): (Option<Ways>, _) = (None, Doors::new());
+    let (mut ways, mut doors, mut told): (Option<Ways>, _, _) = (None, Doors::new(), None);
     let mut due = None;
     loop {
         let timer = async {
@@ -60,6 +60,16 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
                         Ok(()) => doors = new_doors,
                         Err(error) => {
                             tracing::error!(%error, "workers' ports may be open to pods");
+                            due = Some(Instant::now() + RETRY);
+                        }
+                    }
+                }
+                let addresses = addresses_of(&all);
+                if told.as_ref() != Some(&addresses) {
+                    match ctx.network.set_nodes(addresses.clone()).await {
+                        Ok(()) => told = Some(addresses),
+                        Err(error) => {
+                            tracing::error!(%error, "traffic with nodes may be counted as the internet's");
                             due = Some(Instant::now() + RETRY);
                         }
                     }
@@ -128,6 +138,16 @@ fn machine(node: &Node) -> Option<Ipv4Addr> {
     told.or_else(|| addresses(node).next())
 }
 
+/// Where nodes are reached, by whoever.
+fn addresses_of(nodes: &[Arc<Node>]) -> BTreeSet<Ipv4Addr> {
+    let told = |node: &Node| {
+        let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let own = all.filter_map(|address| address.address.parse().ok());
+        own.chain(machine(node)).collect::<Vec<_>>()
+    };
+    nodes.iter().flat_map(|node| told(node)).collect()
+}
+
 fn addresses(node: &Node) -> impl Iterator<Item = Ipv4Addr> {
     let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok())
@@ -161,6 +181,8 @@ mod tests {
         };
         assert_eq!(ways("here", "192.0.2.1"), ["10.42.8.0/22 192.0.2.2"]);
         assert_eq!(ways("there", "192.0.2.2"), ["10.42.0.0/22 192.0.2.1", "10.42.4.0/22 192.0.2.1"]);
+        let all: Vec<String> = addresses_of(&nodes).iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["10.42.4.1", "192.0.2.1", "192.0.2.2", "192.0.2.66"]);
         assert!(doors_of(&nodes).contains(&"10.42.4.1:10250".parse().unwrap()));
     }
 }

@@ -25,7 +25,7 @@ mod view;
 mod weight;
 mod writer;
 
-pub(crate) use prepare::{ADDRESS, HOST_PORTS, config};
+pub(crate) use prepare::{ADDRESS, HOST_PORTS, NETWORK, config};
 pub(crate) use recover::orphan;
 pub(crate) use start::{IDENTITY, STOP_SIGNAL};
 pub(crate) use storage::used;

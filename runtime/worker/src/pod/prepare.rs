@@ -7,6 +7,7 @@ use crate::errors::chain;
 use crate::files::{self, PodFiles};
 use crate::metrics::StartLatency;
 use crate::network::{bandwidth, host_ports};
+use crate::observer::ObservedNetwork;
 use crate::users::Home;
 use crate::volumes::{self, VolumeError, Volumes};
 use carob_sandbox::{Limits, PodConfig, UserNamespaces, UserRange};
@@ -14,7 +15,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ pub(super) const NAMESPACE: &str = "namespace";
 pub(super) const NAME: &str = "name";
 pub(crate) const ADDRESS: &str = "address";
 pub(crate) const HOST_PORTS: &str = "hostPorts";
+pub(crate) const NETWORK: &str = "network";
 
 /// References of this pod's fields.
 pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>) -> Facts<'a> {
@@ -110,11 +112,13 @@ pub(super) async fn prepare(
     };
     latency.stage(&ctx.metrics, "files", begin);
 
+    let network = namespaces.network.map(|address| ObservedNetwork::of(pod, &ctx.node, address));
     let annotations = [
         (NAMESPACE, pod.metadata.namespace.clone().unwrap_or_default()),
         (NAME, pod.metadata.name.clone().unwrap_or_default()),
         (ADDRESS, address.map(|address| address.to_string()).unwrap_or_default()),
         (HOST_PORTS, host_ports::to_text(&host_ports::of(pod))),
+        (NETWORK, network.as_ref().and_then(|network| serde_json::to_string(network).ok()).unwrap_or_default()),
     ];
     let config = PodConfig {
         runtime,
@@ -136,6 +140,9 @@ pub(super) async fn prepare(
     let (created, gathered) = tokio::join!(create, volumes::gather(ctx, &facts));
     match created {
         Ok(()) => {
+            if let Some(network) = network {
+                ctx.networks.start(network, ctx).await;
+            }
             let volumes = match gathered {
                 Ok(gathered) => volumes::place(ctx, &facts, gathered).await,
                 Err(error) => Err(error),
@@ -177,6 +184,8 @@ struct Namespaces {
     net: Option<OwnedFd>,
     users: Option<(UserRange, UserNamespaces)>,
     address: Option<IpAddr>,
+    /// The address, unless it is the host's.
+    network: Option<Ipv4Addr>,
 }
 
 async fn namespaces(
@@ -187,7 +196,7 @@ async fn namespaces(
     own_users: bool,
 ) -> Result<Namespaces, String> {
     if spec.host_network == Some(true) {
-        return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ip) });
+        return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ip), network: None });
     }
     let in_network = |error: &dyn std::error::Error| format!("failed to set up the pod's network: {}", chain(error));
     let (network, users) = if own_users {
@@ -201,7 +210,7 @@ async fn namespaces(
     let bandwidth = bandwidth::of(pod).map_err(|message| format!("failed to set up the pod's network: {message}"))?;
     ctx.network.shape(network.address, bandwidth).await.map_err(|error| in_network(&error))?;
     let address = Some(IpAddr::V4(network.address));
-    Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address })
+    Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address, network: Some(network.address) })
 }
 
 /// The runtime that the handler of the pod's RuntimeClass names; `None` is Carob's own. The errors are containerd's.

@@ -235,8 +235,8 @@ async fn clean_up(ctx: &Arc<Context>, uid: &str) {
     if let Err(error) = ctx.runtime.remove_pod(uid).await {
         tracing::warn!(uid, %error, "a pod's sandbox could not be removed");
     }
-    ctx.give_back(uid).await;
-    remove_tree(&ctx.dirs.pod(uid)).await;
+    let directory = ctx.dirs.pod(uid);
+    tokio::join!(ctx.give_back(uid), remove_tree(&directory));
 }
 
 #[cfg(test)]
