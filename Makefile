@@ -17,7 +17,7 @@ demo: setup build images
 test: setup
 	scripts/test
 
-## test-vm: the runtime's tests in an emulated guest that has version 2 cgroups alone
+## test-vm: the tests for which cgroups matter, in an emulated guest that has version 2 alone
 test-vm: setup
 	scripts/test-vm
 

@@ -4,6 +4,7 @@
 //! data directory, port and addresses, and is brought down with all it made when the test ends, however it ends.
 
 pub mod bill;
+pub mod cgroups;
 mod claim;
 pub mod machine;
 pub mod neighbour;
@@ -13,6 +14,7 @@ pub mod registry;
 pub mod terminal;
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +24,16 @@ use serde_json::Value;
 
 /// How long anything may take before a test gives up; far above what it takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many times slower than others this machine is (`CAROB_TEST_SLOWNESS`): an emulated one is many times.
+fn slowness() -> u32 {
+    std::env::var("CAROB_TEST_SLOWNESS").map_or(1, |times| times.parse().expect("CAROB_TEST_SLOWNESS is a number"))
+}
+
+/// `--timeout` for kubectl.
+fn timeout() -> String {
+    format!("--timeout={}s", (PATIENCE * slowness()).as_secs())
+}
 
 /// A running Carob.
 pub struct Carob {
@@ -87,10 +99,12 @@ impl Carob {
             if let Some(status) = gateway.try_wait().expect("its state can be read") {
                 panic!("carob up ended with {status}:\n{}", self.log());
             }
-            self.run(&["get", "--raw", "/readyz"]).status.success()
+            // kubectl starts at some expense, and not before it has somebody to talk to.
+            TcpStream::connect((self.address.as_str(), self.port)).is_ok()
+                && self.run(&["get", "--raw", "/readyz"]).status.success()
         });
         if !arguments.contains(&"--workers") {
-            self.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=30s"]);
+            self.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", &timeout()]);
             eventually("the default service account exists", || {
                 self.run(&["get", "serviceaccount", "default"]).status.success()
             });
@@ -260,7 +274,7 @@ impl Carob {
 
     /// Waits for `kubectl wait --for=…`.
     pub fn wait(&self, object: &str, condition: &str) {
-        let output = self.run(&["wait", &format!("--for={condition}"), object, "--timeout=60s"]);
+        let output = self.run(&["wait", &format!("--for={condition}"), object, &timeout()]);
         if !output.status.success() {
             let described = text(&self.run(&["describe", object]));
             panic!("{object} never had {condition}: {}\n{described}\n{}", text(&output), self.log_tail());
@@ -351,10 +365,10 @@ pub fn eventually_within(patience: Duration, what: &str, condition: impl FnMut()
     assert!(holds_within(patience, condition), "not within {patience:?}: {what}");
 }
 
-/// Polls until `condition` holds; whether it did in time.
+/// Polls until `condition` holds; whether it did in time. A slow machine is given more of that.
 #[expect(clippy::disallowed_methods, reason = "the condition is another process's: it can only be polled")]
 pub fn holds_within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patience * slowness();
     while !condition() {
         if Instant::now() >= deadline {
             return false;

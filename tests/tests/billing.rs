@@ -1,10 +1,8 @@
 //! The bill is the kernel's own counters, to the nanosecond, whatever happens to the gateway.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use carob_tests::cgroups::Counter;
 use carob_tests::{Carob, Setup, bill, eventually};
 use serde_json::Value;
 
@@ -29,53 +27,6 @@ spec:
 "#,
         host.display()
     )
-}
-
-/// The kernel's CPU counter of a container, through a file that stays open.
-struct Counter {
-    file: File,
-    group: PathBuf,
-}
-
-impl Counter {
-    fn of(carob: &Carob, pod: &str) -> Self {
-        let uid = carob.jsonpath(&format!("pod/{pod}"), ".metadata.uid");
-        let id = carob.jsonpath(&format!("pod/{pod}"), ".status.containerStatuses[0].containerID");
-        let id = id.trim_start_matches("carob://").to_owned();
-        let group = format!("carob-{}/pod{uid}/{id}", carob.instance());
-        let v1 = PathBuf::from("/sys/fs/cgroup/cpuacct").join(&group).join("cpuacct.usage");
-        let v2 = PathBuf::from("/sys/fs/cgroup").join(&group).join("cpu.stat");
-        let path = if v1.exists() { v1 } else { v2 };
-        let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self { file, group: path.parent().unwrap().to_owned() }
-    }
-
-    fn group_is_empty(&self) -> bool {
-        std::fs::read_to_string(self.group.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty())
-    }
-
-    /// Nanoseconds; none when the group is gone.
-    fn read(&self) -> Option<u64> {
-        let mut buffer = [0; 512];
-        let length = self.file.read_at(&mut buffer, 0).ok()?;
-        let text = std::str::from_utf8(&buffer[..length]).unwrap();
-        match text.strip_prefix("usage_usec ") {
-            Some(rest) => Some(rest.lines().next()?.parse::<u64>().unwrap() * 1_000),
-            None => text.trim().parse().ok(),
-        }
-    }
-
-    /// Follows the counter from now on until its group is removed: what it said last. An ended container's group stays
-    /// until its last reading is in the ledger, so the value after its end is seen.
-    fn last(self) -> std::thread::JoinHandle<u64> {
-        std::thread::spawn(move || {
-            let mut last = 0;
-            while let Some(now) = self.read() {
-                last = now;
-            }
-            last
-        })
-    }
 }
 
 fn cpu(bill: &Value) -> u64 {

@@ -72,8 +72,9 @@ fn pods_go_on_while_the_gateway_is_dead_and_an_exit_in_between_keeps_its_code() 
     carob.kill();
     std::fs::write(host.join("end"), "").unwrap();
     let has_ended = || {
-        let procs = format!("/sys/fs/cgroup/pids/carob-{}", carob.instance());
-        let mut pending = vec![std::path::PathBuf::from(procs)];
+        // Version 1 or version 2.
+        let root = |path: &str| std::path::Path::new(path).join(format!("carob-{}", carob.instance()));
+        let mut pending = vec![root("/sys/fs/cgroup/pids"), root("/sys/fs/cgroup")];
         while let Some(directory) = pending.pop() {
             if directory.ends_with(&told) {
                 return std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|text| text.is_empty());

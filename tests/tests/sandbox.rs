@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use carob_tests::Carob;
+use carob_tests::cgroups::{container_cgroup, cpu_limit, memory_limit, pod_cgroup, read_first, unified};
 use carob_tests::pods::{idle, list, pod, shell, shell_pod, tools};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,29 +15,6 @@ fn namespaces(carob: &Carob, pod: &str, container: &str) -> BTreeMap<String, Str
     let script = "for n in cgroup ipc mnt net pid uts; do echo $n $(readlink /proc/self/ns/$n); done";
     let listed = carob.kubectl(&["exec", pod, "-c", container, "--", "sh", "-c", script]);
     listed.lines().filter_map(|line| line.split_once(' ')).map(|(name, id)| (name.to_owned(), id.to_owned())).collect()
-}
-
-/// A pod's directory in a controller's hierarchy (all the same in version 2).
-fn cgroup_of(carob: &Carob, controller: &str, pod: &str) -> PathBuf {
-    let uid = carob.jsonpath(&format!("pod/{pod}"), ".metadata.uid");
-    let root = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        PathBuf::from("/sys/fs/cgroup")
-    } else {
-        Path::new("/sys/fs/cgroup").join(controller)
-    };
-    root.join(format!("carob-{}", carob.instance())).join(format!("pod{uid}"))
-}
-
-/// A container's directory below its pod's.
-fn container_cgroup(carob: &Carob, controller: &str, pod: &str) -> PathBuf {
-    let id = carob.jsonpath(&format!("pod/{pod}"), ".status.containerStatuses[0].containerID");
-    cgroup_of(carob, controller, pod).join(id.trim_start_matches("carob://"))
-}
-
-/// The first of these files that is there: what versions 1 and 2 call the same thing.
-fn read_first(directory: &Path, names: &[&str]) -> String {
-    let found = names.iter().find_map(|name| fs::read_to_string(directory.join(name)).ok());
-    found.unwrap_or_else(|| panic!("none of {names:?} is in {}", directory.display())).trim().to_owned()
 }
 
 #[test]
@@ -96,18 +73,12 @@ fn limits_hold_for_containers_and_for_their_pod() {
     carob.apply(&list(&[limited, burning, forking]));
     carob.wait("pod/limited", "condition=Ready");
 
-    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let cpu = |directory: &Path| {
-        let quota = read_first(directory, &["cpu.max", "cpu.cfs_quota_us"]);
-        if unified { quota } else { format!("{quota} {}", read_first(directory, &["cpu.cfs_period_us"])) }
-    };
-    let memory = |directory: &Path| read_first(directory, &["memory.max", "memory.limit_in_bytes"]);
-    assert_eq!(cpu(&container_cgroup(&carob, "cpu", "limited")), "50000 100000");
-    assert_eq!(cpu(&cgroup_of(&carob, "cpu", "limited")), "60000 100000", "the pod's is the sum");
-    assert_eq!(memory(&container_cgroup(&carob, "memory", "limited")), (32 << 20).to_string());
-    assert_eq!(memory(&cgroup_of(&carob, "memory", "limited")), (48 << 20).to_string());
+    assert_eq!(cpu_limit(&container_cgroup(&carob, "cpu", "limited")), "50000 100000");
+    assert_eq!(cpu_limit(&pod_cgroup(&carob, "cpu", "limited")), "60000 100000", "the pod's is the sum");
+    assert_eq!(memory_limit(&container_cgroup(&carob, "memory", "limited")), (32 << 20).to_string());
+    assert_eq!(memory_limit(&pod_cgroup(&carob, "memory", "limited")), (48 << 20).to_string());
     let shares = read_first(&container_cgroup(&carob, "cpu", "limited"), &["cpu.weight", "cpu.shares"]);
-    assert_eq!(shares, if unified { "10" } else { "256" }, "a quarter of 1024 shares");
+    assert_eq!(shares, if unified() { "10" } else { "256" }, "a quarter of 1024 shares");
     let inside = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     let seen = carob.kubectl(&["exec", "limited", "-c", "main", "--", "sh", "-c", inside]);
     assert_eq!(seen.trim(), (32 << 20).to_string(), "the container sees its own limit");
@@ -121,7 +92,7 @@ fn limits_hold_for_containers_and_for_their_pod() {
     assert!((50_000.0..1_200_000.0).contains(&micros), "{used}");
 
     let pids = read_first(&container_cgroup(&carob, "pids", "forking"), &["pids.max"]);
-    let pod_pids = read_first(&cgroup_of(&carob, "pids", "forking"), &["pids.max"]);
+    let pod_pids = read_first(&pod_cgroup(&carob, "pids", "forking"), &["pids.max"]);
     assert!(pids != "max" || pod_pids != "max", "processes are limited");
     carob.wait("pod/forking", "condition=Ready");
     // Each child waits for somebody to open the pipe: many processes, little memory.
@@ -393,7 +364,7 @@ fn a_container_that_ends_takes_all_its_processes_along() {
         ],
         |seen| seen == "Completed",
     );
-    let pod = cgroup_of(&carob, "pids", "brief");
+    let pod = pod_cgroup(&carob, "pids", "brief");
     let mut processes = 0;
     for entry in fs::read_dir(&pod).expect("the pod's cgroup").flatten() {
         processes += fs::read_to_string(entry.path().join("cgroup.procs")).map_or(0, |text| text.lines().count());

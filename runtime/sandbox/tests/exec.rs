@@ -3,10 +3,9 @@
 mod machine;
 
 use carob_sandbox::{ContainerId, Error, ExecConfig, ExecProcess, User};
-use machine::{Live, Machine};
+use machine::{Live, Machine, PATIENCE};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::time::Duration;
 
 fn command(script: &str) -> ExecConfig {
     ExecConfig { argv: ["sh", "-c", script].map(str::to_owned).to_vec(), ..ExecConfig::default() }
@@ -22,7 +21,7 @@ async fn sleeper() -> (Live, ContainerId) {
 }
 
 async fn code(process: ExecProcess) -> i32 {
-    tokio::time::timeout(Duration::from_secs(10), process.exit).await.expect("in time").expect("connected")
+    tokio::time::timeout(PATIENCE, process.exit).await.expect("in time").expect("connected")
 }
 
 fn all(fd: Option<std::os::fd::OwnedFd>) -> String {

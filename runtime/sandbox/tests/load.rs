@@ -3,7 +3,7 @@
 mod machine;
 
 use carob_sandbox::ExecConfig;
-use machine::{Live, Machine, leftovers};
+use machine::{Live, Machine, PATIENCE, leftovers};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ async fn starts_in_a_row_and_eight_at_a_time_leave_nothing_behind() {
     }
     println!("removal: {:?} a pod", begun.elapsed() / u32::try_from(ROW + total).expect("few"));
     // The last job's descriptor goes just after its answer.
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while descriptors(spawner) != before {
         assert!(Instant::now() < deadline, "{} descriptors, {before} before", descriptors(spawner));
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -40,8 +40,9 @@ fn open_procs(directory: &Path) -> Result<(PathBuf, File), CgroupError> {
     Ok((path, file))
 }
 
-/// A cgroup in one hierarchy only, below the pod's, for the processes that make a container. It limits and measures
-/// nothing (but the pod's limits, on v2); it is there so that they can be found and killed when they fail.
+/// A cgroup in one hierarchy only, beside the pods', for the processes that make a container. It limits and measures
+/// nothing; it is there so that they can be found and killed when they fail. Below the pod's it would have the pod's
+/// limits on v2: with a hundredth of a CPU a start would take seconds.
 #[derive(Debug)]
 pub struct Nursery {
     parent: OwnedFd,

@@ -19,6 +19,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What the names of [`Nursery`]s begin with.
+pub const NURSERY: &str = "start-";
+
 /// One cgroup, in all hierarchies.
 #[derive(Debug, Clone)]
 pub struct Cgroup<'a> {
@@ -59,10 +62,9 @@ impl<'a> Cgroup<'a> {
         Self::instance(layout, instance).child(&format!("pod{uid}"))
     }
 
-    /// Where a container of this pod is while it is being made: see [`Nursery`].
-    #[must_use]
-    pub fn nursery(&self, container: &str) -> Self {
-        self.child(&format!("start-{container}"))
+    /// Where a container is while it is being made: see [`Nursery`].
+    pub fn nursery(layout: &'a Layout, instance: &str, container: &str) -> Self {
+        Self::instance(layout, instance).child(&format!("{NURSERY}{container}"))
     }
 
     /// A cgroup below this one.

@@ -2,7 +2,7 @@
 
 use super::requests::remove_writable_layer;
 use super::service::{Container, Log, Pod, Service, State};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, NURSERY};
 use crate::config::ContainerId;
 use crate::kernel::process;
 use crate::state::Exit;
@@ -17,6 +17,8 @@ impl Service {
     /// Takes over from a spawner that died: kills what it left running (nobody can know its exit code any more), records
     /// how it ended, and removes what no record speaks of.
     pub fn recover(&mut self) {
+        // What was being made first, so that it enters no pod any more.
+        self.remove_strays(|name| name.starts_with(NURSERY));
         for uid in self.records.pods() {
             let cgroup = self.pod_cgroup(&uid);
             if !cgroup.kill(PATIENCE) {
@@ -35,14 +37,13 @@ impl Service {
             self.pods.insert(uid, Pod { config: record.config, namespaces: None, tmpfs: Vec::new() });
         }
         // Pods that were being made or removed.
+        self.remove_strays(|name| name.strip_prefix("pod").is_some_and(|uid| !self.pods.contains_key(uid)));
+    }
+
+    fn remove_strays(&self, is_stray: impl Fn(&str) -> bool) {
         let whole = Cgroup::instance(&self.layout, &self.instance);
-        let stray: Vec<String> = whole
-            .children()
-            .into_iter()
-            .filter(|name| name.strip_prefix("pod").is_some_and(|uid| !self.pods.contains_key(uid)))
-            .collect();
-        for name in stray {
-            let cgroup = whole.child(&name);
+        for name in whole.children().iter().filter(|name| is_stray(name)) {
+            let cgroup = whole.child(name);
             cgroup.kill(PATIENCE);
             if let Err(error) = cgroup.remove(PATIENCE) {
                 eprintln!("cgroup left behind: {error}");

@@ -241,7 +241,7 @@ impl Service {
         }
         let uid = container.pod.clone();
         let cgroup = self.container_cgroup(&uid, id);
-        let nursery = self.pod_cgroup(&uid).nursery(id.as_str());
+        let nursery = self.nursery(id);
         let records = &self.records;
         let foreign = self.foreign(&uid);
         // SAFETY: the spawner has one thread.
@@ -277,7 +277,7 @@ impl Service {
         if !self.pods.contains_key(uid) && !self.half_removed.remove(uid) {
             return done();
         }
-        // Builders at work in it are killed with its cgroup; those that have not entered it are stopped here.
+        // Builders at work on it are killed where they are; those that have not entered that are stopped here.
         for (job, purpose) in self.jobs.values() {
             if let Purpose::Start { container, .. } = purpose
                 && self.containers.get(container).is_some_and(|container| container.pod == uid)
@@ -285,7 +285,9 @@ impl Service {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(job.pid), nix::sys::signal::Signal::SIGKILL);
             }
         }
-        let cgroup = self.pod_cgroup(uid);
+        // By the records: of a pod that is half removed nothing else is known.
+        let mut cgroups: Vec<_> = self.records.containers(uid).iter().map(|id| self.nursery(id)).collect();
+        cgroups.push(self.pod_cgroup(uid));
         let records = &self.records;
         let foreign = self.foreign(uid);
         let namespaces = self.pods.get(uid).and_then(|pod| pod.namespaces.as_ref());
@@ -297,8 +299,10 @@ impl Service {
                     for id in foreign.iter().flat_map(|_| records.containers(uid)) {
                         foreign.iter().for_each(|runtime| runtime.delete(id.as_str()));
                     }
-                    cgroup.kill(REMOVAL_PATIENCE);
-                    cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    for cgroup in &cgroups {
+                        cgroup.kill(REMOVAL_PATIENCE);
+                        cgroup.remove(REMOVAL_PATIENCE).map_err(|error| Failure::sandbox("cgroup", error))?;
+                    }
                     for id in records.containers(uid) {
                         if let Ok(config) = records.read_container(uid, &id) {
                             remove_writable_layer(&config)?;

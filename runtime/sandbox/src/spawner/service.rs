@@ -252,6 +252,11 @@ impl Service {
         self.pod_cgroup(uid).child(id.as_str())
     }
 
+    /// Where a container is while it is being made.
+    pub fn nursery(&self, id: &ContainerId) -> Cgroup<'_> {
+        Cgroup::nursery(&self.layout, &self.instance, id.as_str())
+    }
+
     /// Serves until it is told to end.
     pub fn run(&mut self) -> io::Result<()> {
         while !self.ending {

@@ -75,7 +75,7 @@ impl Service {
             mounts: &namespaces.mnt,
             shm: &shm,
             cgroup: self.container_cgroup(&uid, &id),
-            nursery: self.pod_cgroup(&uid).nursery(id.as_str()),
+            nursery: self.nursery(&id),
             home: Cgroup::spawner(&self.layout, &self.instance),
             filters,
             workshop: &workshop,
@@ -281,7 +281,7 @@ impl Service {
         };
         self.end_log(container.log.number);
         let cgroup = self.container_cgroup(&container.pod, id);
-        let nursery = self.pod_cgroup(&container.pod).nursery(id.as_str());
+        let nursery = self.nursery(id);
         let records = &self.records;
         let reported = failure.clone();
         let foreign = self.foreign(&container.pod);
