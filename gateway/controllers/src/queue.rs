@@ -1,9 +1,11 @@
 //! Work to do, each item once at a time: what changes while it is worked on is worked on again.
 
+use futures::FutureExt as _;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,9 @@ struct State<T> {
     timers: HashMap<T, Instant>,
 }
 
+/// The longest that anything waits at a time.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
@@ -64,9 +69,9 @@ impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
         }
     }
 
-    /// The same, after a while.
+    /// The same, after a while. Times are often a user's: who is woken too early looks again and waits for the rest.
     pub(crate) fn add_after(&self, item: T, wait: Duration) {
-        let due = Instant::now() + wait;
+        let due = Instant::now() + wait.min(LONGEST_WAIT);
         let mut state = self.state();
         if state.timers.get(&item).is_some_and(|sooner| *sooner <= due) {
             return;
@@ -105,7 +110,12 @@ impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
                         () = stop.cancelled() => return,
                         item = queue.next() => item,
                     };
-                    let outcome = work(item.clone()).await;
+                    // One object that somebody made must not end the care of all others.
+                    let attempt = AssertUnwindSafe(async { work(item.clone()).await }).catch_unwind().await;
+                    let outcome = match attempt {
+                        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                        Err(_) => Err("it panicked".to_owned()),
+                    };
                     queue.done(name, item, outcome);
                 }
             }
@@ -131,7 +141,7 @@ impl<T: Clone + Debug + Eq + Hash + Send + 'static> Queue<T> {
         }
     }
 
-    fn done<E: std::fmt::Display>(&self, name: &'static str, item: T, outcome: Result<Again, E>) {
+    fn done(&self, name: &'static str, item: T, outcome: Result<Again, String>) {
         let mut state = self.state();
         state.working.remove(&item);
         if state.queued.contains(&item) {
@@ -177,13 +187,13 @@ mod tests {
     async fn an_item_added_while_it_is_worked_on_is_worked_on_again_and_never_twice_at_once() {
         let queue = Queue::new();
         let (seen, mut runs) = mpsc::unbounded_channel();
-        let at_once = Arc::new(AtomicUsize::new(0));
+        let (at_once, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let stop = CancellationToken::new();
-        let working = Arc::clone(&at_once);
+        let (working, at_most) = (Arc::clone(&at_once), Arc::clone(&most));
         let worker = tokio::spawn(queue.clone().run("test", 4, stop.clone(), move |item: u32| {
-            let (seen, working) = (seen.clone(), Arc::clone(&working));
+            let (seen, working, at_most) = (seen.clone(), Arc::clone(&working), Arc::clone(&at_most));
             async move {
-                assert_eq!(working.fetch_add(1, Ordering::SeqCst), 0);
+                at_most.fetch_max(working.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 working.fetch_sub(1, Ordering::SeqCst);
                 seen.send(item).unwrap();
@@ -199,6 +209,28 @@ mod tests {
         stop.cancel();
         worker.await.unwrap();
         assert!(runs.try_recv().is_err());
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn neither_a_panic_nor_a_wait_without_end_stops_the_others() {
+        let queue = Queue::new();
+        let (seen, mut runs) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let worker = tokio::spawn(queue.clone().run("test", 1, stop.clone(), move |item: u32| {
+            let seen = seen.clone();
+            async move {
+                assert_ne!(item, 7, "a user's number");
+                seen.send(item).unwrap();
+                Ok::<_, String>(Some(Duration::MAX))
+            }
+        }));
+        for item in [7, 8, 9] {
+            queue.add(item);
+        }
+        assert_eq!((runs.recv().await, runs.recv().await), (Some(8), Some(9)));
+        stop.cancel();
+        worker.await.unwrap();
     }
 
     #[tokio::test]

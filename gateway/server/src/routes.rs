@@ -26,7 +26,7 @@ use crate::handlers::{binding, create, delete, eviction, get, list, patch, scale
 use crate::metrics::RequestLabels;
 use crate::negotiate::{Accept, Format};
 use crate::query::Query;
-use crate::request::{RequestInfo, ResourcePath, Target};
+use crate::request::{RequestInfo, ResourcePath, Target, percent_decode};
 use crate::reviews::Review;
 use crate::stream::{self, Socket, Stream};
 use crate::{Server, activity, body, compress, deprecated, discovery, flow, health, protobuf, proxy, response};
@@ -77,6 +77,10 @@ async fn answer(
     info: RequestInfo,
 ) -> Result<Response, Status> {
     let sender = authn::authenticate(&server, &parts).await?;
+    // What is no text is no resource either, and would be decided and passed on as any other path.
+    if parts.uri.path().split('/').any(|segment| percent_decode(segment).is_none()) {
+        return Err(Status::bad_request("the path is not UTF-8"));
+    }
     let wanted = Attributes::of(&info, &query);
     let record = server.audit.as_ref().and_then(|audit| {
         let long = flow::is_long_running(&wanted, &query);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use carob_tests::Carob;
 use carob_tests::pods::shell_pod;
+use carob_tests::{Carob, text};
 use serde_json::{Value, json};
 
 use crate::tls::{As, Connection, exchange, request, status};
@@ -414,4 +414,40 @@ fn decode(text: &str) -> Vec<u8> {
         bytes.extend((0..block.len() - 1).map(|place| (number >> (16 - 8 * place)).to_le_bytes()[0]));
     }
     bytes
+}
+
+/// What a tenant with all rights in a namespace can write down there.
+#[test]
+fn what_a_tenant_writes_neither_ends_the_gateway_nor_sends_it_elsewhere() {
+    let carob = Carob::start(&["busybox"]);
+    carob.kubectl(&["create", "rolebinding", "tenants", "--clusterrole=admin", "--user=tenant"]);
+    carob.kubectl(&["create", "role", "looks", "--verb=get", "--resource=pods,pods/exec,pods/attach,pods/portforward"]);
+    carob.kubectl(&["create", "rolebinding", "look", "--role=looks", "--user=looker"]);
+    carob.start_pod(&shell_pod("p", "exec sleep 1000").to_string(), "p");
+
+    let many: Vec<String> = (0..300).map(|number| format!("x{number}")).collect();
+    let rule = json!({"verbs": many, "apiGroups": many, "resources": many, "resourceNames": many});
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "huge"},
+        "rules": [rule]});
+    let refused = carob.pipe(&["create", "--as=tenant", "-f", "-"], &role.to_string());
+    assert!(text(&refused).contains("its rules allow 8100000000 different things"), "{}", text(&refused));
+
+    let mut job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "late"},
+        "spec": {"parallelism": 0, "activeDeadlineSeconds": i64::MAX, "template": {"spec": shell_pod("late", "exit 0")["spec"]}}});
+    job["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+    carob.apply(&job.to_string());
+    carob.until(&["get", "job", "late", "-o", "jsonpath={.status.startTime}"], |time| !time.is_empty());
+
+    for place in ["p:x@127.0.0.1", "https:p:x@localhost", "p:x@169.254.169.254"] {
+        let path = format!("/api/v1/namespaces/default/pods/{place}/proxy/");
+        let refused = carob.kubectl_fails(&["get", "--raw", &path]);
+        assert!(refused.contains("invalid pod request"), "{refused}");
+    }
+    // kubectl begins these with a GET.
+    for arguments in [&["exec", "p", "--", "id"][..], &["attach", "p"], &["port-forward", "p", ":80"]] {
+        let refused = carob.kubectl_fails(&[&["--as=looker"], arguments].concat());
+        assert!(refused.contains("\"looker\" cannot create resource \"pods/"), "{refused}");
+    }
+    assert_eq!(carob.kubectl(&["--as=tenant", "exec", "p", "--", "echo", "in"]), "in\n");
+    assert_eq!(carob.kubectl(&["get", "--raw", "/readyz"]), "ok");
 }

@@ -10,11 +10,12 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
-use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -31,6 +32,32 @@ use policy::{Level, Plan, Policy, Stage};
 const AUDIT_ID: &str = "audit-id";
 /// The longest id that a client may give.
 const LONGEST_ID: usize = 64;
+
+/// The longest answer that is written down. A program behind a proxy may answer without end.
+const LONGEST_ANSWER: usize = 16 << 20;
+
+/// Reads an answer that isn't too long; gives it back in any case.
+async fn gather(mut body: Body) -> (Option<Bytes>, Body) {
+    if body.size_hint().exact().is_some_and(|size| size > LONGEST_ANSWER as u64) {
+        return (None, body);
+    }
+    let (mut frames, mut text) = (Vec::new(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
+            text.extend_from_slice(data);
+        }
+        let broken = frame.is_err();
+        frames.push(frame);
+        if broken || text.len() > LONGEST_ANSWER {
+            let all = futures::stream::iter(frames).chain(BodyStream::new(body));
+            return (None, Body::new(StreamBody::new(all)));
+        }
+    }
+    let whole = Bytes::from(text);
+    let plain = frames.iter().all(|frame| frame.as_ref().is_ok_and(Frame::is_data));
+    let frames = StreamBody::new(futures::stream::iter(frames));
+    (Some(whole.clone()), if plain { Body::from(whole) } else { Body::new(frames) })
+}
 
 /// What is written down, and where.
 pub(crate) struct Audit {
@@ -175,13 +202,9 @@ impl Record {
         let fails = !answer.status().is_success() && answer.status() != StatusCode::SWITCHING_PROTOCOLS;
         if self.plan.level == Level::RequestResponse || fails {
             let (head, body) = answer.into_parts();
-            // Only what was made in memory is read here: answers that take long aren't.
-            let body = match body.collect().await {
-                Ok(body) => body.to_bytes(),
-                Err(_) => Bytes::new(),
-            };
-            self.more().answered = Some(body.clone());
-            answer = Response::from_parts(head, Body::from(body));
+            let (whole, body) = gather(body).await;
+            self.more().answered = whole;
+            answer = Response::from_parts(head, body);
         }
         self.write(Stage::ResponseComplete).await;
         answer
@@ -293,5 +316,24 @@ impl http_body::Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_is_read_up_to_a_length_and_passed_on_whole() {
+        let (whole, body) = gather(Body::from("{}")).await;
+        assert_eq!((whole.as_deref(), body.size_hint().exact()), (Some(b"{}".as_slice()), Some(2)));
+        let block = Bytes::from(vec![b'x'; 1 << 20]);
+        let endless = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(block.clone()));
+        let (whole, body) = gather(Body::from_stream(endless)).await;
+        assert!(whole.is_none());
+        let mut stream = body.into_data_stream();
+        for _ in 0..20 {
+            assert_eq!(stream.next().await.expect("more").expect("whole").len(), 1 << 20);
+        }
     }
 }

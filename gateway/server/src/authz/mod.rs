@@ -232,13 +232,15 @@ impl Authorizer {
     }
 }
 
-/// 403 if the sender may not make the object of the path, which an update or an apply is about to make.
-pub(crate) async fn confirm_create(call: &Call) -> Result<(), Status> {
+/// 403 if the sender may not make the object of the path, which an update or an apply is about to make, or what a
+/// subresource of it begins: a WebSocket's request is a GET, and no less than the POST of others.
+pub(crate) async fn confirm_create(call: &Call, subresource: &str) -> Result<(), Status> {
     let wanted = Attributes {
         verb: "create".to_owned(),
         group: call.kind.group.to_owned(),
         version: call.kind.version.to_owned(),
         resource: call.kind.plural.to_owned(),
+        subresource: subresource.to_owned(),
         namespace: call.namespace.clone().unwrap_or_default(),
         name: call.name().to_owned(),
         ..Attributes::default()

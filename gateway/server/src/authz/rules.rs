@@ -71,6 +71,13 @@ impl Rule {
             && names
     }
 
+    /// How many pieces it has.
+    pub(crate) fn weight(&self) -> usize {
+        let of_resources = [&self.api_groups, &self.resources, &self.verbs].map(Vec::len).into_iter();
+        let of_resources = of_resources.fold(self.resource_names.len().max(1), usize::saturating_mul);
+        of_resources.saturating_add(self.paths.len().saturating_mul(self.verbs.len()))
+    }
+
     /// The same in pieces: one verb on one resource (and one name), or on one path.
     fn atoms(&self) -> Vec<Self> {
         let one = |text: &String| vec![text.clone()];
@@ -190,6 +197,21 @@ mod tests {
             name: name.into(),
             ..Attributes::default()
         }
+    }
+
+    #[test]
+    fn the_weight_of_a_rule_is_the_number_of_its_pieces() {
+        for value in [
+            json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["a", "b", "c"]}),
+            json!({"verbs": ["get"], "apiGroups": [""], "resources": ["a"], "resourceNames": ["x", "y"]}),
+            json!({"verbs": ["get", "head"], "nonResourceURLs": ["/a", "/b"]}),
+        ] {
+            let rule = rule(value);
+            assert_eq!(rule.weight(), rule.atoms().len());
+        }
+        let many: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+        let huge = json!({"verbs": many, "apiGroups": many, "resources": many, "resourceNames": many});
+        assert_eq!(rule(huge).weight(), 300_usize.pow(4));
     }
 
     #[test]

@@ -152,7 +152,7 @@ async fn apply_new(
         let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
         return Err(Status::conflict(&call.resource(), call.name(), why));
     }
-    authz::confirm_create(call).await?;
+    authz::confirm_create(call, "").await?;
     create::create_object(call, object, options, Tracking::Done).await
 }
 

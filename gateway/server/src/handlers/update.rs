@@ -49,7 +49,7 @@ pub(crate) async fn update(call: &Call, part: Part, body: &Bytes) -> Result<Resp
         if !creates {
             return Err(call.not_found());
         }
-        authz::confirm_create(call).await?;
+        authz::confirm_create(call, "").await?;
         match create::create_object(call, object.clone(), &options, Tracking::Update).await {
             Err(status) if is_overtaken(&status, &options, attempt) => {}
             made => return call.answer(StatusCode::CREATED, made?),

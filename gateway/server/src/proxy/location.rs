@@ -45,7 +45,9 @@ impl<'a> Meant<'a> {
             "https" => "https",
             _ => return None,
         };
-        (!name.is_empty()).then_some(Self { scheme, name, port })
+        // A name is a Service's port's; of pods and nodes a number only, which those look at.
+        let sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (!name.is_empty() && port.bytes().all(sound)).then_some(Self { scheme, name, port })
     }
 }
 
@@ -72,7 +74,7 @@ fn of_pod(pod: &Value, meant: &Meant<'_>) -> Result<Place, Status> {
         ports.next().map(|port| port.to_string()).unwrap_or_default()
     };
     let address = allowed(text(pod, "/status/podIPs/0/ip")).or_else(|_| allowed(text(pod, "/status/podIP")))?;
-    let port = if meant.port.is_empty() { first_port() } else { meant.port.to_owned() };
+    let port = if meant.port.is_empty() { first_port() } else { number(meant.port)? };
     Ok(Place::Network { scheme: meant.scheme, authority: authority(address, &port) })
 }
 
@@ -88,7 +90,7 @@ fn of_node(node: &Value, meant: &Meant<'_>) -> Result<Place, Status> {
         return Err(Status::generic(500, "", "no preferred addresses found; known addresses: []"));
     };
     let address = allowed(text(address, "/address"))?;
-    Ok(Place::Network { scheme: meant.scheme, authority: authority(address, meant.port) })
+    Ok(Place::Network { scheme: meant.scheme, authority: authority(address, &number(meant.port)?) })
 }
 
 async fn of_service(call: &Call, service: &Value, meant: &Meant<'_>) -> Result<Place, Status> {
@@ -178,6 +180,12 @@ fn allowed(address: &str) -> Result<IpAddr, Status> {
     parsed.ok_or_else(|| Status::bad_request("address not allowed"))
 }
 
+/// A port: what isn't one would be taken for another part of the address (`x@169.254.169.254`).
+fn number(port: &str) -> Result<String, Status> {
+    let number = port.parse::<u16>().ok().filter(|number| *number > 0);
+    number.map(|number| number.to_string()).ok_or_else(|| Status::bad_request(format!("invalid port {port:?}")))
+}
+
 fn authority(address: IpAddr, port: &str) -> String {
     let host = match address {
         IpAddr::V4(v4) => v4.to_string(),
@@ -196,7 +204,7 @@ mod tests {
         assert_eq!(Meant::read("p"), Some(Meant { scheme: "http", name: "p", port: "" }));
         assert_eq!(Meant::read("p:80"), Some(Meant { scheme: "http", name: "p", port: "80" }));
         assert_eq!(Meant::read("https:p:web"), Some(Meant { scheme: "https", name: "p", port: "web" }));
-        for bad in ["", ":80", "ftp:p:80", "a:b:c:d"] {
+        for bad in ["", ":80", "ftp:p:80", "a:b:c:d", "p:x@169.254.169.254", "https:p:x@localhost", "p:80/x", "p:80?"] {
             assert_eq!(Meant::read(bad), None, "{bad}");
         }
     }
@@ -209,6 +217,9 @@ mod tests {
         let network = |scheme, authority: &str| Place::Network { scheme, authority: authority.to_owned() };
         assert_eq!(place("p"), network("http", "10.1.0.5:8080"));
         assert_eq!(place("https:p:443"), network("https", "10.1.0.5:443"));
+        for bad in ["p:web", "p:0", "p:65536", "https:p:-1"] {
+            assert_eq!(of_pod(&pod, &Meant::read(bad).expect(bad)).expect_err(bad).code(), 400);
+        }
     }
 
     #[test]

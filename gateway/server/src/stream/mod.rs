@@ -12,9 +12,9 @@ use carob_api::status::Status;
 use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 
-use crate::admission;
 use crate::call::Call;
 use crate::query::Query;
+use crate::{admission, authz};
 
 /// What is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,9 @@ impl Stream {
 
 /// Finds the Pod's node and lets its worker answer.
 pub(crate) async fn answer(call: &Call, stream: Stream, upgrade: Option<OnUpgrade>) -> Result<Response, Status> {
+    if stream != Stream::Log {
+        authz::confirm_create(call, stream.name()).await?;
+    }
     let Some(target) = target::resolve(call, stream).await? else {
         // A log of a Pod that is on no node yet: there is nothing to show, which isn't a mistake.
         return Ok(proxy::no_content());

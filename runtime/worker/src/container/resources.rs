@@ -298,7 +298,7 @@ pub(crate) fn field(
         let default = if name == "memory" { whole_node(node.memory_bytes) } else { 0 };
         (given.and_then(|given| given.get(name)).map(value).filter(|a| *a > 0).unwrap_or(default), unit)
     };
-    Some(((amount + unit - 1) / unit).to_string())
+    Some((amount / unit + i64::from(amount % unit > 0)).to_string())
 }
 
 #[cfg(test)]
