@@ -4,6 +4,8 @@ use carob_tests::pods::{list, pod, shell, shell_pod, tools};
 use carob_tests::terminal::Running;
 use carob_tests::{Carob, text};
 use serde_json::json;
+use std::io::Write;
+use std::process::Stdio;
 
 #[test]
 fn logs_are_followed_cut_timed_and_kept_of_the_previous_attempt() {
@@ -162,6 +164,25 @@ fn attach_joins_a_running_container() {
     let printed = carob.pipe(&["attach", "-i", "reader"], "something\n");
     assert_eq!(String::from_utf8_lossy(&printed.stdout), "got something\n");
     assert_eq!(carob.kubectl(&["logs", "reader"]), "ready\ngot something\n");
+}
+
+#[test]
+fn the_end_of_an_attached_clients_input_is_the_containers_that_takes_it_once() {
+    let carob = Carob::start(&["busybox"]);
+    for (name, websockets) in [("over-websocket", "true"), ("over-spdy", "false")] {
+        let mut manifest = shell_pod(name, "cat; echo ended");
+        manifest["spec"]["containers"][0]["stdin"] = json!(true);
+        manifest["spec"]["containers"][0]["stdinOnce"] = json!(true);
+        carob.start_pod(&manifest.to_string(), name);
+        let mut kubectl = carob.kubectl_command();
+        kubectl.args(["attach", "-i", name]).env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+        kubectl.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut kubectl = kubectl.spawn().expect("kubectl starts");
+        kubectl.stdin.take().expect("a pipe").write_all(b"words\n").expect("it is taken");
+        let printed = kubectl.wait_with_output().expect("kubectl ends").stdout;
+        assert_eq!(String::from_utf8_lossy(&printed), "words\nended\n", "{name}");
+        carob.wait_phase(name, "Succeeded");
+    }
 }
 
 #[test]

@@ -50,14 +50,18 @@ pub(super) async fn attach(
 
 async fn serve(ctx: Arc<Context>, channels: Channels, attached: Attached) {
     let Channels { input, output, gone, writer } = channels;
-    let feeder = if attached.options.stdin {
+    let mut feeder = if attached.options.stdin {
         match ctx.runtime.attach_stdin(&attached.id).await.map_err(io::Error::other).and_then(FdStream::new) {
             Ok(stream) => {
                 let (ctx, id, once) = (ctx.clone(), attached.id.clone(), attached.stdin_once);
                 let tty = attached.tty;
                 Some(tokio::spawn(async move {
                     feed(input, Some(Arc::new(stream)), tty).await;
-                    if once && let Err(error) = ctx.runtime.close_stdin(&id).await {
+                    // A terminal stays: it is the container's output, too.
+                    if once
+                        && !tty
+                        && let Err(error) = ctx.runtime.close_stdin(&id).await
+                    {
                         tracing::debug!(%id, %error, "a container's input could not be closed");
                     }
                 }))
@@ -71,7 +75,10 @@ async fn serve(ctx: Arc<Context>, channels: Channels, attached: Attached) {
         None
     };
     tokio::select! {
-        () = gone.cancelled() => {}
+        // What the client sent before it went is still the container's, and so is the end of it.
+        () = gone.cancelled() => if let Some(feeder) = &mut feeder {
+            let _takes_no_input = tokio::time::timeout(PATIENCE, feeder).await;
+        },
         result = follow(&attached, &output) => {
             if let Err(error) = result {
                 tracing::debug!(id = %attached.id, %error, "a container's output could not be followed");
@@ -83,11 +90,13 @@ async fn serve(ctx: Arc<Context>, channels: Channels, attached: Attached) {
     if let Some(feeder) = feeder {
         feeder.abort();
     }
-    if tokio::time::timeout(Duration::from_secs(30), writer).await.is_err() {
+    if tokio::time::timeout(PATIENCE, writer).await.is_err() {
         tracing::debug!(id = %attached.id, "an attached client doesn't take its last bytes");
     }
 }
 
+/// How long what is under way is given to arrive at its other side once one has ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the log is looked at.
 const POLL: Duration = Duration::from_millis(20);
 

@@ -140,7 +140,7 @@ async fn stream(
     code
 }
 
-/// Writes the client's input to the process until it is closed.
+/// Writes the client's input to the process until the client closes it or goes; a terminal is fed on, for its size changes.
 pub(super) async fn feed(mut input: mpsc::Receiver<Input>, mut sink: Option<Arc<FdStream>>, is_terminal: bool) {
     while let Some(message) = input.recv().await {
         match (message, &sink) {
@@ -148,14 +148,11 @@ pub(super) async fn feed(mut input: mpsc::Receiver<Input>, mut sink: Option<Arc<
                 let written = stream.write_all(&bytes).await;
                 sink = sink.filter(|_| written.is_ok());
             }
-            (Input::StdinClosed, Some(stream)) => {
-                if is_terminal {
-                    // A terminal has no end of file; control-D is what it has instead.
-                    let _hung_up = stream.write_all(&[4]).await;
-                } else {
-                    sink = None;
-                }
+            (Input::StdinClosed, Some(stream)) if is_terminal => {
+                // A terminal has no end of file; control-D is what it has instead.
+                let _hung_up = stream.write_all(&[4]).await;
             }
+            (Input::StdinClosed, _) => return,
             (Input::Resize { columns, rows }, Some(stream)) if is_terminal => resize(stream, columns, rows),
             _ => {}
         }
