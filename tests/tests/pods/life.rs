@@ -273,6 +273,30 @@ fn probes_decide_on_readiness_and_restarts() {
 }
 
 #[test]
+fn a_pod_has_ended_once_its_sidecars_have() {
+    let carob = Carob::start(&["busybox"]);
+    let mut manifest = pod("served", &[shell("main", "true")]);
+    let mut sidecar = shell(
+        "side",
+        "trap 'until [ -e /shared/leave ]; do sleep 0.1; done; exit 0' TERM; while :; do sleep 0.1; done",
+    );
+    sidecar["restartPolicy"] = json!("Always");
+    sidecar["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared"}]);
+    manifest["spec"]["initContainers"] = json!([sidecar]);
+    manifest["spec"]["volumes"] = json!([{"name": "shared", "emptyDir": {}}]);
+    carob.apply(&manifest.to_string());
+    carob.wait("pod/served", "jsonpath={.status.containerStatuses[0].state.terminated.reason}=Completed");
+    // It is being stopped, and its status was written since.
+    carob.wait_event("served", "Stopping container side");
+    let status = carob.get(&["pod", "served"])["status"].clone();
+    assert_eq!(status["phase"], "Running", "{status}");
+    carob.kubectl(&["exec", "served", "-c", "side", "--", "touch", "/shared/leave"]);
+    carob.wait_phase("served", "Succeeded");
+    let status = carob.get(&["pod", "served"])["status"].clone();
+    assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed", "{status}");
+}
+
+#[test]
 fn init_containers_run_one_after_the_other_before_the_others() {
     let carob = Carob::start(&["busybox"]);
     let mut manifest = pod("ordered", &[shell("main", "cat /shared/steps; sleep 3600")]);

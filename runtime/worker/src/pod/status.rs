@@ -42,9 +42,14 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     let default = PodSpec::default();
     let spec = inputs.pod.spec.as_ref().unwrap_or(&default);
     let before = inputs.pod.status.as_ref();
-    let phase = match inputs.verdict {
-        Some(_) if inputs.records.iter().all(|record| !record.is_running()) => "Failed",
-        _ => phase(inputs.records, inputs.again, inputs.terminal),
+    let all_ended = inputs.records.iter().all(|record| !record.is_running());
+    let phase = match (inputs.verdict, phase(inputs.records, inputs.again, inputs.terminal)) {
+        (Some(_), _) if all_ended => "Failed",
+        // Whoever sees the end may give away what the pod had: it is told once nothing runs any more, as by the kubelet.
+        (_, "Succeeded" | "Failed") if !all_ended => {
+            before.and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+        }
+        (_, phase) => phase,
     };
     let old_conditions = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let generation = inputs.pod.metadata.generation;
@@ -99,9 +104,11 @@ pub(crate) fn phase(records: &[Record], again: &[bool], terminal: bool) -> &'sta
         Role::Main | Role::Ephemeral => false,
     });
     let (mut running, mut waiting, mut succeeded, mut stopped) = (0, 0, 0, 0);
-    for record in records.iter().filter(|record| record.role == Role::Main) {
+    for record in records.iter().filter(|record| matches!(record.role, Role::Main | Role::Sidecar)) {
         match (&record.state, record.newest_end()) {
             (State::Running { .. }, _) => running += 1,
+            // A sidecar that has ended, or not begun, decides nothing.
+            _ if record.role == Role::Sidecar => {}
             (_, Some(ended)) => {
                 stopped += 1;
                 succeeded += usize::from(ended.code == 0 && matches!(record.state, State::Ended(_)));
