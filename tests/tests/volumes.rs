@@ -228,9 +228,20 @@ fn host_paths_and_sub_paths_stay_inside_what_was_mounted() {
         {"name": "host", "hostPath": {"path": host, "type": "Directory"}},
         {"name": "made", "hostPath": {"path": format!("{host}/made"), "type": "DirectoryOrCreate"}},
     ]);
+    // What nobody checks is made, as by container runtimes.
+    usual["spec"]["containers"][0]["volumeMounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .push(json!({"name": "unchecked", "mountPath": "/unchecked"}));
+    usual["spec"]["volumes"]
+        .as_array_mut()
+        .expect("volumes")
+        .push(json!({"name": "unchecked", "hostPath": {"path": format!("{host}/un/checked")}}));
     assert_eq!(carob.run_to_end(&usual), "of the machineof the machineof the machinemade\n");
     assert_eq!(fs::read_to_string(format!("{host}/written")).expect("the pod wrote it"), "back\n");
-    assert!(fs::metadata(format!("{host}/made")).is_ok_and(|made| made.is_dir()));
+    for made in ["made", "un/checked"] {
+        assert!(fs::metadata(format!("{host}/{made}")).is_ok_and(|made| made.is_dir()), "{made}");
+    }
 
     let mut wrong = shell_pod("wrong", "true");
     mount(&mut wrong["spec"]["containers"][0], "host", "/host");
@@ -265,6 +276,22 @@ fn host_paths_and_sub_paths_stay_inside_what_was_mounted() {
         carob_tests::text(&refused)
             .contains("spec.containers[0].volumeMounts.subPath: Invalid value: \"a/../../b\": must not contain '..'")
     );
+}
+
+#[test]
+fn whoever_may_write_a_volume_may_write_the_sub_paths_made_in_it() {
+    let carob = Carob::start(&["busybox"]);
+    let mut manifest = shell_pod("writer", "touch /disk/file /memory/file && stat -c '%a %g' /disk /memory");
+    manifest["spec"]["securityContext"] = json!({"runAsUser": 1000, "fsGroup": 2000});
+    manifest["spec"]["containers"][0]["volumeMounts"] = json!([
+        {"name": "disk", "mountPath": "/disk", "subPath": "deep/down"},
+        {"name": "memory", "mountPath": "/memory", "subPath": "down"},
+    ]);
+    manifest["spec"]["volumes"] =
+        json!([{"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}]);
+    let seen = carob.run_to_end(&manifest);
+    let modes: Vec<&str> = seen.lines().collect();
+    assert_eq!(modes, ["2777 2000", "3777 2000"]);
 }
 
 /// Whether a file below the directory holds these bytes.

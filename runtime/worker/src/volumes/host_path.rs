@@ -4,16 +4,16 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Checks the path against the volume's `type`, making what the `…OrCreate` types ask for. The texts are the kubelet's.
+/// Checks the path against the volume's `type`, making what the `…OrCreate` types ask for; without a type a directory is made
+/// where there is nothing, as container runtimes do. The texts are the kubelet's.
 pub(crate) fn check(path: &Path, kind: &str) -> Result<(), String> {
     let shown = path.display();
     let found = fs::metadata(path);
     let failed = |what: &str| Err(format!("hostPath type check failed: {shown} is not {what}"));
     let io = |error: std::io::Error| format!("{shown}: {error}");
     match kind {
-        "" => Ok(()),
-        "DirectoryOrCreate" => match found {
-            Ok(meta) if meta.is_dir() => Ok(()),
+        "" | "DirectoryOrCreate" => match found {
+            Ok(meta) if meta.is_dir() || kind.is_empty() => Ok(()),
             Ok(_) => failed("a directory"),
             Err(_) => fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io),
         },
@@ -50,7 +50,9 @@ mod tests {
         check(&at("made"), "Directory").unwrap();
         check(&at("made/file"), "File").unwrap();
         check(Path::new("/dev/null"), "CharDevice").unwrap();
-        check(&at("nothing"), "").unwrap();
+        check(&at("made/file"), "").unwrap();
+        check(&at("anything"), "").unwrap();
+        check(&at("anything"), "Directory").unwrap();
         let error = check(&at("made/file"), "Directory").unwrap_err();
         assert!(error.starts_with("hostPath type check failed:") && error.ends_with("is not a directory"), "{error}");
         assert!(check(&at("nothing"), "Socket").is_err());

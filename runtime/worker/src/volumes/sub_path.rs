@@ -1,8 +1,8 @@
 //! subPath, resolved by descriptors so that nothing a container does meanwhile can lead it out of the volume.
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, mkdirat};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -24,7 +24,8 @@ pub(crate) enum SubPathError {
     NotRelative { path: PathBuf },
 }
 
-/// A descriptor (`O_PATH`) of `sub_path` under `volume`, where missing directories are made. Symlinks may be followed as
+/// A descriptor (`O_PATH`) of `sub_path` under `volume`, where missing directories are made with the volume's own mode, so
+/// that whoever may write the volume may write them. Symlinks may be followed as
 /// long as they stay in the volume (CVE-2017-1002101 and its kin come from checking names instead).
 pub(crate) fn resolve(volume: &Path, sub_path: &str) -> Result<OwnedFd, SubPathError> {
     let opened = |path: &Path| {
@@ -46,6 +47,7 @@ pub(crate) fn resolve(volume: &Path, sub_path: &str) -> Result<OwnedFd, SubPathE
         Err(source) => return Err(opened(relative)(source)),
     }
     // Something is missing: walk down, making directories in the descriptor of their parent.
+    let mode = Mode::from_bits_truncate(fstat(&root).map_err(opened(volume))?.st_mode);
     let mut walked = PathBuf::new();
     for part in relative.components() {
         let Component::Normal(name) = part else { continue };
@@ -53,16 +55,20 @@ pub(crate) fn resolve(volume: &Path, sub_path: &str) -> Result<OwnedFd, SubPathE
         match openat2(&root, &walked, how()) {
             Ok(next) => current = next,
             Err(Errno::ENOENT) => {
-                let made = mkdirat(&current, name, Mode::from_bits_truncate(0o755));
-                if let Err(source) = made
-                    && source != Errno::EEXIST
-                {
-                    return Err(opened(&walked)(source));
-                }
+                let made = match mkdirat(&current, name, mode) {
+                    Ok(()) => true,
+                    Err(Errno::EEXIST) => false,
+                    Err(source) => return Err(opened(&walked)(source)),
+                };
                 let strict = OpenHow::new()
                     .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY)
                     .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
                 current = openat2(&current, name, strict).map_err(opened(&walked))?;
+                if made {
+                    // Past the umask. The descriptor's own entry, since one of `O_PATH` takes no fchmod.
+                    let entry = format!("/proc/self/fd/{}", current.as_raw_fd());
+                    fchmodat(AT_FDCWD, entry.as_str(), mode, FchmodatFlags::FollowSymlink).map_err(opened(&walked))?;
+                }
             }
             Err(Errno::EXDEV | Errno::ELOOP) => return Err(SubPathError::Escape { path: walked }),
             Err(source) => return Err(opened(&walked)(source)),
