@@ -16,6 +16,7 @@ pub mod kinds;
 pub mod managed_fields;
 pub mod openapi;
 pub mod patch;
+pub mod placement;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

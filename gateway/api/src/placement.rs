@@ -1,4 +1,4 @@
-//! Whether a node will have a pod: selectors, affinity, taints. The scheduler, DaemonSets and taint eviction ask.
+//! Whether a node will have a pod: selectors, affinity, taints. The scheduler, DaemonSets, taint eviction and the nodes themselves ask.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1::{
 };
 
 /// Whether any of these tolerates a taint.
-pub(crate) fn tolerated(tolerations: Option<&Vec<Toleration>>, taint: &Taint) -> bool {
+pub fn tolerated(tolerations: Option<&Vec<Toleration>>, taint: &Taint) -> bool {
     tolerations.into_iter().flatten().any(|toleration| tolerates(toleration, taint))
 }
 
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned();
     let (effect, key) = (given(&toleration.effect), given(&toleration.key));
     if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
@@ -29,7 +29,7 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 }
 
 /// The first taint with one of these effects that keeps the pod away.
-pub(crate) fn untolerated<'a>(spec: &PodSpec, node: &'a Node, effects: &[&str]) -> Option<&'a Taint> {
+pub fn untolerated<'a>(spec: &PodSpec, node: &'a Node, effects: &[&str]) -> Option<&'a Taint> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     taints
         .into_iter()
@@ -37,7 +37,7 @@ pub(crate) fn untolerated<'a>(spec: &PodSpec, node: &'a Node, effects: &[&str]) 
 }
 
 /// Whether the pod's node selector and required node affinity choose this node.
-pub(crate) fn selected(spec: &PodSpec, node: &Node) -> bool {
+pub fn selected(spec: &PodSpec, node: &Node) -> bool {
     let empty = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
     let by_selector = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
@@ -50,12 +50,12 @@ pub(crate) fn selected(spec: &PodSpec, node: &Node) -> bool {
 }
 
 /// Whether any term of a node selector holds.
-pub(crate) fn chosen(selector: &NodeSelector, node: &Node) -> bool {
+pub fn chosen(selector: &NodeSelector, node: &Node) -> bool {
     selector.node_selector_terms.iter().any(|term| matches(term, node))
 }
 
 /// Requirements of a term all hold; a term without any matches nothing.
-pub(crate) fn matches(term: &NodeSelectorTerm, node: &Node) -> bool {
+pub fn matches(term: &NodeSelectorTerm, node: &Node) -> bool {
     let name = node.metadata.name.as_deref();
     let label = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     let expressions = || term.match_expressions.iter().flatten();

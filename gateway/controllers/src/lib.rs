@@ -28,7 +28,6 @@ mod namespace;
 mod node_lifecycle;
 mod node_ranges;
 mod ownership;
-mod placement;
 mod pod_control;
 mod pod_gc;
 mod policy_status;

@@ -12,10 +12,10 @@ use crate::cluster::Cluster;
 use crate::controller::{self, Controller, Setup};
 use crate::events::Voice;
 use crate::informer::Key;
-use crate::placement::tolerates;
 use crate::queue::{Again, Queue};
 use crate::replica_set::tolerate_gone;
 use crate::status;
+use carob_api::placement::tolerates;
 
 pub(crate) struct TaintEviction {
     cluster: Cluster,

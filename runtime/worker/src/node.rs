@@ -8,11 +8,12 @@ use crate::context::{Context, Share};
 use crate::events::{About, Severity};
 use crate::pressure::Shortage;
 use crate::settings::Signal;
+use carob_api::placement;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, PodSpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -197,6 +198,24 @@ fn extended(amounts: Option<&Amounts>) -> Amounts {
     let all = amounts.into_iter().flatten();
     let of_others = |name: &str| name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"));
     all.filter(|(name, _)| of_others(name)).map(|(name, amount)| (name.clone(), amount.clone())).collect()
+}
+
+/// Whether the pod's selector and required affinity choose this node; the scheduler sees to that, but not every pod is
+/// placed by it. Where the node can't be asked for its labels, whoever placed the pod is believed.
+pub(crate) async fn is_chosen(ctx: &Context, spec: &PodSpec) -> bool {
+    let anywhere =
+        spec.node_selector.is_none() && spec.affinity.as_ref().is_none_or(|affinity| affinity.node_affinity.is_none());
+    if anywhere {
+        return true;
+    }
+    let api: Api<Node> = Api::all(ctx.client.clone());
+    match api.get(&ctx.node).await {
+        Ok(node) => placement::selected(spec, &node),
+        Err(error) => {
+            tracing::debug!(%error, "the node's labels could not be read");
+            true
+        }
+    }
 }
 
 /// Creates the node if it isn't there, and writes its labels and status.

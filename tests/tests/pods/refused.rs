@@ -16,7 +16,7 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
     let pods = [
         with("windows", &|spec| spec["os"] = json!({"name": "windows"})),
         with("selects", &|spec| {
-            spec["nodeSelector"] = json!({"kubernetes.io/os": "windows"});
+            spec["nodeSelector"] = json!({"example.com/disk": "fast"});
             spec["nodeName"] = json!(carob.jsonpath("nodes", ".items[0].metadata.name"));
         }),
         with("armoured", &|spec| spec["containers"][0]["securityContext"] = profile.clone()),
@@ -49,11 +49,7 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
 
     for (name, reason, message) in [
         ("windows", "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"),
-        (
-            "selects",
-            "PodOSSelectorNodeLabelDoesNotMatch",
-            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
-        ),
+        ("selects", "NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"),
         ("armoured", "AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"),
     ] {
         carob.wait_phase(name, "Failed");
@@ -62,6 +58,14 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
         assert_eq!(status["message"], format!("Pod was rejected: {message}"), "{status}");
     }
     carob.wait("pod/bare", "condition=Ready");
+    // The node's labels of now decide.
+    carob.kubectl(&["label", "nodes", "--all", "example.com/disk=fast"]);
+    let placed = with("placed", &|spec| {
+        spec["nodeSelector"] = json!({"example.com/disk": "fast"});
+        spec["nodeName"] = json!(carob.jsonpath("nodes", ".items[0].metadata.name"));
+    });
+    carob.apply(&placed.to_string());
+    carob.wait("pod/placed", "condition=Ready");
     carob.wait_event("shared", "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: nfs");
     carob.wait_event("hooked", "PostStartHook failed");
     carob.wait_event("accelerated", "Insufficient example.com/gpu");

@@ -5,8 +5,8 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{HASH, Look};
-use crate::placement;
 use crate::pod_control;
+use carob_api::placement;
 
 /// The label with the number of the template.
 const GENERATION: &str = "pod-template-generation";

@@ -11,9 +11,9 @@ use super::board::{Board, priority};
 use super::spread::{self, Spread};
 use crate::informer::{Informer, Key};
 use crate::ownership::controller_of;
-use crate::placement;
 use crate::requests::Requests;
 use carob_api::host_port::{HostPort, host_ports};
+use carob_api::placement;
 
 /// What of a node decides about pods.
 #[derive(PartialEq)]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::board::Board;
 use crate::informer::Key;
-use crate::placement;
+use carob_api::placement;
 
 pub(super) const UNEVEN: &str = "node(s) didn't match pod topology spread constraints";
 pub(super) const UNLABELED: &str = "node(s) didn't match pod topology spread constraints (missing required label)";

@@ -11,8 +11,8 @@ use super::board::Board;
 use super::fit::Refusal;
 use crate::cluster::Cluster;
 use crate::informer::Key;
-use crate::placement;
 use crate::replica_set::tolerate_gone;
+use carob_api::placement;
 
 /// The annotation of a claim with the node that its volume is to be made on.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";

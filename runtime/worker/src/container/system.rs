@@ -1,16 +1,18 @@
 //! What a pod asks of its node's system: the operating system, and AppArmor where it is enforced.
 
 use crate::admission::Refusal;
-use k8s_openapi::api::core::v1::{AppArmorProfile, PodSpec};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Pod, PodSpec};
 
 const LINUX: &str = "linux";
 /// The label that says which system a node has.
 const LABEL: &str = "kubernetes.io/os";
 
 /// Why the node doesn't take the pod, with the kubelet's reasons and words.
-pub(crate) fn refuse(spec: &PodSpec) -> Option<Refusal> {
-    let selected = spec.node_selector.as_ref().and_then(|selector| selector.get(LABEL));
-    if selected.is_some_and(|system| system != LINUX) {
+pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
+    let spec = pod.spec.as_ref()?;
+    // A label of the pod, as the kubelet has it; a selector is for the node's labels.
+    let labelled = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL));
+    if labelled.is_some_and(|system| system != LINUX) {
         let message = format!("Failed to admit pod as the `{LABEL}` label doesn't match node label");
         return Some(Refusal { reason: "PodOSSelectorNodeLabelDoesNotMatch", message });
     }
@@ -51,9 +53,8 @@ mod tests {
         let profile = |type_: &str| json!({"appArmorProfile": {"type": type_}});
         let container = |context: serde_json::Value| json!([{"name": "c", "securityContext": context}]);
         for (spec, reason) in [
-            (json!({"containers": [], "os": {"name": "linux"}, "nodeSelector": {LABEL: "linux"}}), None),
+            (json!({"containers": [], "os": {"name": "linux"}}), None),
             (json!({"containers": [], "os": {"name": "windows"}}), Some("PodOSNotSupported")),
-            (json!({"containers": [], "nodeSelector": {LABEL: "windows"}}), Some("PodOSSelectorNodeLabelDoesNotMatch")),
             (json!({"containers": container(profile("RuntimeDefault"))}), Some("AppArmor")),
             (
                 json!({"containers": container(profile("Unconfined")), "securityContext": profile("RuntimeDefault")}),
@@ -65,8 +66,14 @@ mod tests {
             ),
         ] {
             let shown = spec.to_string();
-            let found = refuse(&serde_json::from_value(spec).unwrap()).map(|refusal| refusal.reason);
-            assert_eq!(found, reason, "{shown}");
+            assert_eq!(reason_for(json!({"spec": spec})), reason, "{shown}");
         }
+        let labelled = |system: &str| json!({"metadata": {"labels": {LABEL: system}}, "spec": {"containers": []}});
+        assert_eq!(reason_for(labelled("windows")), Some("PodOSSelectorNodeLabelDoesNotMatch"));
+        assert_eq!(reason_for(labelled("linux")), None);
+    }
+
+    fn reason_for(pod: serde_json::Value) -> Option<&'static str> {
+        refuse(&serde_json::from_value(pod).unwrap()).map(|refusal| refusal.reason)
     }
 }

@@ -20,6 +20,7 @@ use crate::container::{sysctls, system};
 use crate::context::Context;
 use crate::events::{About, Severity};
 use crate::metrics::StartLatency;
+use crate::node;
 use crate::observer::ObservedContainer;
 use crate::users;
 use crate::volumes::{MountedVolume, VolumeError, Volumes};
@@ -198,7 +199,7 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
     actor.controls = actor.records.iter().map(|_| Control::default()).collect();
     actor.take_up_ephemeral();
     tokio::spawn(async move {
-        actor.begin(recovered);
+        actor.begin(recovered).await;
         actor.run().await;
     });
 }
@@ -240,7 +241,7 @@ impl Actor {
     }
 
     /// Takes up a pod: fresh, found again after a restart of this process, or ended long ago.
-    fn begin(&mut self, recovered: Option<RecoveredPod>) {
+    async fn begin(&mut self, recovered: Option<RecoveredPod>) {
         let ended = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let ended = matches!(ended, Some("Succeeded" | "Failed"));
         let known = recovered.is_some();
@@ -255,7 +256,7 @@ impl Actor {
             let allocated = self.allocated_pod();
             self.ctx.admission.readmit(&self.uid, allocated.spec.as_ref().unwrap_or(self.spec()));
             self.resize.restore(&self.pod);
-        } else if let Err(refusal) = self.admit() {
+        } else if let Err(refusal) = self.admit().await {
             let about = About::pod(&self.pod);
             self.ctx.events.record(about, Severity::Warning, refusal.reason, refusal.message.clone());
             self.verdict = Some((refusal.reason, format!("Pod was rejected: {}", refusal.message)));
@@ -269,14 +270,20 @@ impl Actor {
     }
 
     /// Whether this node takes the pod.
-    fn admit(&self) -> Result<(), Refusal> {
+    async fn admit(&self) -> Result<(), Refusal> {
         let spec = self.spec();
         let forbidden = sysctls::forbidden(spec, &self.ctx.settings.allowed_unsafe_sysctls);
         let forbidden = forbidden.map(|message| Refusal { reason: "SysctlForbidden", message });
-        match forbidden.or_else(|| self.ctx.pressure.refuse(spec)).or_else(|| system::refuse(spec)) {
-            Some(refusal) => Err(refusal),
-            None => self.ctx.admission.admit(&self.uid, spec),
+        match forbidden.or_else(|| self.ctx.pressure.refuse(spec)).or_else(|| system::refuse(&self.pod)) {
+            Some(refusal) => return Err(refusal),
+            None => self.ctx.admission.admit(&self.uid, spec)?,
         }
+        if !node::is_chosen(&self.ctx, spec).await {
+            self.ctx.admission.release(&self.uid);
+            let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_owned();
+            return Err(Refusal { reason: "NodeAffinity", message });
+        }
+        Ok(())
     }
 
     async fn run(mut self) {
