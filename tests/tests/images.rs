@@ -71,7 +71,10 @@ fn images_are_pulled_by_tag_and_digest_once_for_all_who_want_them() {
     ]));
     carob.wait_phase("here", "Succeeded");
     carob.wait_phase("never", "Succeeded");
-    carob.wait_event("here", &format!("Container image \"{image}\" already present on machine"));
+    carob.wait_event(
+        "here",
+        &format!("Container image \"{image}\" already present on machine and can be accessed by the pod"),
+    );
     let message = waiting(&carob, "again", "ImagePullBackOff");
     assert!(message.starts_with(&format!("Back-off pulling image \"{image}\"")), "{message}");
     carob.wait_event("again", &format!("Failed to pull image \"{image}\": "));

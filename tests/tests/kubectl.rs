@@ -256,7 +256,9 @@ fn describe_shows_objects_with_their_events() {
         "COLOUR:  red",
         "QoS Class:                   Burstable",
         "Successfully assigned default/web to",
-        "Container image \"tools\" already present on machine",
+        "Container image \"tools\" already present on machine and can be accessed by the pod",
+        "Container created",
+        "Container started",
         "/var/run/secrets/kubernetes.io/serviceaccount from kube-api-access-",
     ] {
         assert!(described.contains(expected), "{expected:?} is missing:\n{described}");

@@ -60,11 +60,11 @@ fn parse(image: &str) -> Result<Reference, String> {
         Some((path, tag)) => (path, Some(tag)),
         None => (rest, None),
     };
-    if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err(format!("{FORMAT}: repository name ({path}) must be lowercase"));
-    }
     let repository =
         if registry == DEFAULT_REGISTRY && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+    if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(format!("{FORMAT}: repository name ({repository}) must be lowercase"));
+    }
     let well_formed = is_host(registry)
         && repository.split('/').all(is_path_component)
         && tag.is_none_or(is_tag)
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(
             message("Nginx"),
             "Failed to apply default image tag \"Nginx\": couldn't parse image name \"Nginx\": \
-             invalid reference format: repository name (Nginx) must be lowercase"
+             invalid reference format: repository name (library/Nginx) must be lowercase"
         );
         let long = format!("localhost/{}", "a".repeat(250));
         let tag = format!("nginx:{}", "t".repeat(129));

@@ -42,7 +42,8 @@ pub(crate) async fn ensure(ctx: &Context, pod: &Pod, container: &Container) -> R
     if policy != "Always" {
         match ctx.images.get(name).await {
             Ok(Some(image)) if image.is_for(&[]) || image.is_for(&credentials(ctx, pod).await) => {
-                let text = format!("Container image \"{name}\" already present on machine");
+                let text =
+                    format!("Container image \"{name}\" already present on machine and can be accessed by the pod");
                 ctx.events.record(about(), Severity::Normal, "Pulled", text);
                 return Ok(Ready { image, pulled: None });
             }

@@ -214,9 +214,8 @@ impl Actor {
         }
         match failure {
             StartFailure::Cancelled => {}
-            StartFailure::Image { reason, message } => {
+            StartFailure::Image { image, reason, message } => {
                 record.state = waits(&reason, &message);
-                let image = &record.image;
                 if NOT_PULLED.contains(&reason.as_str()) {
                     control.retry_at = Some(now + NOT_PULLED_RETRY);
                 } else {

@@ -40,7 +40,7 @@ pub(super) struct StartedContainer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StartFailure {
     /// Waiting: the image isn't here.
-    Image { reason: String, message: String },
+    Image { image: String, reason: String, message: String },
     /// Waiting: the configuration cannot be carried out.
     Config { message: String },
     /// Waiting: the sandbox could not make the container.
@@ -93,7 +93,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         () = cancel.cancelled() => return Err(StartFailure::Cancelled),
         ready = images::ensure(ctx, pod, container) => ready,
     };
-    let ready = ready.map_err(|failure| StartFailure::Image { reason: failure.reason, message: failure.message })?;
+    let ready = ready.map_err(|failure| not_there(container, failure))?;
     latency.stage(&ctx.metrics, if ready.pulled.is_some() { "image pull" } else { "image" }, begin);
 
     let begin = Instant::now();
@@ -171,7 +171,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
             }
             return Err(match error {
                 carob_sandbox::Error::Start { message, exit_code } => {
-                    ctx.events.record(about(), Severity::Normal, "Created", created_text(&container.name));
+                    ctx.events.record(about(), Severity::Normal, "Created", CREATED.to_owned());
                     ctx.events.record(about(), Severity::Warning, "Failed", format!("Error: {message}"));
                     // The next try is another attempt, with a directory of its own.
                     remove_directory(&paths.directory);
@@ -195,8 +195,8 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
     for (stage, took) in &started.stages {
         latency.took(&ctx.metrics, &format!("sandbox: {stage}"), begin, *took);
     }
-    ctx.events.record(about(), Severity::Normal, "Created", created_text(&container.name));
-    ctx.events.record(about(), Severity::Normal, "Started", format!("Started container {}", container.name));
+    ctx.events.record(about(), Severity::Normal, "Created", CREATED.to_owned());
+    ctx.events.record(about(), Severity::Normal, "Started", "Container started".to_owned());
     for warning in started.warnings {
         if warning.starts_with("oom_score_adj") {
             // The same for every pod of this machine; `carob check` says so once.
@@ -230,17 +230,20 @@ async fn image_volumes(
             image_pull_policy: source.pull_policy.clone(),
             ..Container::default()
         };
-        let ready = images::ensure(ctx, pod, &shown).await;
-        let ready =
-            ready.map_err(|failure| StartFailure::Image { reason: failure.reason, message: failure.message })?;
+        let ready = images::ensure(ctx, pod, &shown).await.map_err(|failure| not_there(&shown, failure))?;
         found.insert(volume.name.clone(), ready.image);
     }
     Ok(found)
 }
 
-fn created_text(container: &str) -> String {
-    format!("Created container: {container}")
+/// Why the image isn't there: the container's own, or that of a volume of it, which `wanting` has in its place.
+fn not_there(wanting: &Container, failure: images::ImageFailure) -> StartFailure {
+    let image = wanting.image.clone().unwrap_or_default();
+    StartFailure::Image { image, reason: failure.reason, message: failure.message }
 }
+
+/// What the event `Created` says.
+const CREATED: &str = "Container created";
 
 /// What billing calls requests.
 pub(super) fn observed_requests(container: &Container) -> ContainerRequests {
