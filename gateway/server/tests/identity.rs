@@ -311,6 +311,106 @@ async fn a_node_touches_itself_and_its_pods() {
 }
 
 #[tokio::test]
+async fn a_node_does_not_say_whose_it_is_and_offers_only_its_own_devices() {
+    let cluster = Cluster::new().await;
+    let node = cluster.gateway.client("system:node:n", &["system:nodes"]);
+    assert_eq!(post(&node, "/api/v1/nodes", &json!({"metadata": {"name": "n"}})).await.0, 201);
+    // Whoever owns an object takes it along when it goes: a node would be deleted, and come back without its taints.
+    let owner = json!({"metadata": {"ownerReferences": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "none", "uid": "u"}]}});
+    let (code, refused) = send(&node, Method::PATCH, "/api/v1/nodes/n", &[], &owner).await;
+    assert_eq!(code, 403);
+    let why = "nodes \"n\" is forbidden: node \"n\" is not allowed to modify ownerReferences";
+    assert_eq!(refused["message"], why);
+    assert_eq!(send(&cluster.admin(), Method::PATCH, "/api/v1/nodes/n", &[], &owner).await.0, 200);
+    let label = json!({"metadata": {"labels": {"disk": "ssd"}}});
+    assert_eq!(send(&node, Method::PATCH, "/api/v1/nodes/n", &[], &label).await.0, 200, "those that stay do no harm");
+
+    let slices = "/apis/resource.k8s.io/v1/resourceslices";
+    let slice = |name: &str, node: &str| {
+        json!({"metadata": {"name": name}, "spec": {"nodeName": node, "driver": "d.example",
+            "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}})
+    };
+    let (code, refused) = post(&node, slices, &slice("another", "m")).await;
+    assert_eq!(code, 403);
+    let why = "can only create ResourceSlice with the same NodeName as the requesting node";
+    assert!(refused["message"].as_str().is_some_and(|text| text.ends_with(why)), "{refused}");
+    assert_eq!(post(&node, slices, &slice("own", "n")).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_node_asks_for_tokens_for_those_whom_its_pods_volumes_name() {
+    let cluster = Cluster::new().await;
+    let node = cluster.gateway.client("system:node:n", &["system:nodes"]);
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    make(&cluster, accounts, &json!({"metadata": {"name": "default"}})).await;
+    let driver = json!({"metadata": {"name": "csi.example"}, "spec": {"tokenRequests": [{"audience": "storage"}]}});
+    make(&cluster, "/apis/storage.k8s.io/v1/csidrivers", &driver).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str, mounts: bool, volumes: &Value| {
+        json!({"metadata": {"name": name}, "spec": {"nodeName": "n", "automountServiceAccountToken": mounts,
+            "volumes": volumes, "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let volumes = json!([
+        {"name": "a", "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "vault"}}]}},
+        {"name": "b", "csi": {"driver": "csi.example"}}]);
+    make(&cluster, pods, &pod("named", false, &volumes)).await;
+    make(&cluster, pods, &pod("mounted", true, &json!([]))).await;
+    let ask = async |pod: &str, audiences: &[&str]| {
+        let (_, found) = send(&cluster.admin(), Method::GET, &format!("{pods}/{pod}"), &[], &Value::Null).await;
+        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": found["metadata"]["uid"]});
+        let body = json!({"spec": {"audiences": audiences, "boundObjectRef": bound}});
+        post(&node, &format!("{accounts}/default/token"), &body).await
+    };
+    assert_eq!(ask("named", &["vault"]).await.0, 201, "a projected token");
+    assert_eq!(ask("named", &["storage"]).await.0, 201, "what the driver of a volume asks for");
+    assert_eq!(ask("mounted", &[]).await.0, 201, "what every container is given");
+    assert_eq!(ask("named", &[]).await.0, 403, "no volume has a token for this server");
+    assert_eq!(ask("mounted", &["vault"]).await.0, 403);
+    let (code, refused) = ask("named", &["bank"]).await;
+    assert_eq!(code, 403);
+    let why = "audience \"bank\" not found in pod spec volume, system:node:n is not authorized to request tokens for \
+               this audience";
+    assert!(refused["message"].as_str().is_some_and(|text| text.ends_with(why)), "{refused}");
+    let (_, refused) = ask("named", &["vault", "storage"]).await;
+    let why = "node may only request 0 or 1 audiences";
+    assert!(refused["message"].as_str().is_some_and(|text| text.ends_with(why)), "{refused}");
+}
+
+#[tokio::test]
+async fn a_node_asks_for_no_certificate_of_another() {
+    use base64::Engine as _;
+    let cluster = Cluster::new().await;
+    let node = cluster.gateway.client("system:node:n", &["system:nodes"]);
+    let ask = async |name: &str, signer: &str, names: &[&str]| {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+        let types = [rcgen::DnType::CommonName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 3])];
+        for (kind, name) in types.into_iter().zip(names) {
+            parameters.distinguished_name.push(kind, *name);
+        }
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let pem = parameters.serialize_request(&key).and_then(|request| request.pem()).expect("a request");
+        let request = base64::engine::general_purpose::STANDARD.encode(pem);
+        let body = json!({"metadata": {"name": name}, "spec": {"request": request, "signerName": signer,
+            "usages": ["digital signature", "client auth"]}});
+        post(&node, "/apis/certificates.k8s.io/v1/certificatesigningrequests", &body).await
+    };
+    for (index, signer) in
+        ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"].into_iter().enumerate()
+    {
+        let (code, refused) = ask("other", signer, &["system:node:m"]).await;
+        assert_eq!(code, 403, "{signer}");
+        let why = "can only create a node CSR with CN=system:node:n";
+        assert!(refused["message"].as_str().is_some_and(|text| text.ends_with(why)), "{refused}");
+        assert_eq!(ask("two", signer, &["system:node:n", "system:node:m"]).await.0, 403, "the last one counts");
+        assert_eq!(ask(&format!("own-{index}"), signer, &["system:node:n"]).await.0, 201);
+    }
+    assert_eq!(ask("elsewhere", "a.example/signer", &["anybody"]).await.0, 201);
+}
+
+#[tokio::test]
 async fn a_token_in_a_secret_holds_as_long_as_the_secret() {
     let cluster = Cluster::new().await;
     make(&cluster, "/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "robot"}})).await;

@@ -1,5 +1,7 @@
 //! Requests for certificates: who asked is written down by the server; who may approve and sign depends on the signer.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use carob_api::status::Status;
 use serde_json::{Value, json};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -37,21 +39,35 @@ pub(super) fn name_requester(identity: &Identity, object: &mut Value) {
 /// Nobody becomes an administrator by asking the signer of clients.
 pub(super) fn restrict_subject(request: &Request<'_>) -> Result<(), Status> {
     let object = &request.object;
-    if text(object, "/spec/signerName") == CLIENT_SIGNER && organizations(object).iter().any(|name| name == MASTERS) {
+    let organizations = || subject(object).unwrap_or_default().organizations;
+    if text(object, "/spec/signerName") == CLIENT_SIGNER && organizations().iter().any(|name| name == MASTERS) {
         let why = format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed");
         return Err(Status::forbidden(&request.call.resource(), text(object, "/metadata/name"), why));
     }
     Ok(())
 }
 
-/// Whom the requested certificate would put into which groups.
-fn organizations(object: &Value) -> Vec<String> {
-    use base64::Engine as _;
-    let decoded = base64::engine::general_purpose::STANDARD.decode(text(object, "/spec/request")).unwrap_or_default();
-    let Ok((_, pem)) = parse_x509_pem(&decoded) else { return Vec::new() };
-    let Ok((_, request)) = X509CertificationRequest::from_der(&pem.contents) else { return Vec::new() };
+/// Whom a certificate is requested for.
+#[derive(Debug, Default)]
+pub(super) struct Subject {
+    /// The last one, which is what counts; empty if it cannot be read.
+    pub(super) common_name: String,
+    organizations: Vec<String>,
+}
+
+/// Whom the requested certificate would be for; or why the request cannot be read.
+pub(super) fn subject(object: &Value) -> Result<Subject, &'static str> {
+    const NO_REQUEST: &str = "PEM block type must be CERTIFICATE REQUEST";
+    let decoded = STANDARD.decode(text(object, "/spec/request")).map_err(|_| NO_REQUEST)?;
+    let (_, pem) = parse_x509_pem(&decoded).map_err(|_| NO_REQUEST)?;
+    if pem.label != "CERTIFICATE REQUEST" {
+        return Err(NO_REQUEST);
+    }
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|_| "not a certificate request")?;
     let subject = &request.certification_request_info.subject;
-    subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect()
+    let common_name = subject.iter_common_name().last().and_then(|name| name.as_str().ok()).unwrap_or_default();
+    let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned);
+    Ok(Subject { common_name: common_name.to_owned(), organizations: organizations.collect() })
 }
 
 /// 403 for who may not approve or deny what this signer signs.

@@ -72,7 +72,9 @@ const OF_NODES: Resources = Resources::Only(&[
     ("", "pods", "resize"),
     ("", "pods", "status"),
     ("", "serviceaccounts", "token"),
+    ("certificates.k8s.io", "certificatesigningrequests", ""),
     ("coordination.k8s.io", "leases", ""),
+    ("resource.k8s.io", "resourceslices", ""),
     ("storage.k8s.io", "csinodes", ""),
 ]);
 /// Pods, what makes Pods, and where Pods are.

@@ -1,17 +1,21 @@
 //! `NodeRestriction`: a node changes itself, its lease and its own Pods, and nothing that would draw Pods to it.
 
+mod audience;
+
 use std::collections::BTreeSet;
 
 use carob_api::status::{GroupResource, Status};
 use carob_store::Entry;
 use serde_json::{Map, Value};
 
-use super::{Operation, Request};
+use super::{Operation, Request, certificates};
 use crate::authz::node;
 use crate::objects::{self, store_failure, text};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Their certificates are taken for nodes.
+const NODE_SIGNERS: [&str; 2] = ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
 
 /// Labels under Kubernetes' names that a node may set on itself.
 const OWN_LABELS: [&str; 10] = [
@@ -62,6 +66,8 @@ pub(super) async fn admit(request: &Request<'_>) -> Result<(), Status> {
         ("csinodes", _) if request.name != node => {
             refuse(request, "can only access CSINode with the same name as the requesting node".to_owned())
         }
+        ("resourceslices", _) => own_slice(request, node),
+        ("certificatesigningrequests", "") if request.operation == Operation::Create => own_certificate(request, node),
         _ => Ok(()),
     }
 }
@@ -71,10 +77,14 @@ fn refuse(request: &Request<'_>, why: String) -> Result<(), Status> {
 }
 
 async fn find(request: &Request<'_>, resource: &str, name: &str) -> Result<Value, Status> {
-    let namespace = request.call.namespace.as_deref().filter(|_| resource != "nodes");
-    let key = objects::core_key(resource, namespace, name);
-    let entry: Option<Entry> = request.call.server.store.get(&key).await.map_err(|error| store_failure(&error))?;
-    let entry = entry.ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))?;
+    let namespaced = !matches!(resource, "nodes" | "persistentvolumes");
+    let key = objects::core_key(resource, request.call.namespace.as_deref().filter(|_| namespaced), name);
+    read(request, &key, &GroupResource::new("", resource), name).await
+}
+
+async fn read(request: &Request<'_>, key: &str, resource: &GroupResource, name: &str) -> Result<Value, Status> {
+    let entry: Option<Entry> = request.call.server.store.get(key).await.map_err(|error| store_failure(&error))?;
+    let entry = entry.ok_or_else(|| Status::not_found(resource, name))?;
     objects::decode(&entry.value)
 }
 
@@ -152,6 +162,9 @@ fn pod_status(request: &Request<'_>, node: &str) -> Result<(), Status> {
     if differs("/status/resourceClaimStatuses") {
         return refuse(request, format!("node {node:?} cannot update resource claim statues"));
     }
+    if differs("/status/extendedResourceClaimStatus") {
+        return refuse(request, format!("node {node:?} cannot update extended resource claim status"));
+    }
     Ok(())
 }
 
@@ -174,10 +187,12 @@ fn own_node(request: &Request<'_>, node: &str) -> Result<(), Status> {
             }
         }
         Operation::Update => {
-            let taints =
-                |object: &Value| object.pointer("/spec/taints").and_then(Value::as_array).cloned().unwrap_or_default();
-            if taints(&request.object) != request.old.map(taints).unwrap_or_default() {
-                return refuse(request, format!("node {node:?} is not allowed to modify taints"));
+            for (pointer, field) in [("/spec/taints", "taints"), ("/metadata/ownerReferences", "ownerReferences")] {
+                let list =
+                    |object: &Value| object.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+                if list(&request.object) != request.old.map(list).unwrap_or_default() {
+                    return refuse(request, format!("node {node:?} is not allowed to modify {field}"));
+                }
             }
             let bad = forbidden(&new, &old);
             if !bad.is_empty() {
@@ -226,7 +241,7 @@ fn claim_status(request: &Request<'_>, node: &str) -> Result<(), Status> {
     refuse(request, why)
 }
 
-/// Tokens that a node asks for are bound to a Pod that it runs.
+/// Tokens that a node asks for are bound to a Pod that it runs, and for those who the Pod wants them for.
 async fn token(request: &Request<'_>, node: &str) -> Result<(), Status> {
     let reference = request.object.pointer("/spec/boundObjectRef").unwrap_or(&Value::Null);
     let name = text(reference, "/name");
@@ -247,7 +262,8 @@ async fn token(request: &Request<'_>, node: &str) -> Result<(), Status> {
     }
     own_pod(request, node, Some(&pod), || {
         "node requested token bound to a pod scheduled on a different node".to_owned()
-    })
+    })?;
+    audience::check(request, &pod).await
 }
 
 fn lease(request: &Request<'_>, node: &str) -> Result<(), Status> {
@@ -259,6 +275,31 @@ fn lease(request: &Request<'_>, node: &str) -> Result<(), Status> {
         return refuse(request, why);
     }
     Ok(())
+}
+
+/// What a node offers of devices is its own. (Of updates, the authorizer knows whose slice it is.)
+fn own_slice(request: &Request<'_>, node: &str) -> Result<(), Status> {
+    let (slice, what) = match request.operation {
+        Operation::Create => (Some(&request.object), "create"),
+        Operation::Delete => (request.old, "delete"),
+        _ => return Ok(()),
+    };
+    if slice.is_some_and(|slice| text(slice, "/spec/nodeName") == node) {
+        return Ok(());
+    }
+    refuse(request, format!("can only {what} ResourceSlice with the same NodeName as the requesting node"))
+}
+
+/// A node asks for no certificate of another. The rest of such requests is the signer's to judge.
+fn own_certificate(request: &Request<'_>, node: &str) -> Result<(), Status> {
+    if !NODE_SIGNERS.contains(&text(&request.object, "/spec/signerName")) {
+        return Ok(());
+    }
+    match certificates::subject(&request.object) {
+        Ok(subject) if subject.common_name == format!("system:node:{node}") => Ok(()),
+        Ok(_) => refuse(request, format!("can only create a node CSR with CN=system:node:{node}")),
+        Err(why) => refuse(request, format!("unable to parse csr: {why}")),
+    }
 }
 
 #[cfg(test)]

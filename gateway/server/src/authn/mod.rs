@@ -81,7 +81,7 @@ impl Identity {
     pub fn of_certificate(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let subject = certificate.subject();
-        let user = subject.iter_common_name().next()?.as_str().ok().filter(|user| !user.is_empty())?;
+        let user = subject.iter_common_name().last()?.as_str().ok().filter(|user| !user.is_empty())?;
         let groups = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(ToOwned::to_owned);
         Some(Self::authenticated(user, groups))
     }
