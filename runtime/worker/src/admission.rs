@@ -32,6 +32,8 @@ pub(crate) struct Allocatable {
     pub cpu_millis: i64,
     /// Bytes.
     pub memory_bytes: i64,
+    /// Bytes of disk.
+    pub storage_bytes: i64,
     /// Number of pods.
     pub pods: i64,
     /// Bytes in huge pages.
@@ -104,6 +106,7 @@ impl Admission {
         let used = others.inspect(|_| count += 1).fold(PodAmounts::default(), |sum, pod| PodAmounts {
             cpu_millis: sum.cpu_millis.saturating_add(pod.amounts.cpu_millis),
             memory_bytes: sum.memory_bytes.saturating_add(pod.amounts.memory_bytes),
+            storage_bytes: sum.storage_bytes.saturating_add(pod.amounts.storage_bytes),
             huge_pages: sum.huge_pages.with(pod.amounts.huge_pages, i64::saturating_add),
         });
         let whole = self.allocatable;
@@ -111,6 +114,13 @@ impl Admission {
             ("OutOfpods", "pods", 1, count, whole.pods),
             ("OutOfcpu", "cpu", wanted.cpu_millis, used.cpu_millis, whole.cpu_millis),
             ("OutOfmemory", "memory", wanted.memory_bytes, used.memory_bytes, whole.memory_bytes),
+            (
+                "OutOfephemeral-storage",
+                "ephemeral-storage",
+                wanted.storage_bytes,
+                used.storage_bytes,
+                whole.storage_bytes,
+            ),
         ];
         let huge = wanted.huge_pages.iter().map(|(size, bytes)| {
             (size.refusal, size.resource, bytes, used.huge_pages.of_size(size), whole.huge_pages.of_size(size))
@@ -151,6 +161,7 @@ mod tests {
         let admission = Admission::new(Allocatable {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,
+            storage_bytes: 1 << 30,
             pods: 10,
             huge_pages: HugePages::default(),
         });
@@ -165,8 +176,13 @@ mod tests {
 
     #[test]
     fn no_amount_is_so_large_that_it_fits() {
-        let allocatable =
-            Allocatable { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10, huge_pages: HugePages::default() };
+        let allocatable = Allocatable {
+            cpu_millis: 1000,
+            memory_bytes: 1 << 30,
+            pods: 10,
+            storage_bytes: 1 << 30,
+            huge_pages: HugePages::default(),
+        };
         let admission = Admission::new(allocatable);
         let all = |amount: &str| -> PodSpec {
             let amounts = json!({"requests": {"memory": amount}});
@@ -186,6 +202,7 @@ mod tests {
         let admission = Admission::new(Allocatable {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,
+            storage_bytes: 1 << 30,
             pods: 2,
             huge_pages: HugePages::default(),
         });
@@ -208,6 +225,7 @@ mod tests {
         let admission = Admission::new(Allocatable {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,
+            storage_bytes: 1 << 30,
             pods: 3,
             huge_pages: HugePages::default(),
         });
@@ -227,6 +245,7 @@ mod tests {
         let admission = Admission::new(Allocatable {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,
+            storage_bytes: 1 << 30,
             pods: 1,
             huge_pages: HugePages::default(),
         });

@@ -7,7 +7,7 @@ use crate::metrics::Metrics;
 use crate::network::host_ports;
 use crate::network::metered::Networks;
 use crate::network::policies::{Policies, Requests};
-use crate::node::Machine;
+use crate::node::{Disk, Machine};
 use crate::objects::Interests;
 use crate::pod::PodTable;
 use crate::pressure::{Pressure, Tenants};
@@ -244,8 +244,9 @@ impl Context {
         };
         let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
         let (policies, requests) = Policies::new();
+        let disk = Disk::of(dirs.pods(), &config.settings, machine.share);
         let context = Arc::new(Self {
-            admission: Admission::new(machine.allocatable(config.settings.max_pods)),
+            admission: Admission::new(machine.allocatable(config.settings.max_pods, disk.allocatable)),
             events: Arc::new(Recorder::new(config.node_name.clone())),
             node: config.node_name,
             dirs,

@@ -7,7 +7,7 @@ use crate::container::huge_pages::HugePages;
 use crate::context::{Context, Share};
 use crate::events::{About, Severity};
 use crate::pressure::Shortage;
-use crate::settings::Signal;
+use crate::settings::{NodeSettings, Signal};
 use carob_api::placement;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -47,7 +47,7 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub(crate) struct Machine {
     pub cpu_millis: i64,
     pub memory_bytes: i64,
-    share: Share,
+    pub share: Share,
     /// Set aside when this process began, and none where cgroups can't limit them or several workers share the machine.
     pub huge_pages: HugePages,
     info: NodeSystemInfo,
@@ -88,11 +88,12 @@ impl Machine {
     }
 
     /// What is left for pods, of which no more than so many come here.
-    pub fn allocatable(&self, pods: u32) -> Allocatable {
+    pub fn allocatable(&self, pods: u32, storage_bytes: u64) -> Allocatable {
         let reserved = (self.memory_bytes / RESERVED_PART).min(RESERVED_MOST / i64::from(self.share.of));
         Allocatable {
             cpu_millis: self.cpu_millis,
             memory_bytes: self.memory_bytes - reserved - self.huge_pages.total(),
+            storage_bytes: i64::try_from(storage_bytes).unwrap_or(i64::MAX),
             pods: pods.into(),
             huge_pages: self.huge_pages,
         }
@@ -268,6 +269,23 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
     Ok(())
 }
 
+/// Bytes of disk that are a node's.
+pub(crate) struct Disk {
+    pub capacity: u64,
+    pub allocatable: u64,
+}
+
+impl Disk {
+    /// A share of the file system that pods write to. What is left below the threshold belongs to nobody: pods are evicted
+    /// for it.
+    pub fn of(pods: &Path, settings: &NodeSettings, share: Share) -> Self {
+        let (parts, whole) = (u64::from(share.of), disk_bytes(pods).unwrap_or(0));
+        let threshold = settings.eviction_hard.get(&Signal::NodefsAvailable);
+        let kept = threshold.map_or(0, |threshold| threshold.of(whole)) / parts;
+        Self { capacity: whole / parts, allocatable: (whole / parts).saturating_sub(kept) }
+    }
+}
+
 /// The size of the file system that pods write to.
 fn disk_bytes(root: &Path) -> Option<u64> {
     let system = nix::sys::statvfs::statvfs(root).ok()?;
@@ -288,11 +306,7 @@ fn labels(node: &str) -> BTreeMap<String, String> {
 
 async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
     let (machine, allocatable) = (&ctx.machine, ctx.admission.allocatable());
-    let (parts, whole) = (u64::from(machine.share.of), disk_bytes(ctx.dirs.pods()).unwrap_or(0));
-    // What is left below it belongs to nobody: pods are evicted for it.
-    let kept =
-        ctx.settings.eviction_hard.get(&Signal::NodefsAvailable).map_or(0, |threshold| threshold.of(whole)) / parts;
-    let disk = whole / parts;
+    let disk = Disk::of(ctx.dirs.pods(), &ctx.settings, machine.share);
     let amounts = |cpu_millis: i64, memory_bytes: i64, disk_bytes: u64| -> BTreeMap<String, Quantity> {
         let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
         let amounts = [
@@ -308,8 +322,8 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
     let images = ctx.images.list().await.unwrap_or_default();
     NodeStatus {
         addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
-        capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk)),
-        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk.saturating_sub(kept))),
+        capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk.capacity)),
+        allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk.allocatable)),
         conditions: Some(conditions(before, &|short| ctx.pressure.has(short), now)),
         node_info: Some(machine.info.clone()),
         daemon_endpoints: ctx

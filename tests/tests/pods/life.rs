@@ -257,7 +257,11 @@ fn probes_decide_on_readiness_and_restarts() {
     exec["spec"]["containers"][0]["startupProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
     let mut tcp = pod("tcp", &[tools("main", &["echo", "--port", "7"])]);
     tcp["spec"]["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 7}, "periodSeconds": 1});
-    carob.apply(&list(&[ready, alive, exec, tcp]));
+    let mut once = shell_pod("once", "sleep 3600");
+    once["spec"]["terminationGracePeriodSeconds"] = json!(0);
+    once["spec"]["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["sleep", "5"]}, "periodSeconds": 1, "failureThreshold": 1});
+    carob.apply(&list(&[ready, alive, exec, tcp, once]));
     carob.until(&["get", "pod", "ready"], |seen| seen.contains("0/1     Running"));
     carob.wait_event("ready", "Readiness probe failed: HTTP probe failed with statuscode: 503");
     for name in ["ready", "exec", "tcp"] {
@@ -270,6 +274,12 @@ fn probes_decide_on_readiness_and_restarts() {
     });
     carob.wait_event("alive", "Liveness probe failed: HTTP probe failed with statuscode: 503");
     carob.wait_event("alive", "Container main failed liveness probe, will be restarted");
+    carob.wait_phase("once", "Failed");
+    carob.wait_event("once", "Liveness probe failed: command timed out: \"sleep 5\" timed out after 1s");
+    carob.wait_event("once", "Container main failed liveness probe");
+    let selected = "--field-selector=involvedObject.name=once,reason=Killing";
+    let said = carob.kubectl(&["get", "events", selected, "-o", "jsonpath={.items[*].message}"]);
+    assert_eq!(said, "Container main failed liveness probe", "nothing is started anew");
 }
 
 #[test]

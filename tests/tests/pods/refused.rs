@@ -24,6 +24,10 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
             spec["securityContext"] = profile.clone();
             spec["containers"][0]["securityContext"] = json!({"appArmorProfile": {"type": "Unconfined"}});
         }),
+        with("hoards", &|spec| {
+            spec["containers"][0]["resources"] = json!({"requests": {"ephemeral-storage": "1Pi"}});
+            spec["nodeName"] = json!(carob.jsonpath("nodes", ".items[0].metadata.name"));
+        }),
         with("elsewhere", &|spec| spec["schedulerName"] = json!("another")),
         with("accelerated", &|spec| {
             spec["containers"][0]["resources"] = json!({"limits": {"example.com/gpu": "1"}});
@@ -57,6 +61,9 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
         assert_eq!(status["reason"], reason, "{status}");
         assert_eq!(status["message"], format!("Pod was rejected: {message}"), "{status}");
     }
+    carob.wait_phase("hoards", "Failed");
+    let hoards = carob.get(&["pod", "hoards"])["status"].clone();
+    assert_eq!(hoards["reason"], "OutOfephemeral-storage", "{hoards}");
     carob.wait("pod/bare", "condition=Ready");
     // The node's labels of now decide.
     carob.kubectl(&["label", "nodes", "--all", "example.com/disk=fast"]);

@@ -23,6 +23,8 @@ const POD_PIDS: i64 = 4096;
 pub(crate) struct PodAmounts {
     pub cpu_millis: i64,
     pub memory_bytes: i64,
+    /// Bytes of the node's disk (`ephemeral-storage`).
+    pub storage_bytes: i64,
     pub huge_pages: HugePages,
 }
 
@@ -64,6 +66,12 @@ fn memory(list: Option<&Amounts>) -> Option<i64> {
     list.and_then(|list| list.get("memory")).map(value)
 }
 
+const STORAGE: &str = "ephemeral-storage";
+
+fn storage(list: Option<&Amounts>) -> Option<i64> {
+    list.and_then(|list| list.get(STORAGE)).map(value)
+}
+
 pub(crate) fn requests(resources: Option<&ResourceRequirements>) -> Option<&Amounts> {
     resources.and_then(|resources| resources.requests.as_ref())
 }
@@ -78,6 +86,7 @@ pub(crate) fn container_requests(container: &Container) -> PodAmounts {
     PodAmounts {
         cpu_millis: cpu(asked).or(cpu(limited)).unwrap_or(0),
         memory_bytes: memory(asked).or(memory(limited)).unwrap_or(0),
+        storage_bytes: storage(asked).or(storage(limited)).unwrap_or(0),
         huge_pages: HugePages::of(asked).or(HugePages::of(limited)),
     }
 }
@@ -112,6 +121,7 @@ pub(crate) fn pod_requests(spec: &PodSpec) -> PodAmounts {
         memory_bytes: memory(pod_level)
             .unwrap_or_else(|| amount(|a| a.memory_bytes))
             .saturating_add(memory(overhead).unwrap_or(0)),
+        storage_bytes: amount(|a| a.storage_bytes).saturating_add(storage(overhead).unwrap_or(0)),
         huge_pages: HugePages::of(pod_level).or(huge).plus(HugePages::of(overhead)),
     }
 }
@@ -295,7 +305,11 @@ pub(crate) fn field(
         (cpu(given).filter(|a| *a > 0).unwrap_or(whole_node(node.cpu_millis)), unit)
     } else {
         let unit = divisor.map(value).filter(|unit| *unit > 0).unwrap_or(1);
-        let default = if name == "memory" { whole_node(node.memory_bytes) } else { 0 };
+        let default = match name {
+            "memory" => whole_node(node.memory_bytes),
+            STORAGE => whole_node(node.storage_bytes),
+            _ => 0,
+        };
         (given.and_then(|given| given.get(name)).map(value).filter(|a| *a > 0).unwrap_or(default), unit)
     };
     Some((amount / unit + i64::from(amount % unit > 0)).to_string())
@@ -386,7 +400,8 @@ mod tests {
     #[test]
     fn resource_fields_are_divided_and_rounded_up() {
         let pod = spec(json!({"containers": [limited("250m", "64Mi"), {"name": "free"}]}));
-        let node = PodAmounts { cpu_millis: 2000, memory_bytes: 1 << 30, ..PodAmounts::default() };
+        let node =
+            PodAmounts { cpu_millis: 2000, memory_bytes: 1 << 30, storage_bytes: 4 << 20, ..PodAmounts::default() };
         let quantity = |text: &str| ApiQuantity(text.into());
         let of = |index: usize, resource: &str, divisor: Option<&str>| {
             field(&pod.containers[index], resource, divisor.map(quantity).as_ref(), node).unwrap()
@@ -396,6 +411,7 @@ mod tests {
         assert_eq!(of(0, "requests.memory", Some("1Mi")), "64");
         assert_eq!(of(1, "limits.cpu", None), "2");
         assert_eq!(of(1, "limits.memory", None), "1073741824");
+        assert_eq!(of(1, "limits.ephemeral-storage", Some("1Mi")), "4");
         assert_eq!(of(1, "requests.cpu", None), "0");
     }
 }

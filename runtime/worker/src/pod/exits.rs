@@ -178,7 +178,14 @@ impl Actor {
                     (&container.liveness_probe, "liveness")
                 };
                 let grace = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
-                let text = format!("Container {} failed {what} probe, will be restarted", container.name);
+                let name = &container.name;
+                let text = if self.records[index].role == Role::Sidecar {
+                    format!("Init container {name} failed {what} probe")
+                } else if self.restarts(index) {
+                    format!("Container {name} failed {what} probe, will be restarted")
+                } else {
+                    format!("Container {name} failed {what} probe")
+                };
                 self.restart(index, text, grace);
             }
         }
@@ -190,14 +197,19 @@ impl Actor {
         if self.controls[index].stopping || self.controls[index].live.is_none() {
             return;
         }
-        // With restartPolicy Never a failed probe is the end, unless a rule knows what to do with the code.
-        let own = self.container(index).restart_policy.as_deref().filter(|policy| !policy.is_empty());
-        let policy = own.or(self.spec().restart_policy.as_deref()).unwrap_or("Always");
-        self.controls[index].restart_wanted = policy != "Never" || self.records[index].role == Role::Sidecar;
+        self.controls[index].restart_wanted = self.restarts(index);
         let grace = grace_seconds.map_or_else(|| self.grace_of_spec(), grace);
         let (sender, deadline) = watch::channel(Instant::now() + grace);
         self.controls[index].restart_deadline = Some(sender);
         self.stop_container(index, deadline, why);
+    }
+
+    /// Whether a container that is stopped because it isn't well is started anew. With restartPolicy Never it is not, unless
+    /// a rule knows what to do with the code of its end.
+    fn restarts(&self, index: usize) -> bool {
+        let own = self.container(index).restart_policy.as_deref().filter(|policy| !policy.is_empty());
+        let policy = own.or(self.spec().restart_policy.as_deref()).unwrap_or("Always");
+        policy != "Never" || self.records[index].role == Role::Sidecar
     }
 
     pub(super) fn start_failed(&mut self, index: usize, failure: StartFailure) {

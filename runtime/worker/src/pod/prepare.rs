@@ -54,6 +54,7 @@ pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>)
         allocatable: PodAmounts {
             cpu_millis: allocatable.cpu_millis,
             memory_bytes: allocatable.memory_bytes,
+            storage_bytes: allocatable.storage_bytes,
             huge_pages: allocatable.huge_pages,
         },
     }

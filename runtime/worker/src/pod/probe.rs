@@ -59,7 +59,9 @@ pub(super) async fn command(ctx: &Context, id: &ContainerId, argv: &[String], ti
         Some(Ok(0)) => Outcome::Success,
         Some(Ok(_)) => Outcome::Failure(output),
         Some(Err(_closed)) => Outcome::Unknown("the sandbox went away".to_owned()),
-        None => Outcome::Failure(format!("command {argv:?} timed out after {}", seconds(timeout))),
+        None => {
+            Outcome::Failure(format!("command timed out: {:?} timed out after {}", argv.join(" "), seconds(timeout)))
+        }
     }
 }
 
@@ -160,7 +162,7 @@ pub(super) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration
     let failed = |why: String| Outcome::Failure(format!("error: health rpc probe failed: {why}"));
     let Ok(stream) = connect(host, port, timeout).await else {
         return Outcome::Failure(format!(
-            "timeout: failed to connect service \"{host}:{port}\" within {}",
+            "timeout: failed to connect service \"{host}:{port}\" within {}: context deadline exceeded",
             seconds(timeout)
         ));
     };
