@@ -3,16 +3,21 @@
 //! It is noted when a pod is bound and stays for ever, as does what the pod used: readings may come when the pod is long gone.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{Error, Ledger};
+use crate::ledger::{Error, Ledger, Record};
+use crate::reading::nanoseconds;
 use crate::{Billing, Delivery, Meterable};
+
+/// How far a worker's clock and this one may be apart.
+const LARGEST_DRIFT_NS: i64 = 60_000_000_000;
 
 /// A pod's uid to where it was bound (JSON).
 pub(crate) const BINDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bindings");
@@ -29,17 +34,28 @@ pub struct Binding {
     pub pod: String,
     /// The node's name.
     pub node: String,
+    /// When the pod was made, if that is known: what a worker claims doesn't say it, nor what an earlier version noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
+}
+
+impl Binding {
+    /// Whether this is what somebody claims.
+    fn is(&self, claim: &Self) -> bool {
+        *self == Self { created: self.created, ..claim.clone() }
+    }
 }
 
 impl From<&Meterable> for Binding {
     fn from(container: &Meterable) -> Self {
         let Meterable { pod_uid, namespace, pod, node, .. } = container.clone();
-        Self { pod_uid, namespace, pod, node }
+        Self { pod_uid, namespace, pod, node, created: None }
     }
 }
 
-/// Says whether a pod is bound as somebody claims, by what the API knows now; or why it can't be asked.
-pub type Ask = Arc<dyn Fn(Binding) -> Pin<Box<dyn Future<Output = Result<bool, String>> + Send>> + Send + Sync>;
+/// Says how the pod that somebody claims is bound, by what the API knows now; or why it can't be asked.
+pub type Ask =
+    Arc<dyn Fn(Binding) -> Pin<Box<dyn Future<Output = Result<Option<Binding>, String>> + Send>> + Send + Sync>;
 
 /// Why a delivery was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -60,32 +76,52 @@ impl Billing {
         tokio::task::spawn_blocking(write).await.unwrap_or(Err(Error::Closed))
     }
 
-    /// Takes the readings of pods that were bound to the nodes that their containers name; gives the containers whose readings
-    /// are refused.
-    pub async fn take_bound(&self, delivery: Delivery, ask: &Ask) -> Result<BTreeSet<String>, NotTaken> {
-        let mut judged: HashMap<Binding, bool> = HashMap::new();
+    /// Takes the readings of pods that were bound to the nodes that their containers name, from a time at which there can
+    /// have been some; gives the containers of which readings are refused, and why.
+    pub async fn take_bound(&self, delivery: Delivery, ask: &Ask) -> Result<BTreeMap<String, String>, NotTaken> {
+        let mut judged: HashMap<Binding, Option<Binding>> = HashMap::new();
         for record in &delivery.records {
             if let Entry::Vacant(claim) = judged.entry(Binding::from(&record.container)) {
-                let bound = self.is_bound(claim.key(), ask).await?;
+                let bound = self.bound(claim.key(), ask).await?;
                 claim.insert(bound);
             }
         }
-        let (bound, others): (Vec<_>, Vec<_>) =
-            delivery.records.into_iter().partition(|record| judged[&Binding::from(&record.container)]);
-        self.take(Delivery { records: bound }).await?;
-        Ok(others.into_iter().map(|record| record.container.container_id).collect())
+        let now_ns = nanoseconds(Timestamp::now());
+        let (mut records, mut refused) = (Vec::new(), BTreeMap::new());
+        for record in delivery.records {
+            match mistake(&record, judged[&Binding::from(&record.container)].as_ref(), now_ns) {
+                None => records.push(record),
+                Some(why) => {
+                    refused.insert(record.container.container_id, why);
+                }
+            }
+        }
+        refused.extend(self.take(Delivery { records }).await?);
+        Ok(refused)
     }
 
-    async fn is_bound(&self, claim: &Binding, ask: &Ask) -> Result<bool, NotTaken> {
+    async fn bound(&self, claim: &Binding, ask: &Ask) -> Result<Option<Binding>, NotTaken> {
         if let Some(noted) = self.ledger.binding(&claim.pod_uid)? {
-            return Ok(noted == *claim);
+            return Ok(Some(noted).filter(|noted| noted.is(claim)));
         }
-        let bound = ask(claim.clone()).await.map_err(NotTaken::Unknown)?;
-        if bound {
-            self.bind(vec![claim.clone()]).await?;
+        let found = ask(claim.clone()).await.map_err(NotTaken::Unknown)?.filter(|found| found.is(claim));
+        if let Some(found) = &found {
+            self.bind(vec![found.clone()]).await?;
         }
-        Ok(bound)
+        Ok(found)
     }
+}
+
+/// Why a reading can't be one of a pod that is bound like this, if it can't.
+fn mistake(record: &Record, bound: Option<&Binding>, now_ns: i64) -> Option<String> {
+    let Some(bound) = bound else { return Some("its pod was never bound to the node".to_owned()) };
+    let (start_ns, end_ns) = (record.reading.start_ns, record.reading.end_ns);
+    if end_ns > now_ns.saturating_add(LARGEST_DRIFT_NS) {
+        return Some(format!("a reading ends at {end_ns}, later than now: {now_ns}"));
+    }
+    let created_ns = bound.created.map(nanoseconds)?;
+    (start_ns < created_ns.saturating_sub(LARGEST_DRIFT_NS))
+        .then(|| format!("a reading starts at {start_ns}, before its pod was made: {created_ns}"))
 }
 
 impl Ledger {

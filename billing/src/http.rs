@@ -1,7 +1,8 @@
 //! What the gateway serves of billing: `GET report`, `GET containers`, `GET verify`; and `POST readings`, with which workers
 //! of other machines deliver theirs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -39,8 +40,10 @@ pub fn deliveries(billing: Arc<Billing>, sender: fn(&Extensions) -> Option<Strin
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Taken {
-    /// Containers whose readings are on no bill: their pods were never bound to the node.
+    /// Containers of which readings are on no bill.
     pub refused: BTreeSet<String>,
+    /// Why, for each of them.
+    pub reasons: BTreeMap<String, String>,
 }
 
 #[derive(Clone)]
@@ -61,11 +64,11 @@ async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Byt
         return status(StatusCode::FORBIDDEN, "Forbidden", "a node delivers readings of its own containers");
     }
     match state.billing.take_bound(delivery, &state.ask).await {
-        Ok(refused) => {
-            if !refused.is_empty() {
-                tracing::error!(node, ?refused, "a node delivers readings of pods that were never bound to it");
+        Ok(reasons) => {
+            if !reasons.is_empty() {
+                tracing::error!(node, refused = ?reasons, "a node delivers readings that go on no bill");
             }
-            Json(Taken { refused }).into_response()
+            Json(Taken { refused: reasons.keys().cloned().collect(), reasons }).into_response()
         }
         Err(NotTaken::Ledger(LedgerError::Damaged(mistake))) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
         Err(NotTaken::Ledger(error)) => refuse(&ReportError::Ledger(error)),
@@ -175,10 +178,11 @@ fn container_totals(billing: &Billing) -> Result<Vec<ContainerTotal>, LedgerErro
                     cpu_nanoseconds: 0,
                 });
             }
-            let Some(total) = totals.last_mut() else { return };
+            let Some(total) = totals.last_mut() else { return ControlFlow::Break(()) };
             total.readings += 1;
-            total.cpu_nanoseconds += reading.cpu_ns;
+            total.cpu_nanoseconds = total.cpu_nanoseconds.saturating_add(reading.cpu_ns);
             total.ended_at = Timestamp::from_nanosecond(reading.end_ns.into()).unwrap_or(total.ended_at);
+            ControlFlow::Continue(())
         },
     )?;
     Ok(totals)

@@ -8,6 +8,8 @@
 //! transaction the readings themselves, until the gateway's ledger has them. That one takes each by its sequence.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -82,8 +84,11 @@ struct Order {
     done: oneshot::Sender<Written>,
 }
 
-/// What became of records: those that were not written, and why.
-pub(crate) type Written = Result<(), (Vec<Record>, Error)>;
+/// Containers of which readings were refused, with the reason.
+pub(crate) type Refused = BTreeMap<String, String>;
+
+/// What became of records: those of an outbox that can't be true were refused; or all that were not written, and why.
+pub(crate) type Written = Result<Refused, (Vec<Record>, Error)>;
 
 /// Tells when records are durable.
 pub(crate) struct Pending(oneshot::Receiver<Written>);
@@ -141,13 +146,14 @@ impl Ledger {
     }
 
     /// Shows `visit` the readings, between two moments (nanoseconds since the epoch), of every container that `wanted`
-    /// chooses, each container's in order of time. They are not held in memory: a ledger may be larger than that.
+    /// chooses, each container's in order of time, until it has seen enough. They are not held in memory: a ledger may be
+    /// larger than that.
     pub fn visit(
         &self,
         from_ns: i64,
         to_ns: i64,
         wanted: impl Fn(&Meterable) -> bool,
-        mut visit: impl FnMut(&Meterable, Reading),
+        mut visit: impl FnMut(&Meterable, Reading) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         let mut read = || -> Result<Result<(), Error>, redb::Error> {
             let transaction = self.database.begin_read()?;
@@ -170,8 +176,9 @@ impl Ledger {
                         return Ok(Err(Error::Damaged("a reading")));
                     };
                     // A reading without duration counts where it is.
-                    if reading.end_ns > from_ns || reading.start_ns >= from_ns {
-                        visit(&container, reading);
+                    let inside = reading.end_ns > from_ns || reading.start_ns >= from_ns;
+                    if inside && visit(&container, reading).is_break() {
+                        return Ok(Ok(()));
                     }
                 }
             }
@@ -225,11 +232,11 @@ fn write_orders(database: &Database, keeping: Keeping, inbox: &mpsc::Receiver<Or
     while let Ok(first) = inbox.recv() {
         let mut orders = vec![first];
         orders.extend(inbox.try_iter());
-        let outcome = commit(database, keeping, &orders).map_err(Error::storage);
+        let mut outcome = commit(database, keeping, &orders).map_err(Error::storage);
         for (index, order) in orders.into_iter().enumerate() {
-            let written = match &outcome {
-                Ok(gaps) if gaps.contains(&index) => Err((order.records, Error::Gap)),
-                Ok(_) => Ok(()),
+            let written = match &mut outcome {
+                Ok(judged) if judged.gaps.contains(&index) => Err((order.records, Error::Gap)),
+                Ok(judged) => Ok(judged.refused.remove(&index).unwrap_or_default()),
                 Err(error) => Err((order.records, error.clone())),
             };
             // A caller that went away needs no answer: what it told is written.
@@ -238,10 +245,19 @@ fn write_orders(database: &Database, keeping: Keeping, inbox: &mpsc::Receiver<Or
     }
 }
 
-/// Writes all in one transaction; gives the orders that hold a reading which does not follow the one before it.
-fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec<usize>, redb::Error> {
+/// What of the orders was not written, by their indices.
+#[derive(Default)]
+struct Judged {
+    /// Those of the meter that hold a reading which does not follow the one before it.
+    gaps: Vec<usize>,
+    /// What was refused of those of outboxes.
+    refused: BTreeMap<usize, Refused>,
+}
+
+/// Writes all in one transaction.
+fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Judged, redb::Error> {
     let transaction = database.begin_write()?;
-    let mut gaps = Vec::new();
+    let mut judged = Judged::default();
     {
         let mut containers = transaction.open_table(CONTAINERS)?;
         let mut checkpoints = transaction.open_table(CHECKPOINTS)?;
@@ -268,7 +284,16 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
             let first = Checkpoint::start(&record.container);
             if record.before != known.unwrap_or(first) {
                 if origin == Origin::Meter {
-                    gaps.push(index);
+                    judged.gaps.push(index);
+                    continue;
+                }
+                // A container's chain is in the order of time, and what was billed of it stays as it was.
+                if let Some(known) = known.filter(|known| record.before.at_ns < known.at_ns) {
+                    let why = format!(
+                        "starts at {}, before the end of the one before it at {}",
+                        record.before.at_ns, known.at_ns
+                    );
+                    judged.refused.entry(index).or_default().insert(record.container.container_id.clone(), why);
                     continue;
                 }
                 // An outbox gave those away long ago: this ledger was set back. What comes now is still true.
@@ -287,7 +312,7 @@ fn commit(database: &Database, keeping: Keeping, orders: &[Order]) -> Result<Vec
         }
     }
     transaction.commit()?;
-    Ok(gaps)
+    Ok(judged)
 }
 
 /// What tells a container of another machine apart: its id is whatever its node says, so it means nothing without that.

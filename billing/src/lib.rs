@@ -212,7 +212,7 @@ impl Billing {
             let Some(reading) = last(&self.meter, container, checkpoint) else { return Ok(()) };
             self.ledger.write(vec![reading], Origin::Meter)
         };
-        pending.written().await.map_err(|(_, error)| error)
+        pending.written().await.map(drop).map_err(|(_, error)| error)
     }
 
     /// Reads the counters at every interval until told to stop, and once more then.
@@ -244,15 +244,16 @@ impl Billing {
 
     /// Waits until readings are durable, or forgets them.
     async fn settle(&self, pending: Pending) -> Result<(), LedgerError> {
-        pending.written().await.map_err(|(unwritten, error)| {
+        pending.written().await.map(drop).map_err(|(unwritten, error)| {
             let _turn = self.take_turn();
             self.meter.take_back(&unwritten, |container| self.ledger.checkpoint(container));
             error
         })
     }
 
-    /// Takes another machine's readings, whatever they say: returns when they are durable. Telling them again does no harm.
-    pub async fn take(&self, delivery: Delivery) -> Result<(), LedgerError> {
+    /// Takes another machine's readings, of whatever pods: returns when they are durable. Telling them again does no harm.
+    /// Gives the containers of which readings were refused, as they begin before the last ones ended, and why.
+    pub async fn take(&self, delivery: Delivery) -> Result<BTreeMap<String, String>, LedgerError> {
         if let Some(mistake) = delivery.mistake() {
             return Err(LedgerError::Damaged(mistake));
         }

@@ -196,7 +196,7 @@ impl Meter {
         let now_ns = self.clock.now_ns();
         for elsewhere in self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
             let Elsewhere { container, last, looks } = elsewhere;
-            if now_ns - last.at_ns > SILENCE_NS {
+            if now_ns.saturating_sub(last.at_ns) > SILENCE_NS {
                 // What doesn't change isn't told.
                 looks.push(now_ns, last.cpu_ns, last.memory_bytes.unwrap_or(0));
             }

@@ -5,6 +5,7 @@
 //! grouped, and what a container cost that has ended never changes because of others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -120,15 +121,19 @@ struct Usage {
 
 impl Usage {
     fn add(&mut self, other: &Self) {
-        self.cpu_ns += other.cpu_ns;
-        self.memory_byte_seconds += other.memory_byte_seconds;
-        self.memory_error_byte_ns += other.memory_error_byte_ns;
-        self.billed_cpu_ns += other.billed_cpu_ns;
-        self.billed_memory_byte_seconds += other.billed_memory_byte_seconds;
+        for (sum, more) in [
+            (&mut self.cpu_ns, other.cpu_ns),
+            (&mut self.memory_byte_seconds, other.memory_byte_seconds),
+            (&mut self.memory_error_byte_ns, other.memory_error_byte_ns),
+            (&mut self.billed_cpu_ns, other.billed_cpu_ns),
+            (&mut self.billed_memory_byte_seconds, other.billed_memory_byte_seconds),
+            (&mut self.cost_nano, other.cost_nano),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
         if let Some(more) = other.traffic {
             self.traffic = Some(self.traffic.unwrap_or_default().with(more, u64::saturating_add));
         }
-        self.cost_nano = self.cost_nano.saturating_add(other.cost_nano);
         self.containers += other.containers;
         self.first_ns = [self.first_ns, other.first_ns].into_iter().flatten().min();
         self.last_ns = self.last_ns.max(other.last_ns);
@@ -175,15 +180,15 @@ impl Query {
                     // A container counts once in each step, however many readings it has there.
                     usage.containers = u64::from(seen.insert(step));
                 }
-                sums.add((step, group.clone()), &usage);
+                sums.add((step, group.clone()), &usage)?;
             }
+            ControlFlow::Continue(())
         })?;
-        let sums = sums.rows();
-        if sums.len() > MOST_ROWS {
+        if sums.is_full() {
             let text = format!("step: more than {MOST_ROWS} rows; a larger step or a shorter span is needed");
             return Err(ReportError::BadQuery(text));
         }
-        Ok(report(sums, containers, step_ns, prices))
+        Ok(report(sums.rows(), containers, step_ns, prices))
     }
 
     fn step_ns(&self) -> Result<Option<i64>, ReportError> {
@@ -213,12 +218,16 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, key: (i64, Group), usage: &Usage) {
+    /// Breaks when there are more rows than a report may have.
+    fn add(&mut self, key: (i64, Group), usage: &Usage) -> ControlFlow<()> {
         let silent = usage.traffic == Some(Traffic::default());
         let rows = if silent { &mut self.silent } else { &mut self.used };
-        if rows.len() <= MOST_ROWS {
-            rows.entry(key).or_default().add(usage);
-        }
+        rows.entry(key).or_default().add(usage);
+        if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.used.len().max(self.silent.len()) > MOST_ROWS
     }
 
     fn rows(mut self) -> BTreeMap<(i64, Group), Usage> {
@@ -256,7 +265,7 @@ impl Running {
     fn add(&mut self, part: &Part) -> Usage {
         let seconds = |total: &mut u128, more: u128| {
             let before = *total / BYTE_SECOND;
-            *total += more;
+            *total = total.saturating_add(more);
             *total / BYTE_SECOND - before
         };
         let cost_before = self.cost.nano_units();
@@ -276,27 +285,24 @@ impl Running {
     }
 }
 
-/// What a reading says of the span, by begin of the step.
+/// What a reading says of the span, by begin of the step: made one by one, as a long reading has very many.
 fn parts(
     reading: &Reading,
     (from_ns, to_ns): (i64, i64),
     step_ns: Option<i64>,
     requests: Requests,
     prices: &PriceBook,
-) -> Vec<(i64, Part)> {
-    let mut parts = Vec::new();
-    let mut begin = reading.start_ns.max(from_ns);
+) -> impl Iterator<Item = (i64, Part)> {
+    let mut next = Some(reading.start_ns.max(from_ns));
     let last = reading.end_ns.min(to_ns);
-    loop {
+    std::iter::from_fn(move || {
+        let begin = next?;
         let step = step_ns.map_or(0, |step| begin.div_euclid(step) * step);
         let step_end = step_ns.map_or(i64::MAX, |length| step.saturating_add(length));
         let end = last.min(step_end);
-        parts.push((step, part(reading, begin, end, requests, prices)));
-        if end >= last {
-            return parts;
-        }
-        begin = end;
-    }
+        next = (end < last).then_some(end);
+        Some((step, part(reading, begin, end, requests, prices)))
+    })
 }
 
 /// What a reading says of the time from `begin` to `end`.

@@ -241,6 +241,7 @@ fn spans_of(billing: &Billing) -> Vec<(i64, i64, Option<Requests>)> {
     let mut spans = Vec::new();
     let note = |_: &Meterable, reading: carob_billing::Reading| {
         spans.push((reading.start_ns, reading.end_ns, reading.requests));
+        std::ops::ControlFlow::Continue(())
     };
     billing.ledger().visit(i64::MIN, i64::MAX, |_| true, note).unwrap();
     spans
@@ -339,7 +340,7 @@ async fn readings_of_another_machine_arrive_exactly_once_whoever_crashes() {
         let deliver = || serde_json::from_slice(&sent).unwrap();
         match step {
             // It arrives, and the answer is lost.
-            1 => ledger.take(deliver()).await.unwrap(),
+            1 => assert!(ledger.take(deliver()).await.unwrap().is_empty()),
             // The gateway dies before and after it.
             2 => {
                 drop(ledger);
@@ -404,4 +405,73 @@ async fn a_resize_waits_in_the_outbox_like_any_usage() {
     forged["records"][1]["container"]["containerId"] = "other".into();
     forged["records"][1]["reading"]["requests"] = serde_json::Value::Null;
     ledger.take(serde_json::from_value(forged).unwrap()).await.unwrap_err();
+}
+
+/// A reading as another machine would tell it: of these nanoseconds, with all of the CPU time that a counter can hold.
+fn told(id: &str, sequence: u64, (start, end): (i64, i64), cpu: (u64, u64)) -> serde_json::Value {
+    let meterable = Fake::new(id, "far", a_minute_ago()).meterable;
+    let at = |sequence: u64, at: i64, cpu: u64| serde_json::json!({"next_sequence": sequence, "at_ns": at, "cpu_ns": cpu, "memory_bytes": null, "ended": false});
+    serde_json::json!({"records": [{"container": meterable, "before": at(sequence, start, cpu.0),
+        "after": at(sequence + 1, end, cpu.1),
+        "reading": {"sequence": sequence, "start_ns": start, "end_ns": end, "cpu_ns": cpu.1 - cpu.0,
+            "memory_byte_ns": 0, "memory_error_byte_ns": 0}}]})
+}
+
+fn delivery(told: serde_json::Value) -> carob_billing::Delivery {
+    serde_json::from_value(told).unwrap()
+}
+
+fn now_ns() -> i64 {
+    i64::try_from(Timestamp::now().as_nanosecond()).unwrap()
+}
+
+const SECOND: i64 = 1_000_000_000;
+
+#[tokio::test]
+async fn a_reading_before_the_last_one_is_refused_and_the_ledger_stays_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = open(folder.path());
+    let now = now_ns();
+    assert!(ledger.take(delivery(told("a", 0, (now - 5, now), (0, 1)))).await.unwrap().is_empty());
+    let refused = ledger.take(delivery(told("a", 1, (now - SECOND, now), (1, 2)))).await.unwrap();
+    assert!(refused["a"].contains("before the end of the one before it"), "{refused:?}");
+    assert_eq!(ledger.ledger().verify().unwrap(), 1);
+    assert!(ledger.take(delivery(told("a", 1, (now, now + 1), (1, 2)))).await.unwrap().is_empty());
+    assert_eq!(ledger.ledger().verify().unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_reading_from_before_its_pod_or_after_now_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = open(folder.path());
+    let (now, created) = (now_ns(), a_minute_ago());
+    let ask: carob_billing::Ask = Arc::new(move |claim| {
+        Box::pin(async move { Ok(Some(carob_billing::Binding { created: Some(created), ..claim })) })
+    });
+    for (id, span, why) in [
+        ("old", (0, now), "before its pod was made"),
+        ("month", (now - 2_592_000 * SECOND, now), "before its pod was made"),
+        ("late", (now - SECOND, now + 3_600 * SECOND), "later than now"),
+    ] {
+        let refused = ledger.take_bound(delivery(told(id, 0, span, (0, 1))), &ask).await.unwrap();
+        assert!(refused[id].contains(why), "{refused:?}");
+    }
+    // Clocks may be a little apart.
+    for (id, span) in [("early", (now - 90 * SECOND, now)), ("ahead", (now, now + 30 * SECOND))] {
+        assert!(ledger.take_bound(delivery(told(id, 0, span, (0, 1))), &ask).await.unwrap().is_empty());
+    }
+    assert_eq!(spans_of(&ledger).len(), 2);
+}
+
+#[tokio::test]
+async fn a_report_makes_no_more_parts_than_rows_and_its_sums_do_not_wrap() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = open(folder.path());
+    for id in ["a", "b"] {
+        ledger.take(delivery(told(id, 0, (0, now_ns()), (0, u64::MAX)))).await.unwrap();
+    }
+    assert_eq!(run(&ledger, &query()).total.cpu_nanoseconds, u64::MAX);
+    let seconds = Query { step: Some(SignedDuration::from_secs(1)), ..query() };
+    let refused = seconds.run(ledger.ledger(), ledger.prices()).unwrap_err();
+    assert!(refused.to_string().contains("rows; a larger step"), "{refused}");
 }

@@ -31,7 +31,7 @@ impl Bindings {
         let _ = self.0.set(gateway.client("system:carob:up", &["system:masters"]));
     }
 
-    /// Asks the API whether a pod is bound as somebody claims.
+    /// Asks the API how the pod is bound that somebody claims.
     pub fn ask(&self) -> Ask {
         let known = Arc::clone(&self.0);
         Arc::new(move |claim| {
@@ -40,11 +40,11 @@ impl Bindings {
                 let client = client.ok_or("the gateway is starting")?;
                 let named = [&claim.namespace, &claim.pod].into_iter().all(|name| dns1123_subdomain(name).is_empty());
                 if !named {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 let pods: Api<Pod> = Api::namespaced(client, &claim.namespace);
                 let found = pods.get_opt(&claim.pod).await.map_err(|error| error.to_string())?;
-                Ok(found.as_ref().and_then(binding) == Some(claim))
+                Ok(found.as_ref().and_then(binding))
             })
         })
     }
@@ -111,5 +111,6 @@ fn binding(pod: &Pod) -> Option<Binding> {
         return None;
     }
     let node = pod.spec.as_ref()?.node_name.clone()?;
-    Some(Binding { pod_uid: pod.uid()?, namespace: pod.namespace()?, pod: pod.name_any(), node })
+    let created = pod.creation_timestamp().map(|at| at.0);
+    Some(Binding { pod_uid: pod.uid()?, namespace: pod.namespace()?, pod: pod.name_any(), node, created })
 }

@@ -43,7 +43,7 @@ pub async fn all(outbox: &Arc<Billing>, gateway: &kube::Client) -> Result<()> {
             .body(body)?;
         let taken: Taken = gateway.request(request).await.context("the gateway did not take readings")?;
         if !taken.refused.is_empty() {
-            tracing::error!(containers = ?taken.refused, "usage is on no bill: the gateway knows no such pods of this node");
+            tracing::error!(refused = ?taken.reasons, "usage is on no bill: the gateway refuses it");
         }
         // Told again if this process ends here: the ledger passes over what it has.
         let from = Arc::clone(outbox);

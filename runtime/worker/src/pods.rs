@@ -7,11 +7,15 @@ use carob_sandbox::{Exit, RecoveredPod};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
+use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// What a pod has that shows what a node runs of its own files. There are none here, so it shows nothing.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Runs pods until `shutdown`; their containers go on running. An error when the spawner has ended, and they with it.
 pub(crate) async fn run(
@@ -79,6 +83,10 @@ impl Pods {
             self.ctx.pods.send(&uid, Message::Object(Arc::new(pod)));
             return;
         }
+        if is_mirror(&pod) {
+            tokio::spawn(remove_mirror(self.ctx.client.clone(), pod));
+            return;
+        }
         let recovered = self.recovered.remove(&uid);
         actor::spawn(&self.ctx, pod, recovered);
         for exit in self.waiting_exits.extract_if(.., |exit| exit.pod_uid == uid) {
@@ -118,6 +126,23 @@ impl Pods {
     }
 }
 
+fn is_mirror(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MIRROR))
+}
+
+/// Such a pod is never run, or it would run unbilled. Its object goes at once, as with a kubelet that has no such file.
+async fn remove_mirror(client: kube::Client, pod: Pod) {
+    let (name, namespace) = (pod.metadata.name.unwrap_or_default(), pod.metadata.namespace.unwrap_or_default());
+    let preconditions = Preconditions { uid: pod.metadata.uid, ..Preconditions::default() };
+    let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
+    match Api::<Pod>::namespaced(client, &namespace).delete(&name, &params).await {
+        Ok(_) => tracing::info!(namespace, name, "a mirror pod of nothing is removed"),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+        // Whatever changes it, or the next list, tries again.
+        Err(error) => tracing::warn!(namespace, name, %error, "a mirror pod of nothing can't be removed"),
+    }
+}
+
 /// Directories of pods that are neither in the API nor have an actor: an earlier process was killed while it cleaned up.
 fn remove_stale_directories(ctx: &Context, keep: &HashSet<String>) {
     let entries = |path: &std::path::Path| std::fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
@@ -132,5 +157,21 @@ fn remove_stale_directories(ctx: &Context, keep: &HashSet<String>) {
         if !name.rsplit('_').next().is_some_and(alive) {
             crate::container::build::remove_directory(&entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_only_mirrors_is_told_by_its_annotation_whatever_its_value() {
+        let annotated = |key: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.annotations = Some([(key.to_owned(), String::new())].into());
+            pod
+        };
+        assert!(is_mirror(&annotated(MIRROR)));
+        assert!(!is_mirror(&annotated("kubernetes.io/config.source")) && !is_mirror(&Pod::default()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,9 @@ use crate::{nodes, on, ready};
 /// One second of a container of this pod, as a node would tell it.
 fn second(container: &str, pod: (&str, &str, &str), node: &str) -> Value {
     let (namespace, name, uid) = pod;
-    let (start, second) = (1_700_000_000_000_000_000_u64, 1_000_000_000_u64);
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let start = u64::try_from(since_epoch.as_nanos()).expect("before 2554");
+    let second = 1_000_000_000_u64;
     let at = |sequence: u64, at: u64, cpu: u64| json!({"next_sequence": sequence, "at_ns": at, "cpu_ns": cpu, "memory_bytes": null, "ended": false});
     json!({"container": {"containerId": container, "podUid": uid, "namespace": namespace, "pod": name, "container": "main",
             "attempt": 0, "labels": {}, "node": node, "startedAt": "2023-11-14T22:13:20Z",

@@ -1,7 +1,7 @@
 //! What this node can't carry out of a pod's spec: refused or left waiting, with the words of Kubernetes, and warned of.
 
-use carob_tests::Carob;
 use carob_tests::pods::{idle, list, pod};
+use carob_tests::{Carob, eventually};
 use serde_json::{Value, json};
 
 #[test]
@@ -78,4 +78,16 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
     carob.wait_event("accelerated", "Insufficient example.com/gpu");
     let waits = carob.get(&["pod", "elsewhere"]);
     assert_eq!((&waits["status"]["phase"], &waits["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{waits}");
+}
+
+#[test]
+fn a_mirror_pod_of_nothing_never_runs_and_goes_at_once() {
+    let carob = Carob::start(&["tools"]);
+    let mut mirror = pod("mirror", &[idle("main")]);
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    mirror["spec"]["nodeName"] = json!(carob.jsonpath("nodes", ".items[0].metadata.name"));
+    carob.apply(&mirror.to_string());
+    eventually("it is gone", || !carob.run(&["get", "pod", "mirror"]).status.success());
+    let billed = carob.kubectl(&["get", "--raw", "/billing/v1/containers"]);
+    assert!(!billed.contains("\"mirror\""), "{billed}");
 }

@@ -15,15 +15,29 @@ const UPDATABLE: &str = "pod updates may not change fields other than `spec.cont
                          additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set \
                          to 1 if it was previously negative)";
 
+/// What a pod has that only shows what a node runs by itself.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// What is wrong with a change (`new`, `old`) of a part of a pod.
 pub fn validate(new: &Value, old: &Value, part: Part) -> ErrorList {
     match part {
-        Part::Main => main(new, old),
-        Part::Status => status(new, old),
-        Part::EphemeralContainers => ephemeral(new, old),
+        Part::Main => [mirror(new, old), main(new, old)].concat(),
+        Part::Status => [mirror(new, old), status(new, old)].concat(),
+        Part::EphemeralContainers => [mirror(new, old), ephemeral(new, old)].concat(),
         Part::Resize => resize(new, old),
         Part::Finalize | Part::Approval => ErrorList::new(),
     }
+}
+
+/// A pod is a mirror pod from its beginning, or never.
+fn mirror(new: &Value, old: &Value) -> ErrorList {
+    let value = |pod| dig(pod, &["metadata", "annotations", MIRROR]);
+    let why = match (value(old), value(new)) {
+        (Some(before), now) if now != Some(before) => "may not remove or update mirror pod annotation",
+        (None, Some(_)) => "may not add mirror pod annotation",
+        _ => return ErrorList::new(),
+    };
+    vec![Path::new("metadata").child("annotations").key(MIRROR).forbidden(why)]
 }
 
 fn main(new: &Value, old: &Value) -> ErrorList {
@@ -170,7 +184,7 @@ const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 /// A resize changes amounts of processor and memory, not the class of service.
 fn resize(new: &Value, old: &Value) -> ErrorList {
     let path = Path::new("spec");
-    if dig(old, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
+    if dig(old, &["metadata", "annotations", MIRROR]).is_some() {
         return vec![Path::root().forbidden("static pods cannot be resized")];
     }
     if dig(old, &["spec", "os", "name"]).is_some_and(|os| os == "windows") {
@@ -374,6 +388,20 @@ mod tests {
         assert_eq!((errors(rule(42)), errors(rule(1)), errors(json!([]))), (0, 1, 1));
         let all = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
         assert_eq!(errors(all), 0, "what another one's end may start again");
+    }
+
+    #[test]
+    fn no_pod_becomes_a_mirror_pod_or_ceases_to_be_one() {
+        let add = |pod: &mut Value| pod["metadata"]["annotations"] = json!({MIRROR: "x"});
+        let added = ["metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not add mirror pod annotation"];
+        assert_eq!(
+            (causes(add, Part::Main), causes(add, Part::Status)),
+            (added.map(Into::into).into(), added.map(Into::into).into())
+        );
+        let (new, mut old) = (pod(), pod());
+        add(&mut old);
+        let errors: Vec<_> = validate(&new, &old, Part::Main).iter().map(ToString::to_string).collect();
+        assert!(errors[0].ends_with("may not remove or update mirror pod annotation"), "{errors:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use carob_store::{Entry, KeyRange};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
+use crate::authz::node;
 use crate::call::Call;
 use crate::objects::{self, store_failure, text};
 use crate::random;
@@ -16,7 +17,7 @@ const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
 /// A token is asked for an hour and seven seconds, by which its requests can be told from others.
 const TOKEN_SECONDS: i64 = 3607;
-/// Mirror pods of a node's own files run as nobody.
+/// Mirror pods show what a node runs of its own files, as nobody.
 const MIRROR: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
 /// A new namespace's account is made by a controller, a moment after the namespace.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -24,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Sets the account and mounts it; 403 if there is no such account.
 pub(super) async fn admit(call: &Call, pod: &mut Value) -> Result<(), Status> {
     if pod.pointer(MIRROR).is_some() {
-        return Ok(());
+        return match wrong_with_mirror(pod) {
+            Some(why) => Err(Status::forbidden(&call.resource(), text(pod, "/metadata/name"), why.to_owned())),
+            None => Ok(()),
+        };
     }
     let account_name = match text(pod, "/spec/serviceAccountName") {
         "" => "default".to_owned(),
@@ -54,6 +58,21 @@ pub(super) async fn admit(call: &Call, pod: &mut Value) -> Result<(), Status> {
         spec.insert("imagePullSecrets".to_owned(), secrets.clone());
     }
     Ok(())
+}
+
+/// A mirror pod gives nothing to anybody.
+fn wrong_with_mirror(pod: &Value) -> Option<&'static str> {
+    if !text(pod, "/spec/serviceAccountName").is_empty() {
+        return Some("a mirror pod may not reference service accounts");
+    }
+    if node::refers_to_secrets(pod) {
+        return Some("a mirror pod may not reference secrets");
+    }
+    let list = |value: &Value, at: &str| value.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut sources = list(pod, "/spec/volumes").into_iter().flat_map(|volume| list(&volume, "/projected/sources"));
+    sources
+        .any(|source| source.get("serviceAccountToken").is_some_and(|token| !token.is_null()))
+        .then_some("a mirror pod may not use ServiceAccountToken volume projections")
 }
 
 /// The account, waited for if it is the default one.
@@ -158,6 +177,24 @@ mod tests {
         assert_eq!(text(&pod, "/spec/containers/0/volumeMounts/0/name"), name);
         assert_eq!(text(&pod, "/spec/initContainers/0/volumeMounts/0/name"), name);
         assert_eq!(pod.pointer("/spec/containers/1/volumeMounts").and_then(Value::as_array).map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn a_mirror_pod_refers_to_no_account_secret_or_token() {
+        let wrong = |spec: Value| wrong_with_mirror(&json!({ "spec": spec }));
+        assert_eq!(wrong(json!({"containers": [{"name": "a"}]})), None);
+        let account = json!({"serviceAccountName": "default"});
+        assert_eq!(wrong(account), Some("a mirror pod may not reference service accounts"));
+        for spec in [
+            json!({"imagePullSecrets": [{"name": "s"}]}),
+            json!({"containers": [{"name": "a", "envFrom": [{"secretRef": {"name": "s"}}]}]}),
+            json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+        ] {
+            assert_eq!(wrong(spec), Some("a mirror pod may not reference secrets"));
+        }
+        let token =
+            json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]});
+        assert_eq!(wrong(token), Some("a mirror pod may not use ServiceAccountToken volume projections"));
     }
 
     #[test]

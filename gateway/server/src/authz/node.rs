@@ -32,6 +32,11 @@ pub(crate) fn references(pod: &Value) -> Option<&'static str> {
     kinds.into_iter().find(|(kind, _)| used.iter().any(|(found, _)| found == kind)).map(|(_, name)| name)
 }
 
+/// Whether a Pod refers to a secret.
+pub(crate) fn refers_to_secrets(pod: &Value) -> bool {
+    used_by(pod, "").iter().any(|(kind, _)| *kind == Kind::Secret)
+}
+
 /// The rules of the role `system:node`, which no binding gives.
 static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| bootstrap::rules_of("system:node"));
 
