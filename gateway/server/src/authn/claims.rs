@@ -106,7 +106,7 @@ impl Reading {
         let mut evaluate = |program: &Program| {
             program
                 .evaluate(&scope, &mut budget)
-                .map(|value| cel::to_json(&value))
+                .and_then(|value| cel::to_json(&value, &mut budget))
                 .map_err(|error| format!("oidc: {error}"))
         };
         let name = match &self.username {
