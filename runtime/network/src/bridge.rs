@@ -2,6 +2,7 @@
 //!
 //! It is a bridge, because every kernel has that, but no link hangs on it: pods are routed to.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -91,6 +92,22 @@ pub(crate) fn hold(instance: &str, own: Ipv4Addr, wanted: &[Ipv4Addr]) -> Result
             .map_err(Error::kernel(format!("give {name} the address {address}")))?;
     }
     Ok(())
+}
+
+/// The addresses of this machine's interfaces. Of those of Carobs' bridges, which are services' and other Carobs', only
+/// `gateway`.
+pub(crate) fn own_addresses(gateway: Ipv4Addr) -> Result<BTreeSet<Ipv4Addr>, Error> {
+    let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let mut own = BTreeSet::new();
+    for message in addresses(&mut netlink)? {
+        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        });
+        own.extend(local.filter(|local| *local == gateway || !interface(message.header.index).starts_with(PREFIX)));
+    }
+    Ok(own)
 }
 
 fn addresses(netlink: &mut Netlink) -> Result<Vec<RouteNetlinkMessage>, Error> {

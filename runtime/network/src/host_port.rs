@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::firewall::Side;
 use crate::services::{Backend, Frontend, Protocol};
+use crate::{Error, bridge};
 
 /// A port of this machine, and the pod's port that it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,23 @@ pub struct HostPort {
     pub port: u16,
     /// The pod's port.
     pub pod_port: u16,
+}
+
+/// Those on addresses that this machine has: who makes a pod could else take what is sent to anybody. `gateway` is the
+/// machine's address among the pods.
+pub(crate) fn on_this_machine(ports: Vec<HostPort>, gateway: Ipv4Addr) -> Result<Vec<HostPort>, Error> {
+    if ports.iter().all(|port| port.address.is_none_or(|address| address.is_loopback())) {
+        return Ok(ports);
+    }
+    let own = bridge::own_addresses(gateway)?;
+    let is_here = |port: &HostPort| {
+        let here = port.address.is_none_or(|address| address.is_loopback() || own.contains(&address));
+        if !here {
+            tracing::info!(?port, "a pod's port is on an address that isn't this machine's: it leads nowhere");
+        }
+        here
+    };
+    Ok(ports.into_iter().filter(is_here).collect())
 }
 
 impl HostPort {

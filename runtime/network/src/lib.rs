@@ -230,7 +230,8 @@ impl Network {
         lock(&self.shared.owners).insert(pod_uid.to_owned(), address);
     }
 
-    /// Leads ports of this machine to ports of a pod, until it is released.
+    /// Leads ports of this machine to ports of a pod, until it is released. Ports of addresses that this machine doesn't
+    /// have lead nowhere.
     pub async fn publish(&self, pod_uid: &str, pod: Ipv4Addr, ports: Vec<HostPort>) -> Result<(), Error> {
         if ports.is_empty() {
             return Ok(());
@@ -238,9 +239,12 @@ impl Network {
         if ports.iter().any(HostPort::is_on_loopback) {
             bridge::accept_loopback(&bridge::port_name(&self.shared.instance, pod))?;
         }
-        let all = ports.iter().flat_map(|port| port.frontends(pod)).collect();
-        let uid = pod_uid.to_owned();
-        self.with_services(move |known| known.publish(&uid, all)).await
+        let (uid, gateway) = (pod_uid.to_owned(), self.shared.gateway);
+        self.with_services(move |known| {
+            let ports = host_port::on_this_machine(ports, gateway)?;
+            known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())
+        })
+        .await
     }
 
     /// Limits how fast the pod that has this address sends and receives.

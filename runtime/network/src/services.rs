@@ -228,7 +228,8 @@ pub(crate) struct Services {
     table: String,
     /// What leads to Services.
     known: HashMap<Frontend, Backend>,
-    /// Ports of this machine that lead to a pod, which go before Services, with the pod's uid.
+    /// Ports of this machine that lead to a pod, with the pod's uid: they go before Services' ports of all its addresses,
+    /// and after Services that have the address.
     published: HashMap<Frontend, (String, Backend)>,
     /// How many frontends want an element that several may share: it is there as long as one does.
     shared: HashMap<Element, usize>,
@@ -327,7 +328,8 @@ impl Services {
 
     /// What a frontend leads to.
     fn effective(&self, frontend: &Frontend) -> Option<&Backend> {
-        self.published.get(frontend).map(|(_, backend)| backend).or_else(|| self.known.get(frontend))
+        let (known, published) = (self.known.get(frontend), self.published.get(frontend).map(|(_, backend)| backend));
+        if frontend.address.is_some() { known.or(published) } else { published.or(known) }
     }
 
     fn apply(&mut self, wanted: Vec<Change>, set: impl Fn(&mut Self, Frontend, Option<Backend>)) -> Result<(), Error> {
@@ -413,15 +415,14 @@ impl Services {
         {
             changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &chain);
         }
-        let published = self.published.iter().map(|(frontend, (_, backend))| (*frontend, backend));
-        let known = self.known.iter().filter(|(frontend, _)| !self.published.contains_key(*frontend));
+        let all: HashSet<&Frontend> = self.known.keys().chain(self.published.keys()).collect();
         let (mut elements, mut shared, mut draws) = (Elements::new(), HashMap::new(), HashMap::new());
-        for (frontend, backend) in published.chain(known.map(|(frontend, backend)| (*frontend, backend))) {
+        for (frontend, backend) in all.into_iter().filter_map(|frontend| Some((frontend, self.effective(frontend)?))) {
             frontend.elements(backend, &mut elements);
-            for element in shared_elements(&frontend, backend) {
+            for element in shared_elements(frontend, backend) {
                 step(&mut shared, element, true);
             }
-            if let Some(draw) = Draw::of(&frontend, backend) {
+            if let Some(draw) = Draw::of(frontend, backend) {
                 step(&mut draws, draw, true);
             }
         }
