@@ -38,11 +38,8 @@ pub(crate) fn prepare(
             if let Some(stale) = stale {
                 bridge::delete(&mut host, stale).map_err(Error::kernel(format!("remove link {port}")))?;
             }
-            host.request(vec![
-                (namespace::veth(&netns, worker, &port, mtu), Mode::Create),
-                (netlink::up_without_ipv6(&port), Mode::Change),
-            ])
-            .map_err(Error::kernel(format!("make the link of the worker {worker}")))?;
+            host.make_link(&port, namespace::veth(&netns, worker, &port, mtu))
+                .map_err(Error::kernel(format!("make the link of the worker {worker}")))?;
             namespace::within(&netns, || open_inside(machine))?;
             netlink::index_of(&port)
                 .ok_or_else(|| Error::kernel(format!("find link {port}"))(io::ErrorKind::NotFound.into()))?

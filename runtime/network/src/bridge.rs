@@ -42,7 +42,11 @@ pub(crate) fn ensure(instance: &str, address: Ipv4Net, whole: Ipv4Net) -> Result
     }
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let index = match netlink::index_of(&name) {
-        Some(index) => index,
+        Some(index) => {
+            // An earlier version left it on.
+            netlink::without_ipv6(&name).map_err(Error::kernel(format!("switch IPv6 off on {name}")))?;
+            index
+        }
         None => create(&mut netlink, &name, address.addr())?,
     };
     let assign = vec![(netlink::address(index, address.addr(), address.prefix_len()), Mode::Create)];
@@ -128,10 +132,7 @@ fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr) -> Result<u32, E
     // Without an address of its own, a bridge takes its ports' lowest, which changes as pods come and go.
     message.attributes.push(LinkAttribute::Address(mac(address).to_vec()));
     netlink
-        .request(vec![
-            (RouteNetlinkMessage::NewLink(message), Mode::Create),
-            (netlink::up_without_ipv6(name), Mode::Change),
-        ])
+        .make_link(name, RouteNetlinkMessage::NewLink(message))
         .map_err(Error::kernel(format!("create bridge {name}")))?;
     netlink::index_of(name).ok_or_else(|| Error::kernel(format!("find bridge {name}"))(io::ErrorKind::NotFound.into()))
 }

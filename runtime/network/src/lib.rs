@@ -224,6 +224,10 @@ impl Network {
     /// Keeps the address of a pod that an earlier run attached.
     pub fn adopt(&self, pod_uid: &str, address: Ipv4Addr) {
         lock(&self.shared.addresses).reserve(address);
+        // An earlier version left it on.
+        if let Err(error) = netlink::without_ipv6(&bridge::port_name(&self.shared.instance, address)) {
+            tracing::warn!(%error, pod_uid, "a pod may tell this machine false ways by IPv6");
+        }
         if let Err(error) = self.shared.traffic.resume(address) {
             tracing::warn!(%error, pod_uid, "what a pod receives and sends may not be counted");
         }

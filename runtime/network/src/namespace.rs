@@ -76,11 +76,10 @@ impl Maker {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
         self.traffic.begin(address)?;
         let port = bridge::port_name(&self.instance, address);
-        host.request(vec![
-            (veth(&netns, address, &port, self.mtu), Mode::Create),
-            (netlink::up_without_ipv6(&port), Mode::Change),
-        ])
-        .map_err(Error::kernel(format!("make the link of {address}")))?;
+        host.request(vec![(veth(&netns, address, &port, self.mtu), Mode::Create)])
+            .and_then(|()| host_links.without_ipv6(&port))
+            .and_then(|()| host.request(vec![(netlink::up_by_name(&port), Mode::Change)]))
+            .map_err(Error::kernel(format!("make the link of {address}")))?;
         let port = host_links
             .index(&port)
             .ok_or_else(|| Error::kernel(format!("find link {port}"))(io::ErrorKind::NotFound.into()))?;
@@ -117,14 +116,23 @@ pub(crate) fn veth(netns: &OwnedFd, address: Ipv4Addr, port: &str, mtu: u32) -> 
     RouteNetlinkMessage::NewLink(port)
 }
 
-/// Looks up links of the machine's namespace from a thread that has left it.
-pub(crate) struct HostLinks(OwnedFd);
+/// Links of the machine's namespace, for a thread that has left it.
+pub(crate) struct HostLinks {
+    socket: OwnedFd,
+    netns: OwnedFd,
+}
 
 impl HostLinks {
     /// Must be made before the thread leaves the machine's namespace.
     pub(crate) fn open() -> io::Result<Self> {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-        Ok(Self(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        Ok(Self { socket, netns: current()? })
+    }
+
+    /// Keeps IPv6 off the link of that name.
+    fn without_ipv6(&self, name: &str) -> io::Result<()> {
+        within(&self.netns, || Ok(netlink::without_ipv6(name))).map_err(io::Error::other)?
     }
 
     /// The index of the link of that name.
@@ -138,7 +146,7 @@ impl HostLinks {
         }
         // SAFETY: the descriptor is an open socket and `request` outlives the call, which writes only into it.
         #[allow(unsafe_code)]
-        let found = unsafe { interface_index(self.0.as_raw_fd(), &raw mut request) };
+        let found = unsafe { interface_index(self.socket.as_raw_fd(), &raw mut request) };
         found.ok()?;
         // SAFETY: a successful SIOCGIFINDEX has filled in this member of the union.
         #[allow(unsafe_code)]

@@ -10,7 +10,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -73,6 +73,13 @@ impl Netlink {
             }
         }
         outcome
+    }
+
+    /// Makes a link of this machine, in this thread's namespace, and sets it up without IPv6.
+    pub(crate) fn make_link(&mut self, name: &str, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(vec![(message, Mode::Create)])?;
+        without_ipv6(name)?;
+        self.request(vec![(up_by_name(name), Mode::Change)])
     }
 
     /// All objects that a GET message matches.
@@ -144,14 +151,21 @@ fn set_up(message: &mut LinkMessage) {
     message.header.change_mask |= LinkFlags::Up;
 }
 
-/// Sets a link of this machine up, and keeps IPv6 from giving it an address by itself with all the probing that brings.
-/// (The kernel takes this setting only for a link that exists.)
-pub(crate) fn up_without_ipv6(name: &str) -> RouteNetlinkMessage {
+/// Sets the link of that name up.
+pub(crate) fn up_by_name(name: &str) -> RouteNetlinkMessage {
     let mut message = link(name);
-    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
     set_up(&mut message);
     RouteNetlinkMessage::SetLink(message)
+}
+
+/// Keeps IPv6 off a link of this thread's namespace. The rules are of IPv4: a pod could else send this machine router
+/// advertisements, and have its packets. (The kernel takes this setting only for a link that exists.)
+pub(crate) fn without_ipv6(link: &str) -> io::Result<()> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Gives a link an address.

@@ -122,10 +122,7 @@ impl Here<'_> {
                 InfoVxlan::Learning(false),
             ])),
         ]));
-        netlink.request(vec![
-            (RouteNetlinkMessage::NewLink(message), Mode::Create),
-            (netlink::up_without_ipv6(name), Mode::Change),
-        ])?;
+        netlink.make_link(name, RouteNetlinkMessage::NewLink(message))?;
         netlink::index_of(name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 

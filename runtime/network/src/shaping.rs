@@ -47,10 +47,7 @@ pub(crate) fn shape(instance: &str, pod: Ipv4Addr, bandwidth: Bandwidth) -> io::
         remove_link(&mut netlink, &name)?;
         let mut block = netlink::link(&name);
         block.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
-        netlink.request(vec![
-            (RouteNetlinkMessage::NewLink(block), Mode::Create),
-            (netlink::up_without_ipv6(&name), Mode::Change),
-        ])?;
+        netlink.make_link(&name, RouteNetlinkMessage::NewLink(block))?;
         let block = netlink::index_of(&name).ok_or(io::ErrorKind::NotFound)?;
         netlink.request(vec![
             (token_bucket(block, rate), Mode::Create),

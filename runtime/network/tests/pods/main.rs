@@ -393,10 +393,26 @@ async fn a_port_of_the_machine_is_on_its_own_addresses_and_takes_none_from_a_ser
     leads_to(gateway, 8001, &server);
     refused(Some(&client), SocketAddrV4::new(cluster_ip, 8002));
     refused(Some(&client), SocketAddrV4::new(held, 8000));
-    let connect =
-        || TcpStream::connect_timeout(&(foreign, 8000).into(), std::time::Duration::from_millis(400)).is_ok();
+    let connect = || TcpStream::connect_timeout(&(foreign, 8000).into(), std::time::Duration::from_millis(400)).is_ok();
     assert!(!inside(&client.netns, connect), "another machine's address leads to the pod");
     test.network.change_services(vec![(external, None)]).await.unwrap();
     leads_to(gateway, 8001, &thief);
+    test.end().await;
+}
+
+#[tokio::test]
+async fn a_pods_link_takes_no_ipv6_from_it() {
+    let test = TestNetwork::start(20).await;
+    // The second is made by a thread that is in the first one's namespace.
+    let pods = [test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap()];
+    let bandwidth = carob_network::Bandwidth { egress: Some(1 << 20), ..Default::default() };
+    test.network.shape(pods[0].address, bandwidth).await.unwrap();
+    let links = std::fs::read_dir("/proc/sys/net/ipv6/conf").unwrap().map(|entry| entry.unwrap().path());
+    let own: Vec<_> = links.filter(|link| link.to_string_lossy().contains(&test.instance[..6])).collect();
+    assert!(own.len() >= 4, "the bridge, two pods and what limits one: {own:?}");
+    for link in own {
+        let off = std::fs::read_to_string(link.join("disable_ipv6")).unwrap();
+        assert_eq!(off.trim(), "1", "{}", link.display());
+    }
     test.end().await;
 }
