@@ -1,4 +1,4 @@
-//! What the kernel remembers of flows of datagrams, and forgetting it.
+//! What the kernel remembers of flows, and forgetting it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -24,14 +24,27 @@ pub(crate) struct Flow {
 
 /// Has the kernel forget the flows of datagrams that `is_stale` chooses.
 pub(crate) fn forget(is_stale: impl Fn(&Flow) -> bool) -> io::Result<()> {
+    forget_between(|original, reply| {
+        // Numbers of CTA_IP_V4_{SRC,DST} and CTA_PROTO_{SRC,DST}_PORT.
+        let (Some(destination), Some(answers_from)) = (end(original, 2, 3), end(reply, 1, 2)) else { return false };
+        is_stale(&Flow { destination, answers_from })
+    })
+}
+
+/// Has the kernel forget all flows, of whatever protocol, that begin or end at an address.
+pub(crate) fn forget_address(address: Ipv4Addr) -> io::Result<()> {
+    let has = |tuple, end| attribute(tuple, 1).and_then(|ip| attribute(ip, end)) == Some(&address.octets()[..]);
+    forget_between(|original, reply| [original, reply].into_iter().any(|tuple| has(tuple, 1) || has(tuple, 2)))
+}
+
+/// Has the kernel forget the flows that `is_stale` chooses by their two tuples, the first packet's and the answer's.
+fn forget_between(is_stale: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<()> {
     let mut deletions = Messages::default();
     dump(GET, |attributes| {
         let (Some(original), Some(reply)) = (attribute(attributes, ORIGINAL), attribute(attributes, REPLY)) else {
             return;
         };
-        // Numbers of CTA_IP_V4_{SRC,DST} and CTA_PROTO_{SRC,DST}_PORT.
-        let (Some(destination), Some(answers_from)) = (end(original, 2, 3), end(reply, 1, 2)) else { return };
-        if is_stale(&Flow { destination, answers_from }) {
+        if is_stale(original, reply) {
             deletions.begin(DELETE, ACKNOWLEDGE, 0);
             deletions.bytes(ORIGINAL | 1 << 15, original);
             if let Some(id) = attribute(attributes, ID) {

@@ -288,6 +288,11 @@ impl Network {
             if let Err(error) = self.shared.traffic.end(address) {
                 tracing::warn!(%error, pod_uid, "counters of a pod that is gone are still there");
             }
+            // The next owner's policies would let them through as what is under way.
+            let forgotten = tokio::task::spawn_blocking(move || conntrack::forget_address(address)).await;
+            if let Ok(Err(error)) = forgotten {
+                tracing::warn!(%error, pod_uid, "flows of a pod that is gone may go on with the next one that has its address");
+            }
             lock(&self.shared.addresses).free(address);
         }
     }

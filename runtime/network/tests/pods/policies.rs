@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,5 +169,30 @@ async fn a_pod_more_costs_the_same_however_many_there_are() {
     test.network.change_policies(changes).await.unwrap();
     let one = begin.elapsed();
     assert!(one * 4 < whole, "one of ten thousand: {one:?}, all of them: {whole:?}");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn what_was_under_way_with_a_pod_is_not_with_the_next_one_that_has_its_address() {
+    let test = TestNetwork::start(21).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    let socket_in = |pod: &PodNetwork, port| {
+        let socket = inside(&pod.netns, || UdpSocket::bind((pod.address, port)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket
+    };
+    let (client, server) = (socket_in(&a, 4000), socket_in(&b, 9));
+    test.network.replace_policies(Vec::new()).await.unwrap();
+    let arrives = || {
+        client.send_to(b"x", (b.address, 9)).unwrap();
+        server.recv_from(&mut [0; 4]).is_ok()
+    };
+    assert!(arrives());
+    server.send_to(b"y", (a.address, 4000)).unwrap();
+    client.recv(&mut [0; 4]).unwrap();
+    test.network.change_policies(vec![isolate(Direction::Ingress, &b, &[])]).await.unwrap();
+    assert!(arrives(), "what is under way goes on");
+    test.network.release("b").await;
+    assert!(!arrives(), "a flow outlives the pod");
     test.end().await;
 }
