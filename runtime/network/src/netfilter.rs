@@ -152,7 +152,9 @@ impl Transaction {
                 if error != 0 && outcome.is_ok() {
                     outcome = Err(io::Error::from_raw_os_error(error));
                 }
-                if message.sequence >= last {
+                // What is wrong with the whole batch is said of its beginning, and nothing after it.
+                let of_all = error != 0 && message.sequence == first + 1;
+                if of_all || message.sequence >= last {
                     return outcome;
                 }
             }
@@ -337,6 +339,22 @@ mod tests {
         assert_eq!(attribute(attribute(body, 2).unwrap(), 3), Some(&[0, 0, 0, 7][..]));
         assert_eq!(messages.bytes.len() % 4, 0);
         assert_eq!(u32::from_ne_bytes(*messages.bytes.first_chunk().unwrap()) as usize, messages.bytes.len());
+    }
+
+    #[test]
+    fn a_batch_that_is_refused_as_a_whole_is_an_error() {
+        // Connection tracking takes no batches; without the right to change it, that is the error.
+        const CONNTRACK: u16 = 1;
+        let (sender, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut messages = Messages::default();
+            messages.begin(BATCH_BEGIN, 0, CONNTRACK);
+            messages.begin(CONNTRACK << 8, 0, 0);
+            sender.send(Transaction { messages }.commit())
+        });
+        let outcome = outcome.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for ever");
+        let error = outcome.unwrap_err().raw_os_error();
+        assert!(matches!(error, Some(libc::EOPNOTSUPP | libc::EPERM)), "{error:?}");
     }
 
     #[test]
