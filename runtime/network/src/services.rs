@@ -236,6 +236,8 @@ pub(crate) struct Services {
     draws: HashMap<Draw, usize>,
     /// The kernel was told of everything; before, it may know what an earlier run told it.
     told: bool,
+    /// The kernel refused to be told of everything: only that helps.
+    stale: bool,
 }
 
 /// Ports of this machine that another Carob's Services have as well, with its id: one of the two gets the connections.
@@ -283,6 +285,7 @@ impl Services {
             shared: HashMap::new(),
             draws: HashMap::new(),
             told: false,
+            stale: false,
         }
     }
 
@@ -351,7 +354,9 @@ impl Services {
         if !self.told {
             return Ok(());
         }
-        if let Err(error) = self.write(old, new, before) {
+        if self.stale {
+            self.rewrite()?;
+        } else if let Err(error) = self.write(old, new, before) {
             tracing::warn!(%error, "the kernel refused a change of services: all are written anew");
             self.rewrite()?;
         }
@@ -403,6 +408,7 @@ impl Services {
 
     /// Writes everything, instead of what is there.
     fn rewrite(&mut self) -> Result<(), Error> {
+        self.stale = true;
         let mut changes = Changes::of(&self.table);
         for side in Side::ALL {
             for set in [side.services(), side.endpoints(), side.live()] {
@@ -430,7 +436,7 @@ impl Services {
         shared.keys().for_each(|element| drop(elements.insert(element.clone(), Data::Nothing)));
         add(&mut changes, &elements.iter().collect::<Vec<_>>());
         changes.commit("fill")?;
-        (self.shared, self.draws, self.told) = (shared, draws, true);
+        (self.shared, self.draws, self.told, self.stale) = (shared, draws, true, false);
         Ok(())
     }
 

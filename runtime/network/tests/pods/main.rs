@@ -416,3 +416,32 @@ async fn a_pods_link_takes_no_ipv6_from_it() {
     }
     test.end().await;
 }
+
+#[tokio::test]
+async fn a_change_that_the_kernel_refused_is_made_when_it_is_asked_for_again() {
+    let test = TestNetwork::start(22).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    name_itself(&b);
+    let address = Ipv4Addr::from(u32::from(services(22).network()) + 7);
+    let change = || {
+        let backend = endpoints(&[SocketAddrV4::new(b.address, 80)]);
+        test.network.change_services(vec![(inside_service(address, Protocol::Tcp, 80), Some(backend))])
+    };
+    test.network.replace_services(std::collections::HashMap::new()).await.unwrap();
+    let table = format!("carob-{}", test.instance);
+    assert!(Command::new("nft").args(["delete", "table", "ip", &table]).status().unwrap().success());
+    change().await.expect_err("there is no table");
+    let cidr = Ipv4Net::new(a.gateway, 24).unwrap().trunc();
+    let config = NetworkConfig {
+        instance: test.instance.clone(),
+        pod_cidr: cidr,
+        cluster_cidr: cidr,
+        annexed: false,
+        service_cidr: Some(services(22)),
+        open_metadata: false,
+    };
+    drop(Network::start(config).await.unwrap());
+    change().await.unwrap();
+    assert!(talk(&a, SocketAddrV4::new(address, 80)).starts_with(&b.address.to_string()));
+    test.end().await;
+}
