@@ -154,14 +154,7 @@ impl Frontend {
     fn elements(&self, backend: &Backend, all: &mut Elements) {
         let key = self.key();
         match backend {
-            Backend::Endpoints { endpoints, affinity, clients } => {
-                if let Some(clients) = clients {
-                    for (first, last) in clients {
-                        let [first, last] = [first, last].map(|client| [&client.octets()[..], &key].concat());
-                        all.insert((ADMITTED, [first, last].concat()), Data::Nothing);
-                    }
-                    all.insert((GUARDED, key.clone()), Data::Nothing);
-                }
+            Backend::Endpoints { endpoints, affinity, .. } => {
                 let Some(draw) = Draw::of(self, backend) else { return };
                 for (number, endpoint) in (0_u32..).zip(endpoints) {
                     let numbered = [&key[..], &number.to_ne_bytes()].concat();
@@ -498,9 +491,19 @@ fn step<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: K, more: b
 /// Elements that several services may share.
 fn shared_elements(frontend: &Frontend, backend: &Backend) -> Vec<Element> {
     match backend {
-        Backend::Endpoints { endpoints, .. } => {
+        Backend::Endpoints { endpoints, clients, .. } => {
             let twice = |address: [u8; 4]| (HAIRPIN, [address, address].concat());
-            endpoints.iter().map(|endpoint| twice(endpoint.ip().octets())).collect()
+            let mut all: Vec<Element> = endpoints.iter().map(|endpoint| twice(endpoint.ip().octets())).collect();
+            // Who may come is the same on every side.
+            if let Some(clients) = clients {
+                let key = frontend.key();
+                let admitted = |(first, last): &(Ipv4Addr, Ipv4Addr)| {
+                    (ADMITTED, [first, last].map(|client| [&client.octets()[..], &key].concat()).concat())
+                };
+                all.extend(clients.iter().map(admitted));
+                all.push((GUARDED, key));
+            }
+            all
         }
         Backend::Refused if frontend.address.is_some() => vec![(REFUSED, frontend.key())],
         _ => Vec::new(),

@@ -357,6 +357,18 @@ async fn a_held_address_is_for_services_alone_and_only_for_the_clients_that_it_i
     assert!(!connects(&a));
     lead(Some(vec![(a.address, a.address)])).await;
     assert!(connects(&a));
+    // Outside the same address leads to the same pod, until none of this machine is to take it.
+    let outside = Frontend { side: Side::Outside, ..inside_service(address, Protocol::Tcp, 80) };
+    let limited = Backend::Endpoints {
+        endpoints: vec![SocketAddrV4::new(b.address, 80)],
+        affinity: None,
+        clients: Some(vec![(b.address, b.address)]),
+    };
+    let both = [inside_service(address, Protocol::Tcp, 80), outside].map(|frontend| (frontend, limited.clone()));
+    test.network.replace_services(both.into()).await.unwrap();
+    assert!(!connects(&a));
+    test.network.change_services(vec![(outside, Some(Backend::Dropped))]).await.unwrap();
+    assert!(!connects(&a), "what changes outside opens the inside");
     test.network.hold(Vec::new()).await.unwrap();
     assert!(TcpListener::bind((address, 0)).is_err(), "the machine has it no more");
     test.end().await;
