@@ -10,7 +10,7 @@ use crate::netfilter::{self, APPEND, CREATE, Messages, Transaction};
 use crate::policies::Direction;
 use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
 use crate::traffic::{self, NODES, TRAFFIC};
-use crate::{Error, NetworkConfig, bridge};
+use crate::{Error, NetworkConfig, bridge, nodes};
 
 /// Messages of nftables (`NFT_MSG_*`).
 pub(crate) const NEW_TABLE: u16 = 0;
@@ -29,6 +29,7 @@ pub(crate) const GET_ELEMENTS: u16 = 13;
 pub(crate) const DELETE_ELEMENTS: u16 = 14;
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const REDIRECT: u8 = 5;
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
@@ -401,6 +402,14 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
         rule.verdict(&Verdict::Goto("to-loopback".to_owned()));
     });
     changes.rule("leaving", |rule| rule.verdict(&inside));
+    // Nodes further away have their packets packed (`nodes.rs`), and what is unpacked is taken for theirs: no pod packs any,
+    // for this machine or another, to which it would go in this machine's name. Looked at here, where a service's address
+    // hides nothing.
+    changes.rule("received", |rule| packed(rule.interface(Meta::InputName, Is::Equal, &pods)).verdict(&Verdict::Drop));
+    changes.rule("forwarded", |rule| {
+        let rule = packed(rule.interface(Meta::InputName, Is::Equal, &pods));
+        rule.network(Field::Destination, Is::Other, config.cluster_cidr).verdict(&Verdict::Drop);
+    });
     // Answers to this machine's own connections through a balancer come back to the balancer's address.
     changes.rule("received", |rule| rule.under_way().verdict(&Verdict::Accept));
     changes.rule("received", |rule| rule.load(Field::Destination, CLIENT).in_set(HELD, CLIENT).refuse());
@@ -468,6 +477,12 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
     });
     traffic::count(&mut changes, &pods, config.cluster_cidr);
     changes.commit("install")
+}
+
+/// Only packets to where packed ones are unpacked. (Not by the network's number in them: the kernel can show several
+/// datagrams as one, with the first one's.)
+fn packed(rule: Rule<'_>) -> Rule<'_> {
+    rule.protocol(Is::Equal, UDP).field(Field::DestinationPort, Is::Equal, &nodes::PORT.to_be_bytes())
 }
 
 /// Only packets to an endpoint of a service.

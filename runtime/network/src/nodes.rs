@@ -20,7 +20,7 @@ use crate::{Error, address, bridge};
 
 /// The number of the network in the packets, and IANA's port.
 const NETWORK: u32 = 0x00ca_70b0;
-const PORT: u16 = 4789;
+pub(crate) const PORT: u16 = 4789;
 /// What packing costs: outer IP, UDP, VXLAN and inner Ethernet.
 const OVERHEAD: u32 = 50;
 

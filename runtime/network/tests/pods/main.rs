@@ -457,3 +457,24 @@ async fn a_change_that_the_kernel_refused_is_made_when_it_is_asked_for_again() {
     assert!(talk(&a, SocketAddrV4::new(address, 80)).starts_with(&b.address.to_string()));
     test.end().await;
 }
+
+#[tokio::test]
+async fn a_pod_packs_no_packets_as_nodes_do() {
+    const VXLAN: u16 = 4789;
+    let (test, outside) = (TestNetwork::start(23).await, TestNetwork::start(24).await);
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    let world = outside.network.attach("world").await.unwrap();
+    let arrives = |socket: UdpSocket| {
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        let to = socket.local_addr().unwrap();
+        inside(&a.netns, || UdpSocket::bind(("0.0.0.0", 0)).unwrap().send_to(b"x", to).unwrap());
+        socket.recv(&mut [0; 4]).is_ok()
+    };
+    let in_pod = |pod: &PodNetwork, port| inside(&pod.netns, || UdpSocket::bind((pod.address, port)).unwrap());
+    let here = |port| UdpSocket::bind((test.network.gateway_address(), port)).unwrap();
+    assert!(arrives(here(0)) && arrives(in_pod(&world, VXLAN + 1)) && arrives(in_pod(&b, VXLAN)));
+    assert!(!arrives(here(VXLAN)), "this machine takes it for another node's");
+    assert!(!arrives(in_pod(&world, VXLAN)), "another machine takes it for this node's");
+    test.end().await;
+    outside.end().await;
+}
