@@ -33,7 +33,7 @@ pub(crate) fn forget(is_stale: impl Fn(&Flow) -> bool) -> io::Result<()> {
 
 /// Has the kernel forget all flows, of whatever protocol, that begin or end at an address.
 pub(crate) fn forget_address(address: Ipv4Addr) -> io::Result<()> {
-    let has = |tuple, end| attribute(tuple, 1).and_then(|ip| attribute(ip, end)) == Some(&address.octets()[..]);
+    let has = |tuple: &[u8], end| attribute(tuple, 1).and_then(|ip| attribute(ip, end)) == Some(&address.octets()[..]);
     forget_between(|original, reply| [original, reply].into_iter().any(|tuple| has(tuple, 1) || has(tuple, 2)))
 }
 
