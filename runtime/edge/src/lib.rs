@@ -125,7 +125,7 @@ impl Edge {
                 watch.follow_targets().await;
                 state = watch.state();
             }
-            let again = self.carry_out(&state).await;
+            let again = self.carry_out(&mut state).await;
             tokio::select! {
                 () = watch.changed() => tokio::time::sleep(GATHER).await,
                 () = tokio::time::sleep(RETRY), if again => {}
@@ -134,7 +134,8 @@ impl Edge {
     }
 
     /// Does what the API says, and says what was done. Whether something has to be tried again.
-    async fn carry_out(&mut self, state: &State) -> bool {
+    async fn carry_out(&mut self, state: &mut State) -> bool {
+        state.own = self.sockets.values().flatten().copied().collect();
         let plan = Plan::of(state, &self.setting);
         self.setting.certificates.keep(|key| state.secrets.contains_key(key));
         self.close_others(&plan);

@@ -1,7 +1,7 @@
 //! What the API has, at one moment, of all that the proxy's work depends on.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
@@ -44,6 +44,8 @@ pub struct State {
     pub slices: HashMap<Key, Vec<Arc<EndpointSlice>>>,
     pub secrets: HashMap<Key, Arc<Secret>>,
     pub namespaces: HashMap<String, Arc<Namespace>>,
+    /// Where the proxy listens: Services of Gateways lead there, and requests that it sent there would never end.
+    pub own: HashSet<SocketAddr>,
 }
 
 /// The label by which a slice names its Service.

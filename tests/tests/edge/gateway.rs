@@ -88,6 +88,8 @@ fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
                 {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "copy", "port": 80}}}]},
             {"matches": [{"path": {"value": "/slow"}}], "backendRefs": to("v1"), "timeouts": {"request": "300ms"}},
             {"matches": [{"path": {"value": "/missing"}}], "backendRefs": to("nobody")},
+            {"matches": [{"path": {"value": "/self"}}], "backendRefs": to("gw-carob")},
+            {"matches": [{"path": {"value": "/round"}}], "backendRefs": to("round")},
         ])),
         json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GRPCRoute", "metadata": {"name": "grpc"},
             "spec": {"parentRefs": [{"name": "gw"}], "hostnames": ["grpc.test"], "rules": [
@@ -148,6 +150,16 @@ fn gateways_have_addresses_and_routes_say_what_becomes_of_requests() {
     assert_eq!(status_of("/slow?delay=5s"), 504);
     assert_eq!(status_of("/slow"), 200);
     assert_eq!(status_of("/missing"), 500, "a reference to nothing");
+    assert_eq!(status_of("/self"), 503, "the proxy is no endpoint of its own");
+    // Its address is not its socket: a balancer, or a pod, may lead back.
+    carob.apply(&list(&[
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "round"},
+            "spec": {"ports": [{"name": "http", "port": 80}]}}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "round", "labels": {"kubernetes.io/service-name": "round"}},
+            "ports": [{"name": "http", "port": 80}], "endpoints": [{"addresses": [at]}]}),
+    ]));
+    eventually("a request that goes round ends", || status_of("/round") == 508);
     assert_eq!(status_of("/other"), 404);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     eventually("a call of gRPC ends well", || {

@@ -29,7 +29,7 @@ pub enum Missing {
 /// What speaks HTTP/2 without TLS says so.
 const HTTP2: [&str; 3] = ["kubernetes.io/h2c", "h2c", "grpc"];
 
-/// The endpoints of one port of a Service. None of them may be ready.
+/// The endpoints of one port of a Service but for the proxy itself. None of them may be ready.
 pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Backend>, Missing> {
     let object = state.services.get(service).ok_or(Missing::Service)?;
     let spec = object.spec.as_ref().ok_or(Missing::Service)?;
@@ -40,7 +40,9 @@ pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Back
     let slices = state.slices.get(service).map_or(&[][..], Vec::as_slice);
     let speaks = port.app_protocol.as_deref().unwrap_or_default();
     let protocol = if HTTP2.contains(&speaks) { Protocol::Http2 } else { Protocol::Guess };
-    Ok(Arc::new(Backend::new(endpoints(slices, port), protocol)))
+    let mut endpoints = endpoints(slices, port);
+    endpoints.retain(|at| !state.own.contains(at));
+    Ok(Arc::new(Backend::new(endpoints, protocol)))
 }
 
 fn port_of<'a>(service: &'a Service, wanted: PortName<'_>) -> Option<&'a ServicePort> {

@@ -137,6 +137,15 @@ fn endpoints_are_the_ready_ones_and_those_that_end_only_where_no_other_is() {
     assert!(endpoints([json!({"ready": false}), json!({"ready": false})]).is_empty());
 }
 
+#[test]
+fn requests_are_not_sent_back_to_the_proxy() {
+    let mut state = state();
+    with_service(&mut state, "default", "gw-carob", json!([{"addresses": ["10.42.0.254", "10.42.0.8"]}]));
+    state.own = ["10.42.0.254:8080".parse().unwrap(), "10.42.0.8:9090".parse().unwrap()].into();
+    let found = super::backend::find(&state, &Key::new("default", "gw-carob"), super::backend::PortName::Number(80));
+    assert_eq!(found.unwrap().endpoints, ["10.42.0.8:8080".parse().unwrap()], "another port is somebody else");
+}
+
 fn gateway(listeners: Value) -> Value {
     json!({
         "metadata": {"namespace": "default", "name": "gw", "uid": "u", "generation": 1},

@@ -23,6 +23,13 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// Through whom a request came (RFC 8586). Unlike `Via`, it is there for nothing else.
+const LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+/// This proxy in it, and how often it may be: a pod or another proxy may send requests here once more for good reason.
+const ME: &str = "carob";
+const PASSES: usize = 8;
+/// What is said of a copy: one that came back would be copied again, each time twice as often.
+const COPY: &str = "carob; copy";
 
 /// What a request's head says of its host; nothing if it says none, or two things at once.
 pub fn host(parts: &Parts) -> Option<String> {
@@ -44,6 +51,19 @@ pub fn is_ambiguous(parts: &Parts) -> bool {
     let chunked = headers.contains_key(TRANSFER_ENCODING);
     let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
     (chunked && lengths > 0) || lengths > 1 || (chunked && parts.version == Version::HTTP_10)
+}
+
+/// Whether a request goes round in circles.
+pub fn is_looping(headers: &HeaderMap) -> bool {
+    let said = headers.get_all(LOOP).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let mine = said.map(str::trim).filter(|one| one.split(';').next().unwrap_or_default().trim_end() == ME);
+    let passes = mine.map(|one| if one == COPY { PASSES } else { 1 });
+    passes.sum::<usize>() >= PASSES
+}
+
+/// Says that a request came through here.
+pub fn tell_pass(headers: &mut HeaderMap, is_copy: bool) {
+    headers.append(LOOP, HeaderValue::from_static(if is_copy { COPY } else { ME }));
 }
 
 /// The protocol that a client wants to change to.
@@ -179,6 +199,20 @@ mod tests {
         tell_origin(&mut headers, &origin(true));
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
         assert_eq!(headers["x-forwarded-proto"], "http");
+    }
+
+    #[test]
+    fn a_request_may_come_back_a_few_times_and_its_copy_never() {
+        let mut headers = parts(&[("cdn-loop", "other; x=carob, carobs")]).headers;
+        for _ in 0..PASSES {
+            assert!(!is_looping(&headers));
+            tell_pass(&mut headers, false);
+        }
+        assert!(is_looping(&headers));
+        let mut copy = HeaderMap::new();
+        tell_pass(&mut copy, true);
+        assert!(is_looping(&copy));
+        assert!(is_looping(&parts(&[("cdn-loop", &["carob"; PASSES].join(" , "))]).headers));
     }
 
     #[test]

@@ -7,9 +7,9 @@ use http::Request;
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 
-use super::Shared;
 use super::body::Outgoing;
 use super::request::{Sending, address};
+use super::{Shared, headers};
 use crate::route::{Backend, Protocol};
 
 /// How long a copy may take.
@@ -25,6 +25,7 @@ pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &st
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(CONNECTION);
     parts.headers.remove(UPGRADE);
+    headers::tell_pass(&mut parts.headers, true);
     if address(&mut parts, authority, http2).is_err() {
         return;
     }

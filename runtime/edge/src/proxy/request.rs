@@ -85,6 +85,9 @@ async fn route(
     if headers::is_ambiguous(&parts) {
         return Err(StatusCode::BAD_REQUEST);
     }
+    if headers::is_looping(&parts.headers) {
+        return Err(StatusCode::LOOP_DETECTED);
+    }
     if parts.method == Method::CONNECT {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
     }
@@ -144,6 +147,7 @@ async fn route(
     for (to, copy) in mirrors.into_iter().zip(copies) {
         mirror::send(shared, &to.to, &parts, &authority, copy);
     }
+    headers::tell_pass(&mut parts.headers, false);
 
     let deadline = rule.timeout.map(|limit| Instant::now() + limit);
     let limit = match (rule.backend_timeout, deadline) {
