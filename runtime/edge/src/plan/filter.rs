@@ -12,6 +12,20 @@ use crate::route::path::PathChange;
 use crate::route::{Backend, HeaderChange, Mirror, Protocol, Redirect, Target};
 use crate::state::{Key, State};
 
+/// What frames messages, says whose they are, or keeps them from going round: the proxy's own, not a route's. A length that
+/// isn't the body's would let what follows on the connection be taken for another request.
+const RESERVED: [&str; 9] = [
+    "content-length",
+    "transfer-encoding",
+    "trailer",
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "te",
+    "host",
+    "cdn-loop",
+];
+
 /// Something that isn't as it should be: a reason of the Gateway API, and a text for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -117,13 +131,23 @@ impl Reading<'_> {
         read.ok()
     }
 
+    /// The name of a header that a filter may change.
+    fn changeable(&mut self, name: &str) -> Option<HeaderName> {
+        let read = self.header(name)?;
+        if RESERVED.contains(&read.as_str()) {
+            self.unsupported_value(format!("header {read} can't be changed by a filter"));
+            return None;
+        }
+        Some(read)
+    }
+
     fn headers(&mut self, filter: Option<&HeaderFilter>) -> HeaderChange {
         let Some(filter) = filter else { return HeaderChange::default() };
         let mut pairs = |pairs: &[crate::gateway_api::NamedValue]| {
             let mut read = Vec::new();
             for pair in pairs {
                 let value = HeaderValue::from_str(&pair.value);
-                match (self.header(&pair.name), value) {
+                match (self.changeable(&pair.name), value) {
                     (Some(name), Ok(value)) => read.push((name, value)),
                     (_, Err(_)) => self.unsupported_value(format!("header {}: its value can't be sent", pair.name)),
                     (None, _) => {}
@@ -132,7 +156,7 @@ impl Reading<'_> {
             read
         };
         let (set, add) = (pairs(&filter.set), pairs(&filter.add));
-        let remove = filter.remove.iter().filter_map(|name| self.header(name)).collect();
+        let remove = filter.remove.iter().filter_map(|name| self.changeable(name)).collect();
         HeaderChange { set, add, remove }
     }
 

@@ -339,3 +339,33 @@ fn filters_that_are_not_known_are_not_passed_by() {
     let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
     assert_eq!(leads(port, "http://h/"), StatusCode::INTERNAL_SERVER_ERROR.as_str());
 }
+
+#[test]
+fn filters_leave_the_frame_of_messages_alone() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let mut outcome = |kind: &str, field: &str, change: Value| {
+        let filter = json!({"type": kind, field: change});
+        let backends = json!([{"name": "one", "port": 80, "filters": [filter]}]);
+        state.http_routes = vec![object(route("default", "r", json!({"rules": [{"backendRefs": backends}]})))];
+        let plan = Plan::of(&state, &setting());
+        let status = status_of(&plan, Kind::HttpRoute, "r");
+        let port = &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80];
+        let reason = condition_of(&status["parents"][0]["conditions"], "Accepted").1.to_owned();
+        (reason, leads(port, "http://h/") == "10.42.0.1:8080")
+    };
+    let value = |name: &str| json!([{"name": name, "value": "5"}]);
+    for name in ["Content-Length", "transfer-encoding", "Connection", "upgrade", "TE", "host", "CDN-Loop"] {
+        for change in [json!({"set": value(name)}), json!({"add": value(name)}), json!({"remove": [name]})] {
+            for (kind, field) in [
+                ("RequestHeaderModifier", "requestHeaderModifier"),
+                ("ResponseHeaderModifier", "responseHeaderModifier"),
+            ] {
+                let seen = outcome(kind, field, change.clone());
+                assert_eq!(seen, ("UnsupportedValue".to_owned(), false), "{kind} {change}");
+            }
+        }
+    }
+    let usual = outcome("RequestHeaderModifier", "requestHeaderModifier", json!({"set": value("x-mine")}));
+    assert_eq!(usual, ("Accepted".to_owned(), true));
+}
