@@ -267,13 +267,18 @@ fn first_host(cidr: Ipv4Net) -> Ipv4Addr {
 }
 
 /// Many containers mean many open counters and watches; the limit that a login shell gives is meant for people.
-pub fn raise_open_files() {
+/// Gives what may be open.
+pub fn raise_open_files() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
-    {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        Ok(()) => most,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+            now
+        }
+    };
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// The name of a machine's first node: the machine's own, unless it is chosen.

@@ -65,7 +65,7 @@ pub async fn run(options: Options) -> Result<()> {
     let node_name = node_name(config.node_name.take())?;
     let dir = DataDir::create(&options.data.data_dir)?;
     let _lock = dir.lock()?;
-    raise_open_files();
+    let descriptors = raise_open_files();
     let listener = listen(options.listen)?;
     let address = listener.local_addr()?;
     let wanted = Wanted {
@@ -113,7 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut listeners = vec![listener];
     if let Some(network) = network {
         if config.network.edge.enabled {
-            let edge = edge(&site, &gateway, &config, &node_name);
+            let edge = edge(&site, &gateway, &config, &node_name, descriptors);
             gateway.register_metrics(|registry| edge.register_metrics(registry));
             tasks.spawn("edge", |stop| async move {
                 Box::pin(edge.run(stop)).await;
@@ -214,7 +214,7 @@ async fn gateway(
 }
 
 /// The proxy behind Ingresses and Gateways.
-fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str) -> Edge {
+fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str, descriptors: usize) -> Edge {
     let settings = &config.network.edge;
     let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Edge::new(carob_edge::Config {
@@ -227,6 +227,7 @@ fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str) -> Edge
         https_port: settings.https_port,
         trusted: settings.trusted_proxies.clone(),
         threads: settings.threads.unwrap_or_else(processors),
+        descriptors,
     })
 }
 

@@ -60,6 +60,8 @@ pub struct Config {
     pub trusted: Vec<IpNet>,
     /// Threads that pass requests on.
     pub threads: usize,
+    /// What the process may have open: clients may make the proxy open half as much.
+    pub descriptors: usize,
 }
 
 /// The proxy.
@@ -77,7 +79,8 @@ pub struct Edge {
 impl Edge {
     /// A proxy that does nothing yet.
     pub fn new(config: Config) -> Self {
-        let Config { client, address, node, balanced, listen, http_port, https_port, trusted, threads } = config;
+        let Config { client, address, node, balanced, listen, http_port, https_port, trusted, threads, descriptors } =
+            config;
         let metrics = Metrics::default();
         Self {
             setting: Setting {
@@ -87,7 +90,7 @@ impl Edge {
                 certificates: Certificates::default(),
             },
             publisher: Publisher { client: client.clone(), balanced, address, node },
-            proxy: Proxy::new(Settings { trusted, threads, metrics: metrics.clone() }),
+            proxy: Proxy::new(Settings { trusted, threads, descriptors, metrics: metrics.clone() }),
             watch_client: client,
             metrics,
             http_port,

@@ -12,10 +12,11 @@ mod mirror;
 mod patience;
 mod pool;
 mod request;
+mod share;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::metrics::Metrics;
 use self::pool::Pools;
+use self::share::{Place, Shares};
 use crate::route::Port;
 
 /// Connections that the kernel has taken and nobody has accepted yet.
@@ -42,6 +44,8 @@ pub struct Settings {
     /// Whose word on `X-Forwarded-…` is taken.
     pub trusted: Vec<IpNet>,
     pub threads: usize,
+    /// What the process may have open; clients may make the proxy open half as much.
+    pub descriptors: usize,
     pub metrics: Metrics,
 }
 
@@ -173,8 +177,12 @@ impl Proxy {
 
     fn thread(&self, index: usize) -> Option<Thread> {
         let (orders, queue) = mpsc::unbounded_channel();
-        let pools = Arc::new(Pools::default());
-        let shared = Shared { settings: Arc::clone(&self.settings), pools, conversations: self.conversations.clone() };
+        let shared = Shared {
+            settings: Arc::clone(&self.settings),
+            pools: Arc::default(),
+            shares: Arc::new(Shares::new(self.settings.descriptors / 2 / self.settings.threads.max(1))),
+            conversations: self.conversations.clone(),
+        };
         let live = self.live.subscribe();
         let body = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(shared.follow(queue, live)),
@@ -195,6 +203,7 @@ impl Proxy {
 struct Shared {
     settings: Arc<Settings>,
     pools: Arc<Pools>,
+    shares: Arc<Shares>,
     conversations: TaskTracker,
 }
 
@@ -224,6 +233,15 @@ impl Shared {
         }
     }
 
+    /// A place for a client's connection or request; none if there are too many.
+    fn place(&self, peer: IpAddr) -> Option<Arc<Place>> {
+        let place = self.shares.take(peer, headers::is_trusted(peer, &self.settings.trusted));
+        if place.is_none() {
+            self.settings.metrics.refused.inc();
+        }
+        place.map(Arc::new)
+    }
+
     async fn accept(self, listener: TcpListener, door: Arc<Door>) {
         loop {
             let accepted = tokio::select! {
@@ -232,7 +250,9 @@ impl Shared {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let talk = connection::converse(self.clone(), Arc::clone(&door), stream, peer);
+                    // Who has too many is closed at once.
+                    let Some(place) = self.place(peer.ip()) else { continue };
+                    let talk = connection::converse(self.clone(), Arc::clone(&door), stream, peer, place);
                     self.conversations.spawn(talk);
                 }
                 Err(error) => {
@@ -255,4 +275,50 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn copy(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// What is answered on a connection; none if it is closed.
+    async fn ask(stream: &mut TcpStream) -> Option<String> {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.ok()?;
+        let mut answer = vec![0; 1024];
+        let length = stream.read(&mut answer).await.ok().filter(|length| *length > 0)?;
+        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    #[test]
+    fn one_client_leaves_connections_to_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let settings = Settings { trusted: Vec::new(), threads: 1, descriptors: 256, metrics: Metrics::default() };
+        let refused = settings.metrics.refused.clone();
+        let proxy = Proxy::new(settings);
+        runtime.block_on(async {
+            let at = proxy.open(([127, 0, 0, 1], 0).into(), 80).await.unwrap();
+            let mut mine = Vec::new();
+            // The last place is for a request.
+            for _ in 0..31 {
+                let mut stream = TcpStream::connect(at).await.unwrap();
+                assert!(ask(&mut stream).await.unwrap().contains("404"));
+                mine.push(stream);
+            }
+            let mut last = TcpStream::connect(at).await.unwrap();
+            assert!(ask(&mut last).await.unwrap().contains("503"), "a place for it, none for a request");
+            let mut over = TcpStream::connect(at).await.unwrap();
+            assert_eq!(ask(&mut over).await, None);
+            assert_eq!(refused.get(), 2);
+            let other = TcpSocket::new_v4().unwrap();
+            other.bind(([127, 0, 0, 2], 0).into()).unwrap();
+            assert!(ask(&mut other.connect(at).await.unwrap()).await.unwrap().contains("404"));
+            drop(last);
+            // Its end is noticed a moment later.
+            while !ask(&mut mine[0]).await.unwrap().contains("404") {}
+            proxy.stop().await;
+        });
+    }
 }

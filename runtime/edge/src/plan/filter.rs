@@ -14,17 +14,8 @@ use crate::state::{Key, State};
 
 /// What frames messages, says whose they are, or keeps them from going round: the proxy's own, not a route's. A length that
 /// isn't the body's would let what follows on the connection be taken for another request.
-const RESERVED: [&str; 9] = [
-    "content-length",
-    "transfer-encoding",
-    "trailer",
-    "connection",
-    "keep-alive",
-    "upgrade",
-    "te",
-    "host",
-    "cdn-loop",
-];
+const RESERVED: [&str; 9] =
+    ["content-length", "transfer-encoding", "trailer", "connection", "keep-alive", "upgrade", "te", "host", "cdn-loop"];
 
 /// Something that isn't as it should be: a reason of the Gateway API, and a text for people.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::pool::Lease;
+use super::share::Place;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -149,6 +151,7 @@ pub enum Reply {
 pub struct EndpointBody {
     incoming: Incoming,
     lease: Option<Lease>,
+    place: Option<Arc<Place>>,
     /// When it must be there, whole.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -160,12 +163,23 @@ impl Reply {
     }
 
     pub fn endpoint(incoming: Incoming, lease: Option<Lease>, deadline: Option<tokio::time::Instant>) -> Self {
-        let mut body =
-            EndpointBody { incoming, lease, deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))) };
+        let mut body = EndpointBody {
+            incoming,
+            lease,
+            place: None,
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+        };
         if body.incoming.is_end_stream() {
             body.done();
         }
         Self::Endpoint(body)
+    }
+
+    /// Keeps the request's place until the answer has ended.
+    pub fn hold(&mut self, place: Arc<Place>) {
+        if let Self::Endpoint(body) = self {
+            body.place = Some(place);
+        }
     }
 }
 

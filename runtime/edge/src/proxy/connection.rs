@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::patience::Patient;
 use super::request::{self, Client};
+use super::share::Place;
 use super::{Door, FAREWELL, Shared};
 
 /// How long a TLS handshake may take.
@@ -31,13 +32,13 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Serves a client until it leaves or the door is closed.
-pub async fn converse(shared: Shared, door: Arc<Door>, stream: TcpStream, peer: SocketAddr) {
+pub async fn converse(shared: Shared, door: Arc<Door>, stream: TcpStream, peer: SocketAddr, place: Arc<Place>) {
     let metrics = shared.settings.metrics.clone();
     metrics.connections.inc();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
     }
-    let client = Client { peer, server_name: None, secure: false };
+    let client = Client { peer, server_name: None, secure: false, place };
     if door.port().tls {
         match Box::pin(tokio::time::timeout(HANDSHAKE, door.tls.accept(stream))).await {
             Ok(Ok(stream)) => {

@@ -13,6 +13,8 @@ pub struct Metrics {
     /// Those of `answers`, by the first digit of the status: a request looks nothing up.
     classes: [Counter; 5],
     pub connections: Gauge,
+    /// Connections and requests for which there was no place.
+    pub refused: Counter,
     /// Endpoints that could not be connected to.
     pub unreachable: Counter,
 }
@@ -22,7 +24,13 @@ impl Default for Metrics {
         let answers = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
         let classes = classes.map(|class| answers.get_or_create(&[("class", class)]).clone());
-        Self { answers, classes, connections: Gauge::default(), unreachable: Counter::default() }
+        Self {
+            answers,
+            classes,
+            connections: Gauge::default(),
+            refused: Counter::default(),
+            unreachable: Counter::default(),
+        }
     }
 }
 
@@ -36,6 +44,8 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("carob_edge_answers", "Answers of the proxy by class of their status", self.answers.clone());
         registry.register("carob_edge_connections", "Clients' open connections to the proxy", self.connections.clone());
+        let help = "Clients' connections and requests that were too many";
+        registry.register("carob_edge_refused", help, self.refused.clone());
         let help = "Attempts to connect to an endpoint that failed";
         registry.register("carob_edge_unreachable_endpoints", help, self.unreachable.clone());
     }

@@ -9,6 +9,7 @@ use http::request::Parts;
 
 use super::body::Outgoing;
 use super::request::{Sending, address};
+use super::share::Place;
 use super::{Shared, headers};
 use crate::route::{Backend, Protocol};
 
@@ -16,7 +17,7 @@ use crate::route::{Backend, Protocol};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Sends a copy of a request, whose head is ready to be sent, beside the original.
-pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &str, body: Outgoing) {
+pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &str, body: Outgoing, place: Arc<Place>) {
     let http2 = to.protocol == Protocol::Http2;
     let mut request = Request::new(body);
     *request.method_mut() = original.method.clone();
@@ -35,5 +36,6 @@ pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &st
         let copy = sending.and_forget(Request::from_parts(parts, body));
         // How it went is of no interest.
         let _ = tokio::time::timeout(LIMIT, copy).await;
+        drop(place);
     });
 }

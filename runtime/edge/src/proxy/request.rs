@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::{Outgoing, Reply};
 use super::headers::{self, Origin};
 use super::pool::{Http1, Lease};
+use super::share::Place;
 use super::{Door, Shared, mirror};
 use crate::route::host::name_of;
 use crate::route::{Action, Backend, Found, Mirror, Protocol, Rule, Target};
@@ -33,6 +34,14 @@ pub struct Client {
     /// What it called this side when it opened the connection.
     pub server_name: Option<String>,
     pub secure: bool,
+    /// Its connection's.
+    pub place: Arc<Place>,
+}
+
+/// A client that wants to change the protocol. Afterwards the places are those of the stream.
+struct Changing {
+    client: OnUpgrade,
+    _places: [Arc<Place>; 2],
 }
 
 /// Why there is no answer of an endpoint.
@@ -57,10 +66,11 @@ impl Failure {
 
 /// Answers a request.
 pub async fn answer(shared: &Shared, door: &Door, client: &Client, request: Request<Incoming>) -> Response<Reply> {
-    let response = match route(shared, door, client, request).await {
-        Ok(response) => response,
-        Err(status) => own(status),
+    let response = match shared.place(client.peer.ip()) {
+        Some(place) => route(shared, door, client, request, place).await,
+        None => Err(StatusCode::SERVICE_UNAVAILABLE),
     };
+    let response = response.unwrap_or_else(own);
     shared.settings.metrics.answered(response.status());
     response
 }
@@ -79,6 +89,7 @@ async fn route(
     door: &Door,
     client: &Client,
     mut request: Request<Incoming>,
+    place: Arc<Place>,
 ) -> Result<Response<Reply>, StatusCode> {
     let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
@@ -145,7 +156,9 @@ async fn route(
     let mirrors: Vec<&Mirror> = rule.mirrors.iter().chain(&target.mirrors).filter(|mirror| mirror.is_due()).collect();
     let (body, copies) = Outgoing::of_client(body, mirrors.len());
     for (to, copy) in mirrors.into_iter().zip(copies) {
-        mirror::send(shared, &to.to, &parts, &authority, copy);
+        if let Some(place) = shared.place(client.peer.ip()) {
+            mirror::send(shared, &to.to, &parts, &authority, copy, place);
+        }
     }
     headers::tell_pass(&mut parts.headers, false);
 
@@ -162,14 +175,18 @@ async fn route(
         None => sent.await,
     };
     let (response, lease) = sent.map_err(|failure| failure.status())?;
-    finish(response, lease, upgrade, &rule, target, deadline, &door.closing)
+    let places = [Arc::clone(&client.place), Arc::clone(&place)];
+    let changing = upgrade.map(|client| Changing { client, _places: places });
+    let mut response = finish(response, lease, changing, &rule, target, deadline, &door.closing)?;
+    response.body_mut().hold(place);
+    Ok(response)
 }
 
 /// The endpoint's answer as the client gets it.
 fn finish(
     mut response: Response<Incoming>,
     lease: Option<Lease>,
-    upgrade: Option<OnUpgrade>,
+    changing: Option<Changing>,
     rule: &Rule,
     target: &Target,
     deadline: Option<Instant>,
@@ -177,7 +194,7 @@ fn finish(
 ) -> Result<Response<Reply>, StatusCode> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it.
-        let client = upgrade.ok_or(StatusCode::BAD_GATEWAY)?;
+        let client = changing.ok_or(StatusCode::BAD_GATEWAY)?;
         tokio::spawn(splice(client, hyper::upgrade::on(&mut response), closing.clone()));
         let (parts, _) = response.into_parts();
         return Ok(Response::from_parts(parts, Reply::text("")));
@@ -191,8 +208,9 @@ fn finish(
 }
 
 /// Connects two ends until one of them is done.
-async fn splice(client: OnUpgrade, endpoint: OnUpgrade, closing: CancellationToken) {
+async fn splice(changing: Changing, endpoint: OnUpgrade, closing: CancellationToken) {
     let both = async {
+        let Changing { client, _places } = changing;
         let (client, endpoint) = tokio::try_join!(client, endpoint).map_err(std::io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(endpoint)).await
     };
