@@ -202,7 +202,9 @@ const LONGEST: usize = 63;
 fn service(gateway: &Gateway, key: &Key) -> WantedService {
     let class = &gateway.spec.gateway_class_name;
     let mut name = format!("{}-{class}", key.name.replace('.', "-"));
-    if name.len() > LONGEST || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+    // Names that a Service can't have: what is made of them must not be another Gateway's.
+    let odd = key.name.contains('.') || !name.starts_with(|c: char| c.is_ascii_lowercase());
+    if odd || name.len() > LONGEST {
         let hash = key
             .name
             .bytes()
@@ -230,7 +232,10 @@ fn service(gateway: &Gateway, key: &Key) -> WantedService {
 /// Whether somebody else has a Service of that name.
 fn is_taken(state: &State, wanted: &WantedService) -> bool {
     let Some(service) = state.services.get(&wanted.key) else { return false };
-    !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OURS))
+    let ours = service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OURS));
+    let uid = wanted.owner.as_ref().map(|owner| &owner.uid);
+    let owned = service.metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == uid);
+    !(ours && owned)
 }
 
 impl<'a> DrawnListener<'a> {

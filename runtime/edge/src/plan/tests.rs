@@ -369,3 +369,35 @@ fn filters_leave_the_frame_of_messages_alone() {
     let usual = outcome("RequestHeaderModifier", "requestHeaderModifier", json!({"set": value("x-mine")}));
     assert_eq!(usual, ("Accepted".to_owned(), true));
 }
+
+#[test]
+fn each_gateway_has_a_service_of_its_own() {
+    let mut state = state();
+    let listeners = json!([{"name": "a", "port": 80, "protocol": "HTTP"}]);
+    let named = |name: &str| {
+        let mut one = gateway(listeners.clone());
+        one["metadata"]["name"] = json!(name);
+        one["metadata"]["uid"] = json!(name);
+        object(one)
+    };
+    state.gateways = ["a.b", "a-b", "a.b.c", "a-b.c", "1"].map(named).into();
+    let plan = Plan::of(&state, &setting());
+    let services: HashSet<&str> = plan.frontends.values().map(|served| served.service.key.name.as_str()).collect();
+    assert_eq!(services.len(), 6, "Ingresses have one as well: {services:?}");
+    assert!(services.contains("a-b-carob"), "{services:?}");
+
+    // A Service that another Gateway owns is not taken away from it.
+    let programmed = |owner: &str| {
+        let metadata = json!({"namespace": "default", "name": "a-b-carob", "labels": {OURS: "gateway"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Gateway", "name": "x", "uid": owner}]});
+        let service = json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.9"}});
+        let mut state = State { services: State::by_key(vec![object(service)]), ..State::default() };
+        state.gateway_classes = self::state().gateway_classes;
+        state.gateways = vec![named("a-b")];
+        let plan = Plan::of(&state, &setting());
+        let status = status_of(&plan, Kind::Gateway, "a-b");
+        (condition_of(&status["conditions"], "Programmed").0.to_owned(), plan.frontends.len())
+    };
+    assert_eq!(programmed("a-b"), ("True".to_owned(), 1));
+    assert_eq!(programmed("a.b"), ("False".to_owned(), 0));
+}
