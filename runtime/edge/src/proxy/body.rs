@@ -19,7 +19,7 @@ use super::share::Place;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long a client may be silent in the middle of a request's body.
+/// How long a client may be silent in the middle of a request's body, if it isn't a stream.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// What is sent to an endpoint.
@@ -33,6 +33,8 @@ pub enum Outgoing {
 /// A request's body, of which mirrors get copies.
 pub struct ClientBody {
     incoming: Incoming,
+    /// A stream both ways: the client may listen for as long as it wants.
+    streams: bool,
     silent: Option<Pin<Box<Sleep>>>,
     copies: Vec<mpsc::Sender<Piece>>,
 }
@@ -53,14 +55,14 @@ pub enum Piece {
 const LAG: usize = 64;
 
 impl Outgoing {
-    /// A client's body, and its copies.
-    pub fn of_client(incoming: Incoming, copies: usize) -> (Self, Vec<Self>) {
+    /// A client's body, which `streams` if it may pause for as long as it wants, and its copies.
+    pub fn of_client(incoming: Incoming, streams: bool, copies: usize) -> (Self, Vec<Self>) {
         if incoming.is_end_stream() {
             return (Self::Empty, (0..copies).map(|_| Self::Empty).collect());
         }
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..copies).map(|_| mpsc::channel(LAG)).unzip();
         let copies = receivers.into_iter().map(|pieces| Self::Copy(Copy { pieces, ended: false })).collect();
-        (Self::Client(ClientBody { incoming, silent: None, copies: senders }), copies)
+        (Self::Client(ClientBody { incoming, streams, silent: None, copies: senders }), copies)
     }
 
     /// Whether it can be sent a second time.
@@ -77,6 +79,9 @@ impl ClientBody {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            if self.streams {
+                return Poll::Pending;
+            }
             let silent = self.silent.get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE)));
             ready!(silent.as_mut().poll(cx));
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
@@ -226,5 +231,53 @@ impl Body for Reply {
             Self::Own(text) => text.size_hint(),
             Self::Endpoint(body) => body.incoming.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    use super::*;
+
+    /// A body whose sender never sends any of it, as a server gets it; and what keeps it open.
+    async fn silent() -> (Incoming, impl Sized) {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (bodies, mut arrived) = mpsc::channel(1);
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let bodies = bodies.clone();
+            async move {
+                let _ = bodies.send(request.into_body()).await;
+                std::future::pending::<Result<http::Response<Full<Bytes>>, Error>>().await
+            }
+        });
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let serving = tokio::spawn(serving.serve_connection(TokioIo::new(server), service));
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client));
+        let (mut sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let (never, pieces) = mpsc::channel(1);
+        let body = Outgoing::Copy(Copy { pieces, ended: false });
+        let asking = tokio::spawn(sender.send_request(http::Request::post("http://a/").body(body).unwrap()));
+        (arrived.recv().await.unwrap(), (sender, never, serving, asking))
+    }
+
+    #[test]
+    fn a_stream_may_pause_and_another_body_must_come() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for streams in [true, false] {
+                let (incoming, _open) = silent().await;
+                let (mut body, _) = Outgoing::of_client(incoming, streams, 0);
+                tokio::time::pause();
+                let waited = tokio::time::timeout(10 * SILENCE, body.frame()).await;
+                tokio::time::resume();
+                match waited {
+                    Ok(frame) => assert!(!streams && frame.unwrap().is_err()),
+                    Err(_) => assert!(streams, "it waits for ever"),
+                }
+            }
+        });
     }
 }

@@ -154,7 +154,7 @@ async fn route(
     address(&mut parts, &authority, http2).map_err(|()| StatusCode::BAD_REQUEST)?;
 
     let mirrors: Vec<&Mirror> = rule.mirrors.iter().chain(&target.mirrors).filter(|mirror| mirror.is_due()).collect();
-    let (body, copies) = Outgoing::of_client(body, mirrors.len());
+    let (body, copies) = Outgoing::of_client(body, grpc, mirrors.len());
     for (to, copy) in mirrors.into_iter().zip(copies) {
         if let Some(place) = shared.place(client.peer.ip()) {
             mirror::send(shared, &to.to, &parts, &authority, copy, place);
