@@ -9,7 +9,7 @@ mod forward;
 mod names;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const PORT: u16 = 53;
 const DATAGRAM_BYTES: u16 = 1232;
 /// How long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(20);
+/// How many connections one caller may have.
+const CONNECTIONS: usize = 32;
 /// How many names may lead to one another.
 const ALIASES: usize = 8;
 
@@ -109,7 +111,7 @@ impl Dns {
         let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let mut datagram = vec![0; 4096];
-        let callers = Callers::default();
+        let callers = Callers::new(CONNECTIONS);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -122,7 +124,7 @@ impl Dns {
                     Ok((stream, peer)) => {
                         // Who has too many is closed at once, and asks again.
                         if let Some(place) = callers.admit(peer.ip()) {
-                            let connection = self.clone().connection(stream);
+                            let connection = self.clone().connection(stream, peer.ip());
                             tokio::spawn(async move {
                                 connection.await;
                                 drop(place);
@@ -144,7 +146,7 @@ impl Dns {
             Read::Ask(question, most) => {
                 let (dns, socket) = (self.clone(), Arc::clone(socket));
                 tokio::spawn(async move {
-                    if let Some(answer) = packed(&dns.answer(question).await, most) {
+                    if let Some(answer) = packed(&dns.answer(peer.ip(), question).await, most) {
                         drop(socket.try_send_to(&answer, peer));
                     }
                 });
@@ -166,13 +168,13 @@ impl Dns {
         }
     }
 
-    async fn connection(self, mut stream: TcpStream) {
+    async fn connection(self, mut stream: TcpStream, caller: IpAddr) {
         let exchange = async |stream: &mut TcpStream| -> io::Result<()> {
             let length = stream.read_u16().await?;
             let mut bytes = vec![0; length.into()];
             stream.read_exact(&mut bytes).await?;
             let question = Message::from_vec(&bytes).map_err(io::Error::other)?;
-            let answer = self.answer(question).await.to_vec().map_err(io::Error::other)?;
+            let answer = self.answer(caller, question).await.to_vec().map_err(io::Error::other)?;
             let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
             stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await
         };
@@ -211,7 +213,7 @@ impl Dns {
         }
     }
 
-    async fn answer(&self, question: Message) -> Message {
+    async fn answer(&self, caller: IpAddr, question: Message) -> Message {
         if let Some(answer) = self.at_once(&question) {
             return answer;
         }
@@ -238,7 +240,8 @@ impl Dns {
                 }
                 Answer::NotYet => return reply(&question, ResponseCode::ServFail),
                 Answer::Elsewhere => {
-                    let Some(found) = self.shared.forwarder.ask(&Query::query(name, query.query_type())).await else {
+                    let query = Query::query(name, query.query_type());
+                    let Some(found) = self.shared.forwarder.ask(caller, &query).await else {
                         return reply(&question, ResponseCode::ServFail);
                     };
                     message.metadata.response_code = found.metadata.response_code;

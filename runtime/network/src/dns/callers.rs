@@ -1,18 +1,21 @@
-//! Who has connections to the DNS server: each of them costs memory and a descriptor, and a pod may open many.
+//! Who has connections to the DNS server, or questions that others are asked: each of them costs memory and a descriptor,
+//! and a pod may have many.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Of all callers, and of one.
+/// How many there may be of all callers.
 const ALL: usize = 1024;
-const ONE: usize = 32;
 
-/// The connections that there are.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// Those that there are.
+#[derive(Debug, Clone)]
+pub(super) struct Callers {
+    one: usize,
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
 
-/// One connection's place, until it is dropped.
+/// One's place, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     callers: Callers,
@@ -20,14 +23,19 @@ pub(super) struct Place {
 }
 
 impl Callers {
+    /// Of one caller there may be so many.
+    pub fn new(one: usize) -> Self {
+        Self { one, counts: Arc::default() }
+    }
+
     fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` when there are enough.
     pub fn admit(&self, caller: IpAddr) -> Option<Place> {
         let mut counts = self.counts();
-        if counts.values().sum::<usize>() >= ALL || counts.get(&caller).is_some_and(|count| *count >= ONE) {
+        if counts.values().sum::<usize>() >= ALL || counts.get(&caller).is_some_and(|count| *count >= self.one) {
             return None;
         }
         *counts.entry(caller).or_default() += 1;
@@ -51,9 +59,11 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const ONE: usize = 32;
+
     #[test]
     fn one_caller_leaves_places_to_others_and_all_together_have_a_bound() {
-        let callers = Callers::default();
+        let callers = Callers::new(ONE);
         let caller = |number: u32| IpAddr::from(number.to_be_bytes());
         let mut places: Vec<Place> = (0..ONE).filter_map(|_| callers.admit(caller(1))).collect();
         assert_eq!(places.len(), ONE);

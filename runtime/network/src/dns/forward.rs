@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,17 @@ use hickory_proto::rr::RecordType;
 use hickory_proto::rr::{Name, RData};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 
+use super::callers::Callers;
 use super::{DATAGRAM_BYTES, Resolvers};
 
 /// How long one resolver may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often all are asked.
 const ROUNDS: usize = 2;
-/// How many questions may be under way; more are refused, so that a resolver that is silent costs bounded memory.
-const AT_ONCE: usize = 1024;
+/// How many questions of one caller may be under way; more are refused, so that a resolver that is silent costs bounded
+/// memory, and who asks for what isn't answered leaves places to others.
+const AT_ONCE: usize = 128;
 /// How many answers are remembered, and for how long at most.
 const REMEMBERED: usize = 10_000;
 /// Longer answers aren't remembered: who asks for many must not fill the memory with them.
@@ -38,22 +39,22 @@ struct Kept {
 /// Asks the machine's resolvers.
 pub(super) struct Forwarder {
     resolvers: Resolvers,
-    under_way: Semaphore,
+    under_way: Callers,
     kept: Mutex<HashMap<(Name, RecordType), Kept>>,
 }
 
 impl Forwarder {
     pub(super) fn new(resolvers: Resolvers) -> Self {
-        Self { resolvers, under_way: Semaphore::new(AT_ONCE), kept: Mutex::default() }
+        Self { resolvers, under_way: Callers::new(AT_ONCE), kept: Mutex::default() }
     }
 
     /// The answer; none if no resolver gives one.
-    pub(super) async fn ask(&self, query: &Query) -> Option<Message> {
+    pub(super) async fn ask(&self, caller: IpAddr, query: &Query) -> Option<Message> {
         let key = (query.name().to_lowercase(), query.query_type());
         if let Some(answer) = self.remembered(&key) {
             return Some(answer);
         }
-        let _turn = self.under_way.try_acquire().ok()?;
+        let _turn = self.under_way.admit(caller)?;
         let resolvers = (self.resolvers)();
         for resolver in resolvers.iter().cycle().take(resolvers.len() * ROUNDS) {
             if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, exchange(*resolver, query)).await {
@@ -144,4 +145,41 @@ async fn exchange(to: SocketAddr, query: &Query) -> io::Result<Message> {
     let mut buffer = vec![0; stream.read_u16().await?.into()];
     stream.read_exact(&mut buffer).await?;
     Message::from_vec(&buffer).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_for_what_is_not_answered_leaves_places_to_others() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = silent.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let resolvers: Resolvers = Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            vec![at]
+        });
+        let forwarder = Arc::new(Forwarder::new(resolvers));
+        let ask = |caller: u8, name: usize| {
+            let forwarder = Arc::clone(&forwarder);
+            let name = Name::from_ascii(format!("n{name}.example.")).unwrap();
+            tokio::spawn(async move {
+                forwarder.ask([10, 0, 0, caller].into(), &Query::query(name, RecordType::A)).await
+            })
+        };
+        let first: Vec<_> = (0..AT_ONCE).map(|name| ask(1, name)).collect();
+        assert!(ask(1, AT_ONCE).await.unwrap().is_none());
+        assert_eq!(asked.load(Ordering::Relaxed), AT_ONCE, "no resolver is asked one more");
+        let other = ask(2, AT_ONCE);
+        while asked.load(Ordering::Relaxed) == AT_ONCE {
+            tokio::task::yield_now().await;
+        }
+        other.abort();
+        first.iter().for_each(tokio::task::JoinHandle::abort);
+    }
 }
