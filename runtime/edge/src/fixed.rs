@@ -21,7 +21,9 @@ impl Fixed {
     /// If the address can't be had.
     pub async fn start(address: SocketAddr, endpoints: Vec<SocketAddr>, threads: usize) -> io::Result<Self> {
         const NUMBER: u16 = 80;
-        let proxy = Proxy::new(Settings { trusted: Vec::new(), threads, metrics: Metrics::default() });
+        let metrics = Metrics::default();
+        // Its clients have no bounds: who measures is all of them.
+        let proxy = Proxy::new(Settings { trusted: Vec::new(), threads, descriptors: usize::MAX, metrics });
         let address = proxy.open(address, NUMBER).await?;
         proxy.keep(endpoints.iter().copied().collect::<HashSet<_>>());
         let backend = Arc::new(Backend::new(endpoints, Protocol::Guess));
