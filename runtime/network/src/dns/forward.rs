@@ -168,9 +168,9 @@ mod tests {
         let ask = |caller: u8, name: usize| {
             let forwarder = Arc::clone(&forwarder);
             let name = Name::from_ascii(format!("n{name}.example.")).unwrap();
-            tokio::spawn(async move {
-                forwarder.ask([10, 0, 0, caller].into(), &Query::query(name, RecordType::A)).await
-            })
+            tokio::spawn(
+                async move { forwarder.ask([10, 0, 0, caller].into(), &Query::query(name, RecordType::A)).await },
+            )
         };
         let first: Vec<_> = (0..AT_ONCE).map(|name| ask(1, name)).collect();
         assert!(ask(1, AT_ONCE).await.unwrap().is_none());
