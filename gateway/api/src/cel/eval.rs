@@ -83,8 +83,7 @@ impl Budget {
         self.left == 0
     }
 
-    /// Takes so many steps off.
-    pub(super) fn spend(&mut self, steps: u64) -> Result<(), Error> {
+    fn spend(&mut self, steps: u64) -> Result<(), Error> {
         if steps > self.call {
             return Err(Error::CallCost);
         }
@@ -264,9 +263,9 @@ fn evaluate_fold(fold: &Fold, scope: &Scope<'_>, budget: &mut Budget) -> Outcome
             Step::Push(item) => push(accumulator, item),
         };
     }
-    let deciding = matches!(fold.step, Node::Or(..));
+    let deciding = Value::Bool(matches!(fold.step, Node::Or(..)));
     match pending {
-        Some(error) if !matches!(accumulator, Value::Bool(found) if found == deciding) => Err(error),
+        Some(error) if !equal(&accumulator, &deciding) => Err(error),
         _ => evaluate(&fold.result, &scope.with(&fold.accumulator, &accumulator), budget),
     }
 }
@@ -392,8 +391,8 @@ fn operate(operator: Operator, left: Value, right: Value, budget: &mut Budget) -
         compare(&left, &right).map(|found| Value::Bool(found.is_some_and(|found| wanted.contains(&found))))
     };
     match operator {
-        Operator::Equal => equal(&left, &right, budget).map(Value::Bool),
-        Operator::NotEqual => equal(&left, &right, budget).map(|found| Value::Bool(!found)),
+        Operator::Equal => Ok(Value::Bool(equal(&left, &right))),
+        Operator::NotEqual => Ok(Value::Bool(!equal(&left, &right))),
         Operator::Less => order(&[Ordering::Less]),
         Operator::LessEqual => order(&[Ordering::Less, Ordering::Equal]),
         Operator::Greater => order(&[Ordering::Greater]),
@@ -401,12 +400,8 @@ fn operate(operator: Operator, left: Value, right: Value, budget: &mut Budget) -
         Operator::Index => index(&left, &right),
         Operator::In => match &right {
             Value::List(items) => {
-                for item in items.iter() {
-                    if equal(item, &left, budget)? {
-                        return Ok(Value::Bool(true));
-                    }
-                }
-                Ok(Value::Bool(false))
+                budget.spend(items.len() as u64)?;
+                Ok(Value::Bool(items.iter().any(|item| equal(item, &left))))
             }
             Value::Map(map) => Ok(Value::Bool(map_key(&left).is_some_and(|key| map.get(&key).is_some()))),
             _ => Err(no_overload()),
@@ -440,58 +435,21 @@ fn arithmetic(operator: Operator, left: Value, right: Value, budget: &mut Budget
     })
 }
 
-/// Numbers of different types are equal if they mean the same number. Each pair of values that is looked at costs, for
-/// parts may be shared: a few steps make a list that has more items, all levels counted, than could ever be compared.
-/// (That a value is the same one says nothing: it may hold a number that equals none, not even itself.)
-fn equal(left: &Value, right: &Value, budget: &mut Budget) -> Result<bool, Error> {
-    budget.spend(1 + value::own_size(left).min(value::own_size(right)))?;
+/// Numbers of different types are equal if they mean the same number.
+fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::List(left), Value::List(right)) => {
-            if left.len() != right.len() {
-                return Ok(false);
-            }
-            for (left, right) in left.iter().zip(right.iter()) {
-                if !equal(left, right, budget)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
+            left.len() == right.len() && left.iter().zip(right.iter()).all(|(left, right)| equal(left, right))
         }
         (Value::Map(left), Value::Map(right)) => {
-            if left.map.len() != right.map.len() {
-                return Ok(false);
-            }
-            for (key, value) in left.map.iter() {
-                match right.get(key) {
-                    Some(other) if equal(value, other, budget)? => {}
-                    _ => return Ok(false),
-                }
-            }
-            Ok(true)
+            left.map.len() == right.map.len()
+                && left.map.iter().all(|(key, value)| right.get(key).is_some_and(|other| equal(value, other)))
         }
         (Value::Int(_) | Value::UInt(_) | Value::Float(_), Value::Int(_) | Value::UInt(_) | Value::Float(_)) => {
-            Ok(compare(left, right).is_ok_and(|order| order == Some(Ordering::Equal)))
+            compare(left, right).is_ok_and(|order| order == Some(Ordering::Equal))
         }
-        (left, right) => match (optional(left), optional(right)) {
-            (Some(left), Some(right)) => match (left.value(), right.value()) {
-                (Some(left), Some(right)) => equal(left, right, budget),
-                (left, right) => Ok(left.is_none() && right.is_none()),
-            },
-            _ => Ok(left == right),
-        },
+        (left, right) => left == right,
     }
-}
-
-/// Spends what it costs to look at all that a value holds, and says how much that is.
-fn weigh(value: &Value, budget: &mut Budget) -> Result<u64, Error> {
-    let own = 1 + value::own_size(value);
-    budget.spend(own)?;
-    let parts: Vec<&Value> = match value {
-        Value::List(items) => items.iter().collect(),
-        Value::Map(map) => map.map.values().collect(),
-        other => optional(other).and_then(OptionalValue::value).into_iter().collect(),
-    };
-    parts.into_iter().try_fold(own, |sum, part| Ok(sum + weigh(part, budget)?))
 }
 
 /// The order of two values; none for numbers that have none.
@@ -534,18 +492,8 @@ fn evaluate_call(call: &Call, scope: &Scope<'_>, budget: &mut Budget) -> Outcome
     }
     let cost: u64 = values.iter().map(value::size).sum();
     budget.spend(1 + cost)?;
-    if let Some(answer) = own(call, &values, scope, budget) {
+    if let Some(answer) = own(call, &values, scope) {
         return answer;
-    }
-    // What the library does with a value it may do with all that is in it.
-    if !SHALLOW.contains(&call.name.as_str()) {
-        let mut weights = Vec::with_capacity(values.len());
-        for value in &values {
-            weights.push(weigh(value, budget)?);
-        }
-        if let Some(pairs) = pairs(&call.name, &values, &weights) {
-            budget.spend(pairs)?;
-        }
     }
     // A regular expression costs its length for each character.
     if matches!(call.name.as_str(), "matches" | "find" | "findAll" | "replace" | "split") {
@@ -554,22 +502,8 @@ fn evaluate_call(call: &Call, scope: &Scope<'_>, budget: &mut Budget) -> Outcome
     library(&call.template, values)
 }
 
-/// Functions that hand on a value without a look into it.
-const SHALLOW: &[&str] = &["first", "hasValue", "last", "optional.of", "or", "orValue", "value"];
-
-/// What it costs to compare items with each other, for functions that do.
-fn pairs(name: &str, values: &[Value], weights: &[u64]) -> Option<u64> {
-    match (name, values) {
-        ("distinct", [Value::List(items)]) => Some(weights[0].saturating_mul(items.len() as u64) / 2),
-        _ if name.starts_with("sets.") => {
-            Some(weights.iter().fold(1, |product, weight| product.saturating_mul(*weight)))
-        }
-        _ => None,
-    }
-}
-
 /// Functions that the library lacks.
-fn own(call: &Call, values: &[Value], scope: &Scope<'_>, budget: &mut Budget) -> Option<Outcome> {
+fn own(call: &Call, values: &[Value], scope: &Scope<'_>) -> Option<Outcome> {
     match (call.name.as_str(), values) {
         ("dyn", [value]) => Some(Ok(value.clone())),
         ("type", [value]) => Some(Ok(value::type_value(value::type_name(value)))),
@@ -586,14 +520,14 @@ fn own(call: &Call, values: &[Value], scope: &Scope<'_>, budget: &mut Budget) ->
         }
         ("quantity" | "url" | "ip" | "cidr" | "semver", [Value::Null]) => Some(Err(no_overload())),
         (name, [Value::Map(question), rest @ ..]) if question.get(&key_of("@access")).is_some() => {
-            Some(access(name, question, rest, scope, budget))
+            Some(access(name, question, rest, scope))
         }
         _ => None,
     }
 }
 
 /// `authorizer.group('').resource('pods').check('get').allowed()`: the question grows from call to call.
-fn access(name: &str, question: &Map, args: &[Value], scope: &Scope<'_>, budget: &mut Budget) -> Outcome {
+fn access(name: &str, question: &Map, args: &[Value], scope: &Scope<'_>) -> Outcome {
     let text = |value: &Value| match value {
         Value::String(text) => Ok(text.to_string()),
         _ => Err(no_overload()),
@@ -614,8 +548,7 @@ fn access(name: &str, question: &Map, args: &[Value], scope: &Scope<'_>, budget:
         }
         ("check", [verb]) => {
             let asked = grown(vec![("verb", value::string(&text(verb)?))]);
-            let asking = value::to_json(&asked, budget)?;
-            let allowed = scope.access.is_some_and(|access| access.allowed(&asking));
+            let allowed = scope.access.is_some_and(|access| access.allowed(&value::to_json(&asked)));
             Ok(grown(vec![("@allowed", Value::Bool(allowed))]))
         }
         ("allowed", []) => question.get(&key_of("@allowed")).cloned().ok_or_else(no_overload),

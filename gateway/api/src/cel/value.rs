@@ -9,7 +9,6 @@ use kube_cel::cel::Value;
 use kube_cel::cel::objects::{Key, Map};
 use serde_json::{Number, Value as Json};
 
-use super::{Budget, Error};
 use crate::custom::{Additional, Structural};
 
 /// Words that cannot be names of fields in an expression.
@@ -169,25 +168,11 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// A value as JSON. What has no form there is null. Each part costs, as often as it is written.
-///
-/// # Errors
-/// When that costs more than what is left after the value's evaluation.
-pub fn to_json(value: &Value, budget: &mut Budget) -> Result<Json, Error> {
-    budget.spend(1 + own_size(value))?;
-    Ok(match value {
-        Value::List(items) => {
-            Json::Array(items.iter().map(|item| to_json(item, budget)).collect::<Result<_, Error>>()?)
-        }
-        Value::Map(map) => {
-            let mut fields = serde_json::Map::new();
-            for (key, value) in map.map.iter() {
-                let key = key_text(key);
-                budget.spend(key.len() as u64 / 10)?;
-                fields.insert(key, to_json(value, budget)?);
-            }
-            Json::Object(fields)
-        }
+/// A value as JSON. What has no form there is null.
+pub fn to_json(value: &Value) -> Json {
+    match value {
+        Value::List(items) => Json::Array(items.iter().map(to_json).collect()),
+        Value::Map(map) => Json::Object(map.map.iter().map(|(key, value)| (key_text(key), to_json(value))).collect()),
         Value::Int(value) => (*value).into(),
         Value::UInt(value) => (*value).into(),
         Value::Float(value) => Number::from_f64(*value).map_or(Json::Null, Json::Number),
@@ -195,9 +180,9 @@ pub fn to_json(value: &Value, budget: &mut Budget) -> Result<Json, Error> {
         Value::Bytes(bytes) => STANDARD.encode(&**bytes).into(),
         Value::Bool(value) => (*value).into(),
         Value::Timestamp(at) => at.to_rfc3339().into(),
-        Value::Duration(_) => text_of(value, budget)?.into(),
+        Value::Duration(_) => text_of(value).into(),
         _ => Json::Null,
-    })
+    }
 }
 
 /// A key of a map as a text.
@@ -211,34 +196,24 @@ pub(super) fn key_text(key: &Key) -> String {
 }
 
 /// A value as an error shows it.
-///
-/// # Errors
-/// As for [`to_json`].
-pub fn text_of(value: &Value, budget: &mut Budget) -> Result<String, Error> {
-    Ok(match value {
+pub fn text_of(value: &Value) -> String {
+    match value {
         Value::String(text) => text.to_string(),
         Value::Duration(_) => match super::eval::convert("string", value.clone()) {
             Ok(Value::String(text)) => text.to_string(),
             _ => String::new(),
         },
-        other => to_json(other, budget)?.to_string(),
-    })
+        other => to_json(other).to_string(),
+    }
 }
 
 /// What handling a value costs, in steps: its length, for what has one.
 pub(super) fn size(value: &Value) -> u64 {
-    match value {
-        Value::List(items) => items.len() as u64,
-        Value::Map(map) => map.map.len() as u64,
-        other => own_size(other),
-    }
-}
-
-/// What handling a value costs without the values in it.
-pub(super) fn own_size(value: &Value) -> u64 {
     let length = match value {
         Value::String(text) => text.len() / 10,
         Value::Bytes(bytes) => bytes.len() / 10,
+        Value::List(items) => items.len(),
+        Value::Map(map) => map.map.len(),
         _ => 0,
     };
     length as u64

@@ -158,7 +158,7 @@ impl Rule {
             Ok(cel::Value::Bool(true)) => None,
             Ok(cel::Value::Bool(false)) => {
                 let told = self.message_program.as_ref().and_then(|program| {
-                    let text = program.evaluate(&scope, budget).and_then(|value| cel::text_of(&value, budget)).ok()?;
+                    let text = program.evaluate(&scope, budget).ok().map(|value| cel::text_of(&value))?;
                     Some(text.trim().to_owned()).filter(|text| !text.is_empty() && !text.contains('\n'))
                 });
                 let detail = told.unwrap_or_else(|| match self.message.as_str() {

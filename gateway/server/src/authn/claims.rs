@@ -106,7 +106,7 @@ impl Reading {
         let mut evaluate = |program: &Program| {
             program
                 .evaluate(&scope, &mut budget)
-                .and_then(|value| cel::to_json(&value, &mut budget))
+                .map(|value| cel::to_json(&value))
                 .map_err(|error| format!("oidc: {error}"))
         };
         let name = match &self.username {

@@ -158,8 +158,7 @@ fn evaluate(
     let composed = [("variables", policy.subject.variables(&outer, &mut budget))];
     let scope = outer.with_all(&composed);
     let (Mutation::Apply(expression) | Mutation::Patch(expression)) = mutation;
-    let value = expression.evaluate(&scope, &mut budget)?;
-    let value = cel::to_json(&value, &mut budget).map_err(|error| error.to_string())?;
+    let value = cel::to_json(&expression.evaluate(&scope, &mut budget)?);
     if let Some(wrong) = expression.program.as_ref().ok().and_then(|program| program.misplaced().first()) {
         return Err(format!("type mismatch: {wrong}"));
     }
