@@ -141,9 +141,11 @@ fn what_a_pod_fetches_by_a_service_is_the_clusters_and_what_it_fetches_outside_i
         let listener = std::net::TcpListener::bind((outside.there.as_str(), 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
-            use std::io::{Read, Write};
+            use std::io::{BufRead, BufReader, Write};
             let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 4_096]).unwrap();
+            // All of the request: a socket that is closed with something unread is reset, and what was sent is lost.
+            let request = BufReader::new(&stream).lines().map(Result::unwrap);
+            assert!(request.take_while(|line| !line.is_empty()).count() > 0);
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\nConnection: close\r\n\r\n").unwrap();
             stream.write_all(&vec![b'x'; BYTES]).unwrap();
         });
