@@ -19,6 +19,9 @@ use crate::{Billing, Delivery, Meterable};
 /// How far a worker's clock and this one may be apart.
 const LARGEST_DRIFT_NS: i64 = 60_000_000_000;
 
+/// How long a reading may wait for this clock to reach it: a worker whose clock is ahead loses nothing.
+const LONGEST_WAIT_NS: i64 = 24 * 3_600 * 1_000_000_000;
+
 /// A pod's uid to where it was bound (JSON).
 pub(crate) const BINDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bindings");
 
@@ -66,6 +69,9 @@ pub enum NotTaken {
     /// Whether a pod was bound isn't known now.
     #[error("where pods are bound is not known: {0}")]
     Unknown(String),
+    /// It is of a time that hasn't come: the clocks are apart.
+    #[error("the node's clock is {0} s ahead: its readings are taken when that time has come")]
+    Early(i64),
 }
 
 impl Billing {
@@ -87,6 +93,11 @@ impl Billing {
             }
         }
         let now_ns = nanoseconds(Timestamp::now());
+        let ahead = delivery.records.iter().map(|record| record.reading.end_ns.saturating_sub(now_ns));
+        let to_come = ahead.filter(|ahead| (LARGEST_DRIFT_NS + 1..=LONGEST_WAIT_NS).contains(ahead)).max();
+        if let Some(ahead_ns) = to_come {
+            return Err(NotTaken::Early(ahead_ns / 1_000_000_000));
+        }
         let (mut records, mut refused) = (Vec::new(), BTreeMap::new());
         for record in delivery.records {
             match mistake(&record, judged[&Binding::from(&record.container)].as_ref(), now_ns) {

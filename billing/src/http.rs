@@ -72,7 +72,7 @@ async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Byt
         }
         Err(NotTaken::Ledger(LedgerError::Damaged(mistake))) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
         Err(NotTaken::Ledger(error)) => refuse(&ReportError::Ledger(error)),
-        Err(error @ NotTaken::Unknown(_)) => {
+        Err(error @ (NotTaken::Unknown(_) | NotTaken::Early(_))) => {
             status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &error.to_string())
         }
     }
