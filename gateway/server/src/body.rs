@@ -14,6 +14,11 @@ use crate::audit;
 /// How long a client may take for the whole body.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long and how much is read of a body that is too large, and dropped: whoever is still sending when the connection closes
+/// would never see the answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
+
 /// How many bytes of bodies may be in memory at a time.
 const ROOM: usize = 128 << 20;
 /// When a client may try again for whose body there was no room, in seconds.
@@ -56,6 +61,8 @@ async fn collect(Incoming { mut body, room }: Incoming, limit: usize) -> Result<
         let Ok(data) = frame.into_data() else { continue };
         size = size.saturating_add(data.len());
         if size > limit {
+            drop((taken, first, all));
+            pass_over(body).await;
             return Err(Status::too_large(format!("limit is {limit}")));
         }
         if let Some(room) = &room {
@@ -76,6 +83,21 @@ async fn collect(Incoming { mut body, room }: Incoming, limit: usize) -> Result<
         }
     }
     Ok(Held { bytes: first.unwrap_or_else(|| all.freeze()), _room: taken })
+}
+
+async fn pass_over(mut body: Body) {
+    let read = async {
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // In time or not, the answer is the same.
+    let _ = tokio::time::timeout(LINGER, read).await;
 }
 
 fn take(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {

@@ -216,6 +216,45 @@ async fn webhooks_change_and_refuse() {
 }
 
 #[tokio::test]
+async fn who_scales_is_asked_about_the_scale_and_what_is_changed_there_is_changed() {
+    let cluster = Cluster::new().await;
+    let admin = cluster.admin();
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let (code, answer) = send(&admin, "POST", deployments, &deployment).await;
+    assert_eq!(code, 201, "{answer}");
+    let rules = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"],
+        "resources": ["deployments/scale"]}]);
+    let (address, authority) = serve(|request| {
+        let whole = ["object", "oldObject"].iter().all(|of| request[of]["kind"] == "Scale");
+        let scale = whole && request["kind"]["kind"] == "Scale" && request["oldObject"]["spec"]["replicas"] == 1;
+        let patch = json!([{"op": "replace", "path": "/spec/replicas", "value": 3}]);
+        json!({"allowed": scale, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())})
+    })
+    .await;
+    let more = json!({"rules": rules, "objectSelector": {}});
+    let mutating = configuration("MutatingWebhookConfiguration", &address, &authority, &more);
+    let (code, answer) = send(&admin, "POST", &format!("{group}/mutatingwebhookconfigurations"), &mutating).await;
+    assert_eq!(code, 201, "{answer}");
+    let scale = format!("{deployments}/d/scale");
+    let wanted = json!({"spec": {"replicas": 2}});
+    let asked = format!("{scale}?dryRun=All");
+    until(&admin, "PATCH", &asked, &wanted, |_, answer| answer["spec"]["replicas"] == 3).await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "object.kind == 'Scale' && object.spec.replicas < oldObject.spec.replicas + 2"}]}});
+    let (code, answer) = send(&admin, "POST", &format!("{group}/validatingadmissionpolicies"), &policy).await;
+    assert_eq!(code, 201, "{answer}");
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    send(&admin, "POST", &format!("{group}/validatingadmissionpolicybindings"), &binding).await;
+    let refused = until(&admin, "PATCH", &asked, &wanted, |code, _| code == 422).await;
+    assert!(refused["message"].as_str().is_some_and(|why| why.contains("failed expression")), "{refused}");
+    let (_, kept) = send(&admin, "GET", &format!("{deployments}/d"), &Value::Null).await;
+    assert_eq!(kept["spec"]["replicas"], 1, "{kept}");
+}
+
+#[tokio::test]
 async fn a_webhook_brings_objects_from_one_version_into_the_other() {
     let cluster = Cluster::new().await;
     let admin = cluster.admin();

@@ -145,19 +145,24 @@ impl Slices {
         }
         let zone = node.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
         let near = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
-        let hints = match near {
-            Some("PreferClose" | "PreferSameZone") => zone
-                .clone()
-                .map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), ..EndpointHints::default() }),
-            Some("PreferSameNode") => node_name
-                .clone()
-                .map(|name| EndpointHints { for_nodes: Some(vec![ForNode { name }]), ..EndpointHints::default() }),
+        let ready = published || serving && !ending;
+        let for_zones = match near {
+            Some("PreferClose" | "PreferSameZone" | "PreferSameNode") => {
+                zone.clone().map(|name| vec![ForZone { name }])
+            }
             _ => None,
         };
+        // Where none is on the client's node, one in its zone is the next best.
+        let for_nodes = match near {
+            Some("PreferSameNode") => node_name.clone().map(|name| vec![ForNode { name }]),
+            _ => None,
+        };
+        let hinted = ready && (for_zones.is_some() || for_nodes.is_some());
+        let hints = hinted.then_some(EndpointHints { for_nodes, for_zones });
         Some(Endpoint {
             addresses: vec![address],
             conditions: Some(EndpointConditions {
-                ready: Some(published || serving && !ending),
+                ready: Some(ready),
                 serving: Some(serving),
                 terminating: Some(ending),
             }),

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::create::{self, Tracking};
 use super::get;
 use super::patch::{self, PatchType, patched};
-use super::update::{self, Change};
+use super::update::{self, Change, Shown};
 use crate::call::Call;
 use crate::objects::{self, text};
 use crate::options::{WriteOptions, WriteVerb};
@@ -57,7 +57,10 @@ async fn apply_patch(call: &Call, scale: &'static Kind, body: &Bytes) -> Result<
     patch::check_config(&about(call, scale), &mut config)?;
     let time = objects::timestamp(Timestamp::now());
     let manager = Manager { name: &options.manager, operation: Operation::Apply, subresource: "scale", time: &time };
-    let how = Change { subresource: "scale", tracking: Tracking::Done, ..Change::new(Part::Main, &options) };
+    let of = |object: &Value| scale_of(object, call.kind.scale_paths());
+    let take = |old: &Value, wanted: &Value, new: &mut Value| set_wanted(call, scale, old, wanted, new);
+    let shown = Some(Shown { of: &of, take: &take });
+    let how = Change { subresource: "scale", tracking: Tracking::Done, shown, ..Change::new(Part::Main, &options) };
     let changed = update::change(call, &how, |old| {
         let paths = call.kind.scale_paths();
         let before = scale_of(old, paths);
@@ -79,11 +82,14 @@ async fn change(
     options: &WriteOptions,
     mut make: impl FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<Response, Status> {
-    let how = Change { subresource: "scale", ..Change::new(Part::Main, options) };
+    let of = |object: &Value| scale_of(object, call.kind.scale_paths());
+    let take = |old: &Value, wanted: &Value, new: &mut Value| set_wanted(call, scale, old, wanted, new);
+    let shown = Some(Shown { of: &of, take: &take });
+    let how = Change { subresource: "scale", shown, ..Change::new(Part::Main, options) };
     let changed = update::change(call, &how, |old| {
-        let wanted = make(&scale_of(old, call.kind.scale_paths()))?;
+        let wanted = make(&of(old))?;
         let mut new = old.clone();
-        set_wanted(call, scale, old, &wanted, &mut new)?;
+        take(old, &wanted, &mut new)?;
         Ok(new)
     })
     .await?;

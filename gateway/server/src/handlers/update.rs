@@ -78,6 +78,14 @@ pub(crate) fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// What admission sees and changes of an object, where that isn't the object itself.
+pub(crate) struct Shown<'a> {
+    /// Makes it of the object.
+    pub of: &'a (dyn Fn(&Value) -> Value + Sync),
+    /// Sets what it wants, by the object before and what it has become itself.
+    pub take: &'a (dyn Fn(&Value, &Value, &mut Value) -> Result<(), Status> + Sync),
+}
+
 /// How an object is changed.
 pub(crate) struct Change<'a> {
     /// What of it.
@@ -89,6 +97,7 @@ pub(crate) struct Change<'a> {
     pub uid_is_precondition: bool,
     /// The path through which fields are managed; empty for the object itself.
     pub subresource: &'static str,
+    pub shown: Option<Shown<'a>>,
 }
 
 impl<'a> Change<'a> {
@@ -99,6 +108,7 @@ impl<'a> Change<'a> {
             tracking: Tracking::Update,
             options,
             uid_is_precondition: false,
+            shown: None,
             subresource: match part {
                 Part::Main => "",
                 Part::Finalize => "finalize",
@@ -157,9 +167,16 @@ async fn step(
     owners::deduplicate(call, &mut new);
     kind.default(&mut new);
     keep_system_metadata(&mut new, old);
-    let mut request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);
+    let seen_before = how.shown.as_ref().map(|shown| (shown.of)(old));
+    let seen_before = seen_before.as_ref().unwrap_or(old);
+    let seen = how.shown.as_ref().map(|shown| (shown.of)(&new));
+    let seen = seen.unwrap_or_else(|| std::mem::take(&mut new));
+    let mut request = admission::Request::update(call, how.subresource, seen, seen_before, how.options.dry_run);
     admission::mutate(&mut request).await?;
-    let mut new = request.object;
+    match &how.shown {
+        Some(shown) => (shown.take)(old, &request.object, &mut new)?,
+        None => new = request.object,
+    }
     kind.prepare_update(&mut new, old, how.part);
     kind.default(&mut new);
     decode::normalize(&call.kind, &mut new);
@@ -199,9 +216,14 @@ async fn step(
             }
         }
     }
-    let request = admission::Request::update(call, how.subresource, new, old, how.options.dry_run);
+    let seen = how.shown.as_ref().map(|shown| (shown.of)(&new));
+    let (seen, kept) = match seen {
+        Some(seen) => (seen, Some(new)),
+        None => (new, None),
+    };
+    let request = admission::Request::update(call, how.subresource, seen, seen_before, how.options.dry_run);
     admission::validate(&request).await?;
-    let new = request.object;
+    let new = kept.unwrap_or(request.object);
     if new == *old {
         return Ok(Step::Done(call.present(&entry.value)?));
     }
