@@ -119,6 +119,37 @@ fn pods_and_the_machine_reach_a_services_pods_by_its_address() {
 }
 
 #[test]
+fn an_address_that_two_services_ask_for_is_the_olders_until_that_goes() {
+    let carob = Carob::start(&["tools"]);
+    let address = "192.0.2.77";
+    let at = |name: &str, app: &str| {
+        let spec =
+            json!({"selector": {"app": app}, "externalIPs": [address], "ports": [{"port": 80, "targetPort": 8080}]});
+        service(name, &spec)
+    };
+    carob.apply(&list(&[server("one", "one"), server("two", "two"), pod("client", &[idle("main")])]));
+    for name in ["one", "two", "client"] {
+        carob.wait(&format!("pod/{name}"), "condition=Ready");
+    }
+    let asked = || get(&carob, "client", &format!("http://{address}/"));
+    let own = |name: &str| {
+        let address = carob.jsonpath(&format!("service/{name}"), ".spec.clusterIP");
+        get(&carob, "client", &format!("http://{address}/"))
+    };
+    carob.apply(&at("the-older", "one").to_string());
+    eventually("the older one has it", || asked().contains("one"));
+    // Another second, so that it is younger.
+    std::thread::sleep(Duration::from_millis(1_100));
+    carob.apply(&at("a-younger", "two").to_string());
+    eventually("its own address leads to it", || own("a-younger").contains("two"));
+    for _ in 0..5 {
+        assert!(asked().contains("one"));
+    }
+    carob.kubectl(&["delete", "service", "the-older"]);
+    eventually("the other one has it", || asked().contains("two"));
+}
+
+#[test]
 fn a_client_with_affinity_stays_and_an_unready_pod_gets_nothing() {
     let carob = Carob::start(&["tools"]);
     let sticky =

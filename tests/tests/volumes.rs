@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use carob_tests::pods::{list, pod, shell, shell_pod};
+use carob_tests::pods::{idle, list, pod, shell, shell_pod};
 use carob_tests::terminal::Running;
 use carob_tests::{Carob, eventually};
 use serde_json::{Value, json};
@@ -464,6 +464,31 @@ fn an_ephemeral_volume_is_a_claim_that_grows_and_goes_with_its_pod() {
     carob.until(&["get", "pvc", "own-data", "-o", "jsonpath={.status.capacity.storage}"], |size| size == "3Gi");
     carob.kubectl(&["delete", "pod", "own", "--now"]);
     carob.until(&["get", "pvc,pv", "-o", "name"], str::is_empty);
+}
+
+#[test]
+fn who_must_be_alone_with_a_claim_waits_also_where_no_scheduler_saw_it() {
+    let mut carob = Carob::start(&["tools"]);
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "own"},
+        "spec": {"accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "1Mi"}}}});
+    let node = carob.jsonpath("nodes", ".items[0].metadata.name");
+    let using = |name: &str| {
+        let mut manifest = pod(name, &[idle("main")]);
+        manifest["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "own"}}]);
+        mount(&mut manifest["spec"]["containers"][0], "data", "/data");
+        manifest
+    };
+    carob.apply(&list(&[claim, using("first")]));
+    carob.wait("pod/first", "condition=Ready");
+    // The next process knows whose it is.
+    carob.kill();
+    carob.up(&[]);
+    let mut second = using("second");
+    second["spec"]["nodeName"] = json!(node);
+    carob.apply(&second.to_string());
+    carob.wait_event("second", "volume uses the ReadWriteOncePod access mode and is already in use by another pod");
+    carob.kubectl(&["delete", "pod", "first", "--now"]);
+    carob.wait("pod/second", "condition=Ready");
 }
 
 #[test]

@@ -19,21 +19,18 @@ pub struct HostPort {
     pub pod_port: u16,
 }
 
-/// Those on addresses that this machine has: who makes a pod could else take what is sent to anybody. `gateway` is the
-/// machine's address among the pods.
-pub(crate) fn on_this_machine(ports: Vec<HostPort>, gateway: Ipv4Addr) -> Result<Vec<HostPort>, Error> {
+/// Those on addresses that this machine has, and the others: who makes a pod could else take what is sent to anybody.
+/// `gateway` is the machine's address among the pods.
+pub(crate) fn on_this_machine(
+    ports: Vec<HostPort>,
+    gateway: Ipv4Addr,
+) -> Result<(Vec<HostPort>, Vec<HostPort>), Error> {
     if ports.iter().all(|port| port.address.is_none_or(|address| address.is_loopback())) {
-        return Ok(ports);
+        return Ok((ports, Vec::new()));
     }
     let own = bridge::own_addresses(gateway)?;
-    let is_here = |port: &HostPort| {
-        let here = port.address.is_none_or(|address| address.is_loopback() || own.contains(&address));
-        if !here {
-            tracing::info!(?port, "a pod's port is on an address that isn't this machine's: it leads nowhere");
-        }
-        here
-    };
-    Ok(ports.into_iter().filter(is_here).collect())
+    let is_here = |port: &HostPort| port.address.is_none_or(|address| address.is_loopback() || own.contains(&address));
+    Ok(ports.into_iter().partition(is_here))
 }
 
 impl HostPort {

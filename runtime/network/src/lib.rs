@@ -234,19 +234,20 @@ impl Network {
         lock(&self.shared.owners).insert(pod_uid.to_owned(), address);
     }
 
-    /// Leads ports of this machine to ports of a pod, until it is released. Ports of addresses that this machine doesn't
-    /// have lead nowhere.
-    pub async fn publish(&self, pod_uid: &str, pod: Ipv4Addr, ports: Vec<HostPort>) -> Result<(), Error> {
+    /// Leads ports of this machine to ports of a pod, until it is released. Gives those that lead nowhere: their addresses
+    /// aren't this machine's.
+    pub async fn publish(&self, pod_uid: &str, pod: Ipv4Addr, ports: Vec<HostPort>) -> Result<Vec<HostPort>, Error> {
         if ports.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if ports.iter().any(HostPort::is_on_loopback) {
             bridge::accept_loopback(&bridge::port_name(&self.shared.instance, pod))?;
         }
         let (uid, gateway) = (pod_uid.to_owned(), self.shared.gateway);
         self.with_services(move |known| {
-            let ports = host_port::on_this_machine(ports, gateway)?;
-            known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())
+            let (ports, elsewhere) = host_port::on_this_machine(ports, gateway)?;
+            known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())?;
+            Ok(elsewhere)
         })
         .await
     }
@@ -378,10 +379,10 @@ impl Network {
         tokio::task::spawn_blocking(move || work(&mut lock(&shared.policies))).await.map_err(|_| Error::Closed)?
     }
 
-    async fn with_services(
+    async fn with_services<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Services) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
+        work: impl FnOnce(&mut Services) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || work(&mut lock(&shared.services))).await.map_err(|_| Error::Closed)?
     }

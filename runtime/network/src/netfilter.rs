@@ -137,7 +137,7 @@ impl Transaction {
         let last = self.messages.start;
         let flags = u16::from_ne_bytes([self.messages.bytes[last + 6], self.messages.bytes[last + 7]]) | ACKNOWLEDGE;
         self.messages.bytes[last + 6..last + 8].copy_from_slice(&flags.to_ne_bytes());
-        let (first, last) = (self.messages.base, self.messages.base + self.messages.count);
+        let (first, last) = (self.messages.base, self.messages.base.wrapping_add(self.messages.count));
         self.messages.begin(BATCH_END, 0, NFTABLES);
         self.messages.finish();
         socket.send(&self.messages.bytes, 0)?;
@@ -145,7 +145,7 @@ impl Transaction {
         loop {
             let (datagram, _) = socket.recv_from_full()?;
             for message in split(&datagram) {
-                if message.kind != NLMSG_ERROR || message.sequence <= first {
+                if message.kind != NLMSG_ERROR || !message.is_after(first) {
                     continue;
                 }
                 let error = message.error();
@@ -153,8 +153,8 @@ impl Transaction {
                     outcome = Err(io::Error::from_raw_os_error(error));
                 }
                 // What is wrong with the whole batch is said of its beginning, and nothing after it.
-                let of_all = error != 0 && message.sequence == first + 1;
-                if of_all || message.sequence >= last {
+                let of_all = error != 0 && message.sequence == first.wrapping_add(1);
+                if of_all || !message.is_before(last) {
                     return outcome;
                 }
             }
@@ -214,13 +214,14 @@ pub(crate) fn dump(kind: u16, each: impl FnMut(&[u8])) -> io::Result<()> {
     ask(&open()?, messages, each)
 }
 
-/// Sends a question, and calls `each` with the attributes of every part of the answer.
+/// Sends a question, and calls `each` with the attributes of every part of the answer. Of what changes meanwhile parts may
+/// be missing, or there twice.
 fn ask(socket: &Socket, mut messages: Messages, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     messages.finish();
     socket.send(&messages.bytes, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        for message in split(&datagram).filter(|message| message.sequence > messages.base) {
+        for message in split(&datagram).filter(|message| message.is_after(messages.base)) {
             match (message.kind, message.error()) {
                 (NLMSG_DONE, _) | (NLMSG_ERROR, 0) => return Ok(()),
                 (NLMSG_ERROR, error) => return Err(io::Error::from_raw_os_error(error)),
@@ -249,7 +250,7 @@ impl Connection {
 
     pub(crate) fn commit(&mut self, transaction: Transaction) -> io::Result<()> {
         // With the end of the batch.
-        self.last += transaction.messages.count + 1;
+        self.last = self.last.wrapping_add(transaction.messages.count + 1);
         transaction.commit_by(&self.socket)
     }
 
@@ -263,7 +264,7 @@ impl Connection {
         let mut messages = Messages { base: self.last, ..Messages::default() };
         messages.begin((NFTABLES << 8) | number, flags, 0);
         write(&mut messages);
-        self.last += 1;
+        self.last = self.last.wrapping_add(1);
         ask(&self.socket, messages, each)
     }
 }
@@ -286,6 +287,15 @@ struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// Whether it is about what was sent after this number; they begin anew when they are used up.
+    fn is_after(&self, number: u32) -> bool {
+        (1..=u32::MAX / 2).contains(&self.sequence.wrapping_sub(number))
+    }
+
+    fn is_before(&self, number: u32) -> bool {
+        (1..=u32::MAX / 2).contains(&number.wrapping_sub(self.sequence))
+    }
+
     /// The error number; 0 is success.
     fn error(&self) -> i32 {
         self.body.first_chunk().map_or(libc::EIO, |bytes| -i32::from_ne_bytes(*bytes))
@@ -326,6 +336,9 @@ pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
+    /// `NFT_MSG_GETTABLE`
+    const GET_TABLE: u16 = 1;
+
     #[test]
     fn attributes_are_padded_and_found_again() {
         let mut messages = Messages::default();
@@ -355,6 +368,32 @@ mod tests {
         let outcome = outcome.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for ever");
         let error = outcome.unwrap_err().raw_os_error();
         assert!(matches!(error, Some(libc::EOPNOTSUPP | libc::EPERM)), "{error:?}");
+    }
+
+    #[test]
+    fn numbers_begin_anew_when_they_are_used_up() {
+        let answer = |sequence| Answer { kind: 0, sequence, body: &[], attributes: &[] };
+        assert!(answer(3).is_after(2) && answer(3).is_before(4));
+        assert!(!answer(3).is_after(3) && !answer(3).is_before(3) && !answer(3).is_after(4));
+        assert!(answer(1).is_after(u32::MAX - 1) && answer(u32::MAX).is_before(1));
+        assert!(!answer(u32::MAX).is_after(1) && !answer(1).is_before(u32::MAX));
+        let mut connection = Connection::open().unwrap();
+        connection.last = u32::MAX - 1;
+        let (sender, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..3 {
+                // Of a table that isn't there; who may not ask is told that.
+                let name = |messages: &mut Messages| {
+                    messages.name(1, "none");
+                };
+                let asked = connection.ask((GET_TABLE, ACKNOWLEDGE), name, |_| ());
+                let _ = sender.send(asked.map_err(|error| error.raw_os_error()));
+            }
+        });
+        for _ in 0..3 {
+            let answer = outcome.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for ever");
+            assert!(matches!(answer, Err(Some(libc::ENOENT | libc::EPERM))), "{answer:?}");
+        }
     }
 
     #[test]

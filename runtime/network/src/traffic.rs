@@ -145,14 +145,15 @@ impl TrafficCounters {
         Ok(Self(Arc::new(Inner { table: table(instance), connection: Mutex::new(connection) })))
     }
 
-    /// What all pods have received and sent, by their addresses.
+    /// What all pods have received and sent, by their addresses. Where one of a pod's counters isn't told, nothing is: less
+    /// than was told before would count as a new beginning.
     pub fn read(&self) -> io::Result<HashMap<Ipv4Addr, Traffic>> {
-        let mut all: HashMap<Ipv4Addr, Traffic> = HashMap::new();
+        let mut all = Dump::default();
         let ask = |messages: &mut Messages| {
             messages.name(1, &self.0.table).name(2, TRAFFIC);
         };
-        self.ask(DUMP, ask, |address, kind, bytes| *kind.of(all.entry(address).or_default()) = bytes)?;
-        Ok(all)
+        self.ask(DUMP, ask, |address, kind, bytes| all.take(address, kind, bytes))?;
+        Ok(all.whole())
     }
 
     /// What one pod has; none if it isn't counted.
@@ -211,6 +212,24 @@ impl TrafficCounters {
     }
 }
 
+/// What the kernel tells of all pods.
+#[derive(Default)]
+struct Dump(HashMap<Ipv4Addr, (Traffic, [bool; Kind::ALL.len()])>);
+
+impl Dump {
+    fn take(&mut self, address: Ipv4Addr, kind: Kind, bytes: u64) {
+        let (traffic, told) = self.0.entry(address).or_default();
+        *kind.of(traffic) = bytes;
+        told[kind as usize] = true;
+    }
+
+    /// Those of whom all is told.
+    fn whole(self) -> HashMap<Ipv4Addr, Traffic> {
+        let whole = self.0.into_iter().filter(|(_, (_, told))| told.iter().all(|told| *told));
+        whole.map(|(address, (traffic, _))| (address, traffic)).collect()
+    }
+}
+
 fn write_elements(messages: &mut Messages, pod: Ipv4Addr) {
     messages.nested(3, |list| {
         for kind in Kind::ALL {
@@ -238,6 +257,20 @@ mod tests {
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, number);
         }
+    }
+
+    #[test]
+    fn a_pod_of_which_a_part_is_told_is_not_told_of() {
+        let (whole, part) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let mut dump = Dump::default();
+        for (number, kind) in Kind::ALL.into_iter().enumerate() {
+            dump.take(whole, kind, number as u64 + 1);
+            if number != 2 {
+                dump.take(part, kind, 9);
+            }
+        }
+        let traffic = Traffic { internet_received: 1, internet_sent: 2, cluster_received: 3, cluster_sent: 4 };
+        assert_eq!(dump.whole(), [(whole, traffic)].into());
     }
 
     #[test]

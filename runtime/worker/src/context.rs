@@ -2,7 +2,7 @@
 
 use crate::admission::Admission;
 use crate::credential_providers::CredentialProviders;
-use crate::events::Recorder;
+use crate::events::{About, Recorder, Severity};
 use crate::metrics::Metrics;
 use crate::network::host_ports;
 use crate::network::metered::Networks;
@@ -13,17 +13,18 @@ use crate::pod::PodTable;
 use crate::pressure::{Pressure, Tenants};
 use crate::settings::NodeSettings;
 use crate::users::{Homes, Ranges, UserNamespacePolicy, possible};
+use crate::volumes::InUse;
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
 use carob_network::{Dns, DnsSockets, Ipv4Net, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// All that a worker is made of.
 pub struct WorkerConfig {
@@ -161,6 +162,8 @@ impl Dirs {
 /// What every part of the worker shares.
 pub(crate) struct Context {
     pub node: String,
+    /// The node as it was seen last; none before it was.
+    pub own_node: watch::Sender<Option<Arc<Node>>>,
     pub dirs: Dirs,
     pub client: kube::Client,
     pub services: kube::Client,
@@ -190,6 +193,8 @@ pub(crate) struct Context {
     pub dns: Dns,
     pub ranges: Ranges,
     pub homes: Homes,
+    /// Which pods have which claims.
+    pub claims: InUse,
     /// Whether pods that don't say have users of their own.
     pub own_users: bool,
     pub settings: NodeSettings,
@@ -249,6 +254,7 @@ impl Context {
             admission: Admission::new(machine.allocatable(config.settings.max_pods, disk.allocatable)),
             events: Arc::new(Recorder::new(config.node_name.clone())),
             node: config.node_name,
+            own_node: watch::Sender::new(None),
             dirs,
             client: config.client,
             services: config.services,
@@ -275,6 +281,7 @@ impl Context {
             dns,
             ranges,
             homes: Homes::default(),
+            claims: InUse::default(),
             own_users,
             runtimes: config.runtimes,
             settings: config.settings,
@@ -295,7 +302,11 @@ impl Context {
     pub async fn admit_network(&self, pod: &Pod, address: Ipv4Addr) -> Result<(), Arc<carob_network::Error>> {
         self.policies.admit(pod, address).await?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)
+        let elsewhere = self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)?;
+        for port in host_ports::without_way(pod, &elsewhere) {
+            self.events.record(About::pod(pod), Severity::Warning, "HostPortNotAvailable", port);
+        }
+        Ok(())
     }
 }
 

@@ -219,6 +219,12 @@ pub(crate) async fn is_chosen(ctx: &Context, spec: &PodSpec) -> bool {
     }
 }
 
+/// Whether the node has a taint under which the pod may not run.
+pub(crate) fn sends_away(ctx: &Context, spec: &PodSpec) -> bool {
+    let node = ctx.own_node.borrow();
+    node.as_ref().is_some_and(|node| placement::untolerated(spec, node, &["NoExecute"]).is_some())
+}
+
 /// Creates the node if it isn't there, and writes its labels and status.
 async fn register(ctx: &Context) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(ctx.client.clone());

@@ -30,10 +30,11 @@ fn echoes(address: &str, port: u16) -> bool {
 #[test]
 fn host_ports_lead_to_a_pod_on_the_addresses_that_are_named_until_it_ends() {
     let mut carob = Carob::start(&["tools"]);
-    let [everywhere, local, echo] = [free_port(), free_port(), free_port()];
+    let [everywhere, local, echo, elsewhere] = [free_port(), free_port(), free_port(), free_port()];
     let mut web = tools("main", &["http-server"]);
     web["ports"] = json!([{"containerPort": 8080, "hostPort": everywhere},
-        {"name": "local", "containerPort": 8080, "hostPort": local, "hostIP": "127.0.0.1"}]);
+        {"name": "local", "containerPort": 8080, "hostPort": local, "hostIP": "127.0.0.1"},
+        {"name": "elsewhere", "containerPort": 8080, "hostPort": elsewhere, "hostIP": "192.0.2.9"}]);
     let mut echoing = tools("echo", &["echo", "--port", "7"]);
     echoing["ports"] = json!([{"containerPort": 7, "hostPort": echo, "protocol": "UDP"}]);
     let mut host = pod("host", &[idle("main")]);
@@ -43,6 +44,7 @@ fn host_ports_lead_to_a_pod_on_the_addresses_that_are_named_until_it_ends() {
     for name in ["server", "client", "host"] {
         carob.wait(&format!("pod/{name}"), "condition=Ready");
     }
+    carob.wait_event("server", &format!("hostPort {elsewhere} leads nowhere: hostIP 192.0.2.9 is no"));
     let machine = carob.jsonpath("pod/host", ".status.hostIP");
     for address in [machine.as_str(), "127.0.0.1"] {
         eventually(&format!("{address}:{everywhere} leads to the pod"), || {

@@ -133,6 +133,15 @@ fn two_workers_are_two_nodes_whose_pods_reach_each_other_and_what_is_for_them() 
             });
         }
     }
+    // What is in a client's zone goes first.
+    for (node, zone) in names.iter().zip(["east", "west"]) {
+        carob.kubectl(&["label", "node", node, &format!("topology.kubernetes.io/zone={zone}")]);
+    }
+    carob.kubectl(&["patch", "service", "web", "-p", r#"{"spec":{"trafficDistribution":"PreferSameZone"}}"#]);
+    let always = |from: &str, server: &str| {
+        (0..12).all(|_| asks(&carob, from, "http://web.default.svc.cluster.local/").contains(server))
+    };
+    eventually("each asks the nearer one", || always("here", "first") && always("there", "second"));
     // Ports of the second node are its own.
     carob.apply(&on(&names[1], published).to_string());
     carob.wait("pod/published", "condition=Ready");

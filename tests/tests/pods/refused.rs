@@ -78,6 +78,14 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
     carob.wait_event("accelerated", "Insufficient example.com/gpu");
     let waits = carob.get(&["pod", "elsewhere"]);
     assert_eq!((&waits["status"]["phase"], &waits["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{waits}");
+    // A node that sends pods away takes none in, whoever placed it.
+    carob.kubectl(&["taint", "nodes", "--all", "example.com/leave:NoExecute"]);
+    carob.kubectl(&["wait", "--for=delete", "pod/placed", "pod/bare", "--timeout=60s"]);
+    let sent_away = with("sent-away", &|spec| {
+        spec["nodeName"] = json!(carob.jsonpath("nodes", ".items[0].metadata.name"));
+    });
+    carob.apply(&sent_away.to_string());
+    carob.wait_event("sent-away", "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate");
 }
 
 #[test]

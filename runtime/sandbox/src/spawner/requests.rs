@@ -127,7 +127,7 @@ impl Service {
         if self.pods.contains_key(&config.uid) {
             return Err(Failure::PodExists(config.uid));
         }
-        if self.is_being_removed(&config.uid) || self.half_removed.contains(&config.uid) {
+        if self.is_being_removed(&config.uid) || self.half_removed.contains_key(&config.uid) {
             return Err(being_removed());
         }
         let missing = || Failure::config("netns", "did not arrive");
@@ -274,7 +274,7 @@ impl Service {
         if self.is_being_removed(uid) {
             return Err(being_removed());
         }
-        if !self.pods.contains_key(uid) && !self.half_removed.remove(uid) {
+        if !self.pods.contains_key(uid) && !self.half_removed.contains_key(uid) {
             return done();
         }
         // Builders at work on it are killed where they are; those that have not entered that are stopped here.
@@ -291,7 +291,10 @@ impl Service {
         let records = &self.records;
         let foreign = self.foreign(uid);
         let namespaces = self.pods.get(uid).and_then(|pod| pod.namespaces.as_ref());
-        let claim = namespaces.and_then(|namespaces| namespaces.claim.as_ref());
+        let claim = match self.half_removed.get(uid) {
+            Some(claim) => claim.as_ref(),
+            None => namespaces.and_then(|namespaces| namespaces.claim.as_ref()),
+        };
         // SAFETY: the spawner has one thread.
         let job = unsafe {
             jobs::start(|| {
@@ -321,7 +324,11 @@ impl Service {
             self.end_log(log);
         }
         self.containers.retain(|_, container| container.pod != uid);
-        self.pods.remove(uid);
+        if let Some(pod) = self.pods.remove(uid) {
+            // Its users are nobody else's before all of it is gone.
+            let claim = pod.namespaces.and_then(|namespaces| namespaces.claim);
+            self.half_removed.insert(uid.to_owned(), claim);
+        }
         self.jobs.insert(job.pid, (job, Purpose::Remove { request, pod: Some(uid.to_owned()) }));
         Ok(None)
     }

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{SockFlag, accept4};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -169,8 +169,8 @@ pub struct Service {
     pub(super) foreign_ready: bool,
     /// Requests for a list that wait until no container is starting and no pod is being removed.
     pub(super) lists: Vec<u64>,
-    /// Pods whose removal failed half way.
-    pub(super) half_removed: HashSet<String>,
+    /// Pods whose removal is under way or failed half way, and the claims of their users.
+    pub(super) half_removed: HashMap<String, Option<OwnedFd>>,
     children: HashMap<i32, Child>,
     /// Deaths of processes whose builder has not yet said who they are.
     unclaimed: BTreeMap<i32, Unclaimed>,
@@ -234,7 +234,7 @@ impl Service {
             lists: Vec::new(),
             children: HashMap::new(),
             unclaimed: BTreeMap::new(),
-            half_removed: HashSet::new(),
+            half_removed: HashMap::new(),
             clients: Vec::new(),
             signals,
             listener,

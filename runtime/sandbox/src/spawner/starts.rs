@@ -215,8 +215,8 @@ impl Service {
                     None if dead => Err(lost()),
                     None => return self.keep(job, purpose),
                 };
-                if result.is_err() {
-                    self.half_removed.extend(pod.clone());
+                if let (Ok(()), Some(pod)) = (&result, pod) {
+                    self.half_removed.remove(pod);
                 }
                 self.answer(request, result.map(|()| Answer::Done), Vec::new());
             }

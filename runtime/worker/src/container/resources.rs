@@ -91,6 +91,41 @@ pub(crate) fn container_requests(container: &Container) -> PodAmounts {
     }
 }
 
+/// What a container holds of CPU and memory while it runs: what it requests, and its share of what the pod requests beyond
+/// its containers, overhead included. Init containers have nobody to share that with but sidecars, which have none of it.
+pub(crate) fn held_requests(spec: &PodSpec, container: &Container) -> PodAmounts {
+    let pod_level = requests(spec.resources.as_ref());
+    let own = container_requests(container);
+    let held = |of: fn(PodAmounts) -> i64, whole: Option<i64>, overhead: Option<i64>| {
+        let sum = |containers: &[&Container]| {
+            containers.iter().map(|container| of(container_requests(container))).fold(0, i64::saturating_add)
+        };
+        let is_this = |other: &&Container| other.name == container.name;
+        let init: Vec<&Container> = spec.init_containers.iter().flatten().collect();
+        let (beside, sharers, place) = if let Some(place) = init.iter().position(is_this) {
+            if is_sidecar(container) {
+                return of(own);
+            }
+            (init[..place].iter().filter(|other| is_sidecar(other)).copied().collect(), 1, 0)
+        } else {
+            let Some(place) = spec.containers.iter().position(|other| other.name == container.name) else { return 0 };
+            let others = spec.containers.iter().filter(|other| other.name != container.name);
+            let sidecars = init.iter().filter(|other| is_sidecar(other)).copied();
+            (sidecars.chain(others).collect::<Vec<_>>(), spec.containers.len(), place)
+        };
+        let beyond = whole.unwrap_or(0).saturating_sub(sum(&beside).saturating_add(of(own))).max(0);
+        let beyond = beyond.saturating_add(overhead.unwrap_or(0));
+        let (sharers, place) = (i64::try_from(sharers).unwrap_or(1), i64::try_from(place).unwrap_or(0));
+        of(own).saturating_add(beyond / sharers).saturating_add(i64::from(place < beyond % sharers))
+    };
+    let overhead = spec.overhead.as_ref();
+    PodAmounts {
+        cpu_millis: held(|amounts| amounts.cpu_millis, cpu(pod_level), cpu(overhead)),
+        memory_bytes: held(|amounts| amounts.memory_bytes, memory(pod_level), memory(overhead)),
+        ..own
+    }
+}
+
 /// Limits of CPU and memory, where there are any.
 fn limited(resources: Option<&ResourceRequirements>) -> (Option<i64>, Option<i64>) {
     let limited = limits(resources);
@@ -380,6 +415,29 @@ mod tests {
         // What the pod requests beyond its containers is shared by both.
         assert_eq!(unshared_memory(&pod), 32 << 20);
         assert_eq!(oom_score_adj(&pod, &pod.containers[0], 1 << 30), 1000 - 31);
+    }
+
+    #[test]
+    fn what_containers_hold_is_together_what_the_pod_requests() {
+        let asking = |name: &str, cpu: &str| json!({"name": name, "resources": {"requests": {"cpu": cpu}}});
+        let mut sidecar = asking("sidecar", "100m");
+        sidecar["restartPolicy"] = json!("Always");
+        let pod = spec(json!({"containers": [asking("one", "200m"), {"name": "two"}],
+            "initContainers": [asking("init", "50m"), sidecar],
+            "resources": {"requests": {"cpu": "1001m"}}, "overhead": {"cpu": "10m", "memory": "7"}}));
+        let held = |place: &Container| held_requests(&pod, place);
+        let init = pod.init_containers.as_ref().unwrap();
+        assert_eq!(held(&init[0]).cpu_millis, 1011);
+        let together: Vec<i64> = init[1..].iter().chain(&pod.containers).map(|one| held(one).cpu_millis).collect();
+        assert_eq!(together, [100, 200 + 356, 355]);
+        assert_eq!([held(&pod.containers[0]).memory_bytes, held(&pod.containers[1]).memory_bytes], [4, 3]);
+        let debugger: Container = serde_json::from_value(json!({"name": "debugger"})).unwrap();
+        assert_eq!(held(&debugger).cpu_millis, 0);
+        let plain = spec(
+            json!({"containers": [asking("one", "200m"), {"name": "two"}], "initContainers": [asking("init", "1")]}),
+        );
+        assert_eq!(held_requests(&plain, &plain.containers[0]).cpu_millis, 200);
+        assert_eq!(held_requests(&plain, &plain.containers[1]).cpu_millis, 0);
     }
 
     #[test]

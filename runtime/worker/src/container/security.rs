@@ -54,10 +54,10 @@ fn capabilities(asked: Option<&Capabilities>) -> Vec<String> {
     };
     let (add, drop) = (names(asked.and_then(|c| c.add.as_ref())), names(asked.and_then(|c| c.drop.as_ref())));
     let all = |list: &[String]| list.iter().any(|name| name == "ALL");
-    let mut set: Vec<String> = if all(&add) {
-        ALL_CAPABILITIES.map(str::to_owned).to_vec()
-    } else if all(&drop) {
+    let mut set: Vec<String> = if all(&drop) {
         Vec::new()
+    } else if all(&add) {
+        ALL_CAPABILITIES.map(str::to_owned).to_vec()
     } else {
         DEFAULT_CAPABILITIES.map(str::to_owned).to_vec()
     };
@@ -107,6 +107,7 @@ mod tests {
         assert_eq!(set(&["NET_ADMIN"], &["ALL"]), ["CAP_NET_ADMIN"]);
         assert!(!set(&[], &["CHOWN"]).contains(&"CAP_CHOWN".to_owned()));
         assert_eq!(set(&["ALL"], &[]).len(), ALL_CAPABILITIES.len());
+        assert!(set(&["ALL"], &["ALL"]).is_empty());
         let all_but_one = set(&["ALL"], &["SYS_ADMIN"]);
         assert_eq!(all_but_one.len(), ALL_CAPABILITIES.len() - 1);
         assert!(set(&["CAP_SYS_TIME"], &[]).contains(&"CAP_SYS_TIME".to_owned()));

@@ -5,7 +5,7 @@ use super::{Refused, container, find};
 use crate::context::Context;
 use crate::pod::PodView;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{self, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -65,7 +65,7 @@ impl Options {
 
 pub(super) async fn logs(
     State(ctx): State<Arc<Context>>,
-    Path((namespace, pod, name)): Path<(String, String, String)>,
+    extract::Path((namespace, pod, name)): extract::Path<(String, String, String)>,
     Query(query): Query<Vec<(String, String)>>,
 ) -> Result<Response, Refused> {
     let options = Options::parse(&query, Timestamp::now())?;
@@ -124,38 +124,38 @@ const POLL: Duration = Duration::from_millis(50);
 async fn send(follow: &Follow, options: &Options, sender: &mpsc::Sender<Result<Bytes, io::Error>>) -> io::Result<()> {
     let mut text = Render::new(options.clone());
     let (log, tail) = (follow.log.clone(), options.tail);
-    // The files to read whole, and where to begin in the first.
     let start = tokio::task::spawn_blocking(move || begin(&log, tail)).await.map_err(io::Error::other)??;
-    let mut reader: Option<(BufReader<File>, u64)> = None;
-    for (path, offset) in start {
-        let mut file = File::open(&path)?;
-        file.seek(SeekFrom::Start(offset))?;
+    let mut current = None;
+    for file in start {
         let inode = file.metadata()?.ino();
         let open = BufReader::with_capacity(64 * 1024, file);
         let Some((open, rest)) = drain(open, text, sender).await? else { return Ok(()) };
         text = rest;
-        reader = Some((open, inode));
+        current = Some((open, inode));
     }
     while options.follow && !text.is_done() {
         // Ask before reading: what was written before the end is then read for sure.
         let runs = follow.container_runs();
-        if reader.is_none()
-            && let Ok(file) = File::open(&follow.log)
-        {
-            let inode = file.metadata()?.ino();
-            reader = Some((BufReader::with_capacity(64 * 1024, file), inode));
-        }
-        if let Some((open, inode)) = reader.take() {
+        if let Some((open, inode)) = current.take() {
             let Some((open, rest)) = drain(open, text, sender).await? else { return Ok(()) };
             text = rest;
-            let now = std::fs::metadata(&follow.log).map(|meta| meta.ino());
-            if now.is_ok_and(|now| now != inode) {
-                // Rotated: the rest of the old file, then the new one from its beginning.
-                let Some((_, rest)) = drain(open, text, sender).await? else { return Ok(()) };
-                text = rest;
+            current = Some((open, inode));
+        }
+        let (log, known) = (follow.log.clone(), current.as_ref().map(|(_, inode)| *inode));
+        if std::fs::metadata(&log).is_ok_and(|newest| Some(newest.ino()) != known) {
+            // Rotated, perhaps more than once.
+            let next =
+                tokio::task::spawn_blocking(move || successor(&log, known)).await.map_err(io::Error::other)??;
+            if let Some(next) = next {
+                if let Some((open, _)) = current.take() {
+                    // What came before it was rotated.
+                    let Some((_, rest)) = drain(open, text, sender).await? else { return Ok(()) };
+                    text = rest;
+                }
+                let inode = next.metadata()?.ino();
+                current = Some((BufReader::with_capacity(64 * 1024, next), inode));
                 continue;
             }
-            reader = Some((open, inode));
         }
         if !runs {
             return Ok(());
@@ -168,14 +168,15 @@ async fn send(follow: &Follow, options: &Options, sender: &mpsc::Sender<Result<B
     Ok(())
 }
 
-/// Which files to read and from where, so that the last `tail` lines come out.
-fn begin(log: &std::path::Path, tail: Option<usize>) -> io::Result<Vec<(PathBuf, u64)>> {
-    let files = cri::files(log);
-    let Some(mut wanted) = tail else { return Ok(files.into_iter().map(|file| (file, 0)).collect()) };
+/// The files to read, each at its beginning but the first: the last `tail` lines come out.
+fn begin(log: &Path, tail: Option<usize>) -> io::Result<Vec<File>> {
+    let files = open_all(log)?;
+    let Some(mut wanted) = tail else { return Ok(files) };
     let mut chosen = Vec::new();
-    for file in files.into_iter().rev() {
-        let (offset, lines) = tail_offset(&mut File::open(&file)?, wanted)?;
-        chosen.push((file, offset));
+    for mut file in files.into_iter().rev() {
+        let (offset, lines) = tail_offset(&mut file, wanted)?;
+        file.seek(SeekFrom::Start(offset))?;
+        chosen.push(file);
         wanted -= lines;
         if wanted == 0 {
             break;
@@ -183,6 +184,33 @@ fn begin(log: &std::path::Path, tail: Option<usize>) -> io::Result<Vec<(PathBuf,
     }
     chosen.reverse();
     Ok(chosen)
+}
+
+/// How often the files are listed again when they are rotated meanwhile.
+const TRIES: usize = 10;
+
+/// A log's files, oldest first, as they were at one moment.
+fn open_all(log: &Path) -> io::Result<Vec<File>> {
+    let open = || cri::files(log).iter().map(File::open).collect::<io::Result<Vec<File>>>();
+    let inodes = |files: &[File]| files.iter().map(|file| Ok(file.metadata()?.ino())).collect::<io::Result<Vec<u64>>>();
+    let mut files = open();
+    for _ in 0..TRIES {
+        let again = open();
+        if let (Ok(files), Ok(again)) = (&files, &again)
+            && inodes(files)? == inodes(again)?
+        {
+            break;
+        }
+        files = again;
+    }
+    files
+}
+
+/// The file that was begun after the one with this inode; the oldest if that one isn't kept any more.
+fn successor(log: &Path, inode: Option<u64>) -> io::Result<Option<File>> {
+    let files = open_all(log)?;
+    let known = files.iter().position(|file| file.metadata().is_ok_and(|meta| Some(meta.ino()) == inode));
+    Ok(files.into_iter().nth(known.map_or(0, |known| known + 1)))
 }
 
 /// What is read and rendered at a time, in bytes.
@@ -327,9 +355,34 @@ mod tests {
         let log = directory.path().join("0.log");
         std::fs::write(directory.path().join("0.log.20240101-000000"), "t stdout F a\nt stdout F b\n").unwrap();
         std::fs::write(&log, "t stdout F c\n").unwrap();
-        let chosen = begin(&log, Some(2)).unwrap();
-        assert_eq!(chosen.len(), 2);
-        assert_eq!(chosen[0].1, 13);
-        assert_eq!(begin(&log, Some(1)).unwrap(), [(log, 0)]);
+        let read = |tail| {
+            let files = begin(&log, Some(tail)).unwrap();
+            files.into_iter().map(|file| io::read_to_string(file).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(read(2), ["t stdout F b\n", "t stdout F c\n"]);
+        assert_eq!(read(1), ["t stdout F c\n"]);
+    }
+
+    #[test]
+    fn a_follower_goes_from_file_to_file_though_they_are_rotated_faster_than_it_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("0.log");
+        std::fs::write(&log, "a").unwrap();
+        let first = File::open(&log).unwrap().metadata().unwrap().ino();
+        for (time, next) in [("1", "b"), ("2", "c")] {
+            std::fs::rename(&log, directory.path().join(format!("0.log.{time}"))).unwrap();
+            std::fs::write(&log, next).unwrap();
+        }
+        let mut inode = Some(first);
+        let mut text = String::new();
+        while let Some(file) = successor(&log, inode).unwrap() {
+            inode = Some(file.metadata().unwrap().ino());
+            text += &io::read_to_string(file).unwrap();
+        }
+        assert_eq!(text, "bc");
+        let gone = File::open(directory.path().join("0.log.1")).unwrap();
+        std::fs::remove_file(directory.path().join("0.log.1")).unwrap();
+        let next = successor(&log, Some(gone.metadata().unwrap().ino())).unwrap();
+        assert_eq!(io::read_to_string(next.unwrap()).unwrap(), "b");
     }
 }

@@ -11,11 +11,18 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where it isn't given.
 const AFFINITY_SECONDS: i32 = 10_800;
 
+/// Where connections begin: what is near is near to here.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub node: &'a str,
+    pub zone: Option<&'a str>,
+}
+
 /// What leads to a Service, on this node. Nothing for those without an address: headless ones and names of others.
 pub(super) fn of<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: &str,
+    place: Place<'_>,
 ) -> HashMap<Frontend, Backend> {
     let mut frontends = HashMap::new();
     let Some(spec) = &service.spec else { return frontends };
@@ -25,7 +32,7 @@ pub(super) fn of<'a>(
         let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else {
             continue;
         };
-        let endpoints = Endpoints::of(port, slices.clone(), node);
+        let endpoints = Endpoints::of(port, slices.clone(), place);
         let affinity = affinity(spec);
         let internal = endpoints.backend(spec.internal_traffic_policy.as_deref(), affinity);
         let external = endpoints.backend(spec.external_traffic_policy.as_deref(), affinity);
@@ -67,6 +74,12 @@ pub(super) fn balanced_addresses(service: &Service) -> impl Iterator<Item = Ipv4
     virtual_ips.filter_map(|ip| ip.parse().ok())
 }
 
+/// Addresses of a Service that it may share with others.
+pub(super) fn other_addresses(service: &Service) -> impl Iterator<Item = Ipv4Addr> {
+    let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    external.filter_map(|ip| ip.parse().ok()).chain(balanced_addresses(service))
+}
+
 type Clients = Vec<(Ipv4Addr, Ipv4Addr)>;
 
 /// Who may use a load balancer; none if everybody.
@@ -90,11 +103,11 @@ fn only_for(backend: Backend, only: Option<&Clients>) -> Backend {
 pub(super) fn health_check<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: &str,
+    place: Place<'_>,
 ) -> Option<(u16, usize)> {
     let spec = service.spec.as_ref()?;
     let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port > 0)?;
-    let ports = spec.ports.iter().flatten().map(|port| Endpoints::of(port, slices.clone(), node).ready_here);
+    let ports = spec.ports.iter().flatten().map(|port| Endpoints::of(port, slices.clone(), place).ready_here);
     let here: BTreeSet<Ipv4Addr> = ports.flatten().map(|endpoint| *endpoint.ip()).collect();
     Some((port, here.len()))
 }
@@ -140,11 +153,33 @@ impl Usable {
     }
 }
 
+/// Ready endpoints whose hints lead here. They count only where every ready endpoint has a hint, and one leads here.
+#[derive(Default)]
+struct Hinted {
+    here: BTreeSet<SocketAddrV4>,
+    some_without: bool,
+}
+
+impl Hinted {
+    fn take<'a>(&mut self, address: SocketAddrV4, mut hints: impl Iterator<Item = &'a str>, here: Option<&str>) {
+        let Some(first) = hints.next() else {
+            self.some_without = true;
+            return;
+        };
+        if Some(first) == here || hints.any(|hint| Some(hint) == here) {
+            self.here.insert(address);
+        }
+    }
+
+    fn chosen(self) -> Option<Vec<SocketAddrV4>> {
+        (!self.some_without && !self.here.is_empty()).then(|| self.here.into_iter().collect())
+    }
+}
+
 impl Endpoints {
-    fn of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> Self {
+    fn of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>, place: Place<'_>) -> Self {
         let (mut all, mut here) = (Usable::default(), Usable::default());
-        // Hints count only where every ready endpoint has one, and one leads here.
-        let (mut near, mut all_hinted) = (BTreeSet::new(), true);
+        let (mut of_node, mut of_zone) = (Hinted::default(), Hinted::default());
         for slice in slices.filter(|slice| slice.address_type == "IPv4") {
             let Some(number) = target(slice, port) else { continue };
             for endpoint in &slice.endpoints {
@@ -153,19 +188,19 @@ impl Endpoints {
                     let address = SocketAddrV4::new(address, number);
                     state.set(&mut all).insert(address);
                     if matches!(state, State::Ready) {
-                        let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_nodes.as_ref());
-                        all_hinted &= hints.is_some_and(|hints| !hints.is_empty());
-                        if hints.into_iter().flatten().any(|hint| hint.name == node) {
-                            near.insert(address);
-                        }
+                        let hints = endpoint.hints.as_ref();
+                        let nodes = hints.and_then(|hints| hints.for_nodes.as_ref()).into_iter().flatten();
+                        of_node.take(address, nodes.map(|hint| hint.name.as_str()), Some(place.node));
+                        let zones = hints.and_then(|hints| hints.for_zones.as_ref()).into_iter().flatten();
+                        of_zone.take(address, zones.map(|hint| hint.name.as_str()), place.zone);
                     }
-                    if endpoint.node_name.as_deref() == Some(node) {
+                    if endpoint.node_name.as_deref() == Some(place.node) {
                         state.set(&mut here).insert(address);
                     }
                 }
             }
         }
-        let near = (all_hinted && !near.is_empty()).then(|| near.into_iter().collect());
+        let near = of_node.chosen().or(of_zone.chosen());
         let ready_here = here.ready.iter().copied().collect();
         Self { all: all.chosen(), here: here.chosen(), near, ready_here }
     }
@@ -241,7 +276,7 @@ mod tests {
 
     fn backend(service: &Service, endpoints: Value, side: Side, address: Option<&str>) -> Backend {
         let slice = slice(endpoints);
-        let all = of(service, std::iter::once(&slice), "here");
+        let all = of(service, std::iter::once(&slice), HERE);
         let port = if address.is_some() { 80 } else { 30080 };
         let address = address.map(|address| address.parse().unwrap());
         all[&Frontend { side, address, protocol: Protocol::Tcp, port }].clone()
@@ -252,6 +287,7 @@ mod tests {
         Backend::Endpoints { endpoints, affinity: None, clients: None }
     }
 
+    const HERE: Place<'_> = Place { node: "here", zone: Some("east") };
     const VIP: Option<&str> = Some("10.96.0.9");
 
     #[test]
@@ -286,7 +322,7 @@ mod tests {
     #[test]
     fn headless_services_and_names_of_others_lead_nowhere() {
         for spec in [json!({"clusterIP": "None", "clusterIPs": ["None"]}), json!({"type": "ExternalName"})] {
-            assert!(of(&service(spec), std::iter::empty(), "here").is_empty());
+            assert!(of(&service(spec), std::iter::empty(), HERE).is_empty());
         }
     }
 
@@ -307,6 +343,23 @@ mod tests {
         assert_eq!(backend(&balanced, near(there), Side::Inside, VIP), leads_to(&["10.0.0.1"]));
         let unhinted = json!({"addresses": ["10.0.0.2"]});
         assert_eq!(backend(&balanced, near(unhinted), Side::Inside, VIP), leads_to(&["10.0.0.1", "10.0.0.2"]));
+    }
+
+    #[test]
+    fn a_hint_for_this_node_goes_before_one_for_its_zone_and_that_before_none() {
+        let plain = service(json!({}));
+        let endpoint = |address: &str, node: &str, zone: &str| json!({"addresses": [address], "hints": {"forNodes": [{"name": node}], "forZones": [{"name": zone}]}});
+        let at = |endpoints| backend(&plain, endpoints, Side::Inside, VIP);
+        let (here, east, west) = (
+            endpoint("10.0.0.1", "here", "east"),
+            endpoint("10.0.0.2", "there", "east"),
+            endpoint("10.0.0.3", "far", "west"),
+        );
+        assert_eq!(at(json!([here, east, west])), leads_to(&["10.0.0.1"]));
+        assert_eq!(at(json!([east, west])), leads_to(&["10.0.0.2"]));
+        assert_eq!(at(json!([west])), leads_to(&["10.0.0.3"]));
+        let zone_alone = json!({"addresses": ["10.0.0.4"], "hints": {"forZones": [{"name": "east"}]}});
+        assert_eq!(at(json!([here, zone_alone, west])), leads_to(&["10.0.0.1", "10.0.0.4"]));
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! Ports of this machine that lead to a pod's: `hostPort` and `hostIP` of its containers.
 
 use super::frontends::protocol;
+use crate::container::resources::is_sidecar;
 use carob_network::HostPort;
-use k8s_openapi::api::core::v1::Pod;
-use std::net::Ipv4Addr;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The host ports of a pod that has a network of its own, each once.
 pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
     let Some(spec) = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true)) else { return Vec::new() };
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let mut all = Vec::new();
-    for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+    for port in holding(spec).flat_map(|container| container.ports.iter().flatten()) {
         let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
         let Some(machine) = port.host_port.and_then(number) else { continue };
         let (Some(pod_port), Some(protocol)) = (number(port.container_port), protocol(port.protocol.as_deref())) else {
@@ -30,6 +30,28 @@ pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
         }
     }
     all
+}
+
+/// Says of ports that no connection comes to that it is so: they are on addresses of others, or of IPv6, which this machine's
+/// pods don't have.
+pub(crate) fn without_way(pod: &Pod, elsewhere: &[HostPort]) -> Vec<String> {
+    let others = elsewhere.iter().filter_map(|port| Some((port.port, port.address?.to_string())));
+    let spec = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true));
+    let containers = spec.into_iter().flat_map(holding);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let sixes = ports.filter_map(|port| {
+        let address = port.host_ip.as_deref().filter(|ip| *ip != "::" && ip.parse::<Ipv6Addr>().is_ok())?;
+        Some((u16::try_from(port.host_port?).ok()?, address.to_owned()))
+    });
+    let one =
+        |(port, address)| format!("hostPort {port} leads nowhere: hostIP {address} is no IPv4 address of this machine");
+    others.chain(sixes).map(one).collect()
+}
+
+/// The containers that hold ports of this machine, which are those that are admitted for them.
+fn holding(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
+    spec.containers.iter().chain(sidecars)
 }
 
 /// As a sandbox's annotation: `TCP/0.0.0.0/8080/80`, with commas between.
@@ -66,8 +88,10 @@ mod tests {
             {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
             {"containerPort": 1, "hostPort": 1, "hostIP": "::1"}
         ]);
-        let mut pod: Pod =
-            serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "ports": ports}]}})).unwrap();
+        let taken = json!([{"containerPort": 1, "hostPort": 443}]);
+        let mut pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "ports": ports}],
+            "initContainers": [{"name": "i", "ports": taken}]}}))
+        .unwrap();
         let expected = [
             HostPort { address: None, protocol: Protocol::Tcp, port: 8080, pod_port: 80 },
             HostPort { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Udp, port: 53, pod_port: 53 },
@@ -75,6 +99,9 @@ mod tests {
         assert_eq!(of(&pod), expected);
         assert_eq!(from_text(&to_text(&expected)), expected);
         assert!(from_text("").is_empty());
+        let other = HostPort { address: Some([192, 0, 2, 9].into()), ..expected[0] };
+        let said = without_way(&pod, &[other]);
+        assert!(said[0].contains("8080 leads nowhere: hostIP 192.0.2.9") && said[1].contains("hostIP ::1"), "{said:?}");
         pod.spec.as_mut().unwrap().host_network = Some(true);
         assert!(of(&pod).is_empty(), "its ports are the machine's already");
     }

@@ -2,6 +2,7 @@
 //! tells the network.
 
 pub(crate) mod bandwidth;
+mod claims;
 mod copy;
 mod frontends;
 mod health;
@@ -13,11 +14,13 @@ pub(crate) mod policies;
 
 use crate::context::Context;
 use crate::events::{About, Severity};
-use carob_network::{Backend, Change, DnsSockets, Frontend, Side};
+use carob_network::{Backend, DnsSockets, Frontend, Side};
+use claims::Claims;
 use copy::{Copy, Key};
+use frontends::Place;
 use futures::TryStreamExt;
 use health::HealthChecks;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -36,6 +39,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const DNS_PORT: u16 = 53;
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label that says where a node is.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Somebody else carries a Service out that has this label.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -66,6 +71,7 @@ async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
     let services = watcher(Api::<Service>::all(client.clone()), config()).default_backoff();
     let slices = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).default_backoff();
     let (mut services, mut slices) = (pin!(services), pin!(slices));
+    let mut own_node = ctx.own_node.subscribe();
     let mut proxy = Proxy::new(ctx);
     let mut timer = None;
     loop {
@@ -87,6 +93,7 @@ async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
                 Ok(None) => return,
                 Err(error) => tracing::debug!(%error, "the watch of EndpointSlices is being renewed"),
             },
+            Ok(()) = own_node.changed() => proxy.found(own_node.borrow_and_update().as_deref()),
             () = due => {
                 timer = None;
                 if let Err(error) = proxy.tell().await {
@@ -114,8 +121,13 @@ struct Proxy {
     health: HealthChecks,
     /// The addresses of balancers that this machine has.
     held: BTreeSet<Ipv4Addr>,
-    /// What the kernel was told of each Service; nothing before it was told of all.
-    told: Option<HashMap<Key, HashMap<Frontend, Backend>>>,
+    /// This node's.
+    zone: Option<String>,
+    /// Which Service has which cluster address.
+    owners: HashMap<Ipv4Addr, Key>,
+    claims: Claims,
+    /// Ports of this machine that the kernel leads to Services; nothing before it was told of all Services.
+    told: Option<HashSet<Frontend>>,
 }
 
 impl Proxy {
@@ -128,6 +140,9 @@ impl Proxy {
             changed: HashSet::new(),
             health: HealthChecks::default(),
             held: BTreeSet::new(),
+            zone: None,
+            owners: HashMap::new(),
+            claims: Claims::default(),
             told: None,
         }
     }
@@ -155,16 +170,34 @@ impl Proxy {
         self.slices_of.retain(|_, slices| !slices.is_empty());
     }
 
+    /// Where this node is in another zone now, others may be nearer.
+    fn found(&mut self, own: Option<&Node>) {
+        let zone = own.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE));
+        if self.zone.as_ref() != zone {
+            self.zone = zone.cloned();
+            self.changed.extend(self.services.keys().cloned());
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { node: &self.ctx.node, zone: self.zone.as_deref() }
+    }
+
+    fn slices_of(&self, key: &Key) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        self.slices_of.get(key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref)
+    }
+
     /// Whether there is something to tell: before both lists are complete, what the kernel knows is better.
     fn has_news(&self) -> bool {
-        self.services.complete() && self.slices.complete() && (self.told.is_none() || !self.changed.is_empty())
+        self.services.complete()
+            && self.slices.complete()
+            && (self.told.is_none() || !self.changed.is_empty() || self.claims.moved())
     }
 
     /// Names first: an address that is known leads somewhere a moment later.
     fn name(&self) {
         for key in &self.changed {
-            let slices = self.slices_of.get(key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref);
-            let names = self.services.get(key).and_then(|service| names::of(service, slices));
+            let names = self.services.get(key).and_then(|service| names::of(service, self.slices_of(key)));
             self.ctx.dns.set(&key.namespace, &key.name, names);
         }
         self.ctx.dns.complete();
@@ -172,11 +205,10 @@ impl Proxy {
 
     /// Answers at the ports where outside balancers ask.
     fn answer_health_checks(&mut self) {
-        for key in &self.changed {
-            let slices = self.slices_of.get(key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref);
-            let service = self.services.get(key);
-            let wanted = service.and_then(|service| frontends::health_check(service, slices, &self.ctx.node));
-            self.health.set(key, wanted);
+        let wanted = |key: &Key| frontends::health_check(self.services.get(key)?, self.slices_of(key), self.place());
+        let wanted: Vec<_> = self.changed.iter().map(|key| (key.clone(), wanted(key))).collect();
+        for (key, wanted) in wanted {
+            self.health.set(&key, wanted);
         }
     }
 
@@ -196,91 +228,73 @@ impl Proxy {
         Ok(())
     }
 
-    /// Which Service has which cluster address.
-    fn owners(&self) -> HashMap<Ipv4Addr, Key> {
+    /// Takes down who has which cluster address. Whoever asks for one that changed hands may get more or less now.
+    fn find_owners(&mut self) {
         let services = self.services.keys().filter_map(|key| Some((key, self.services.get(key)?.spec.as_ref()?)));
-        services.filter_map(|(key, spec)| Some((frontends::cluster_ip(spec)?, key.clone()))).collect()
+        let owners: HashMap<Ipv4Addr, Key> =
+            services.filter_map(|(key, spec)| Some((frontends::cluster_ip(spec)?, key.clone()))).collect();
+        let differs = |address: &Ipv4Addr| owners.get(address) != self.owners.get(address);
+        let asks = |key: &&Key| {
+            let service = self.services.get(key);
+            service.is_some_and(|service| frontends::other_addresses(service).any(|address| differs(&address)))
+        };
+        let affected: Vec<Key> = self.services.keys().filter(asks).cloned().collect();
+        self.changed.extend(affected);
+        self.owners = owners;
+    }
+
+    /// What leads to a Service on this node, apart from others' cluster addresses: whoever may make Services could else
+    /// take them, by externalIPs (CVE-2020-8554) or a balancer's.
+    fn frontends(&self, key: &Key) -> HashMap<Frontend, Backend> {
+        let Some(service) = self.services.get(key) else { return HashMap::new() };
+        let mut all = frontends::of(service, self.slices_of(key), self.place());
+        let owner = |frontend: &Frontend| self.owners.get(&frontend.address?);
+        all.retain(|frontend, _| owner(frontend).is_none_or(|owner| owner == key));
+        answer_names_here(&self.ctx, &mut all);
+        all
     }
 
     async fn tell(&mut self) -> Result<(), carob_network::Error> {
         self.name();
         self.answer_health_checks();
         self.hold_addresses().await?;
-        // Whoever may make Services could else take others' addresses, by externalIPs (CVE-2020-8554) or a balancer's.
-        let owners = self.owners();
-        let is_anothers = |frontend: &Frontend, key: &Key| {
-            frontend.address.and_then(|address| owners.get(&address)).is_some_and(|owner| owner != key)
-        };
-        let frontends = |key: &Key| match self.services.get(key) {
-            Some(service) => {
-                let none = Slices::new();
-                let slices = self.slices_of.get(key).unwrap_or(&none);
-                let mut all = frontends::of(service, slices.values().map(AsRef::as_ref), &self.ctx.node);
-                all.retain(|frontend, _| !is_anothers(frontend, key));
-                answer_names_here(&self.ctx, &mut all);
-                all
-            }
-            None => HashMap::new(),
-        };
-        let Some(told) = &mut self.told else {
-            let all: HashMap<_, _> = self.services.keys().map(|key| (key.clone(), frontends(key))).collect();
-            let services = all.values().flat_map(Clone::clone).collect();
-            self.ctx.network.replace_services(services).await?;
-            let ports =
-                all.iter().flat_map(|(key, of)| of.keys().map(move |frontend| (*frontend, key.clone()))).collect();
-            self.told = Some(all);
-            self.report_contested(ports).await;
-            self.changed.clear();
-            return Ok(());
-        };
-        // What goes comes first: another Service may have got its address.
-        let (mut gone, mut come): (Vec<Change>, Vec<Change>) = (Vec::new(), Vec::new());
-        let mut new = HashMap::new();
-        for key in &self.changed {
-            let now = frontends(key);
-            let before = told.get(key);
-            for frontend in before.iter().flat_map(|before| before.keys()) {
-                if !now.contains_key(frontend) && !is_anothers(frontend, key) {
-                    gone.push((*frontend, None));
-                }
-            }
-            for (frontend, backend) in &now {
-                if before.and_then(|before| before.get(frontend)) != Some(backend) {
-                    come.push((*frontend, Some(backend.clone())));
-                }
-            }
-            new.insert(key.clone(), now);
+        self.find_owners();
+        for key in std::mem::take(&mut self.changed) {
+            let created = self.services.get(&key).and_then(|service| service.metadata.creation_timestamp.clone());
+            self.claims.set(&key, created, self.frontends(&key));
         }
-        gone.extend(come);
-        if !gone.is_empty() {
-            self.ctx.network.change_services(gone).await?;
-        }
-        let come = new.iter().flat_map(|(key, now)| {
-            let before = told.get(key);
-            let fresh = now.keys().filter(move |frontend| before.is_none_or(|before| !before.contains_key(*frontend)));
-            fresh.map(move |frontend| (*frontend, key.clone()))
-        });
-        let come: Vec<_> = come.collect();
-        for (key, frontends) in new {
-            if frontends.is_empty() {
-                told.remove(&key)
-            } else {
-                told.insert(key, frontends)
-            };
-        }
-        self.changed.clear();
-        self.report_contested(come).await;
+        let mut fresh: Vec<Frontend> = if let Some(told) = &mut self.told {
+            let changes = self.claims.changes();
+            if !changes.is_empty() {
+                self.ctx.network.change_services(changes.clone()).await?;
+            }
+            let (come, gone): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, backend)| backend.is_some());
+            for (frontend, _) in gone {
+                told.remove(&frontend);
+            }
+            come.into_iter()
+                .map(|(frontend, _)| frontend)
+                .filter(|port| is_machines(port) && told.insert(*port))
+                .collect()
+        } else {
+            let all = self.claims.all();
+            let ports: Vec<Frontend> = all.keys().copied().filter(is_machines).collect();
+            self.ctx.network.replace_services(all).await?;
+            self.told = Some(ports.iter().copied().collect());
+            ports
+        };
+        self.claims.told();
+        fresh.sort_unstable();
+        self.report_contested(fresh).await;
         Ok(())
     }
 
     /// Says of new ports of this machine that another Carob has them as well.
-    async fn report_contested(&self, mut ports: Vec<(Frontend, Key)>) {
-        ports.retain(|(frontend, _)| frontend.address.is_none() && frontend.side == Side::Outside);
+    async fn report_contested(&self, ports: Vec<Frontend>) {
         if ports.is_empty() {
             return;
         }
-        let frontends = ports.iter().map(|(frontend, _)| *frontend).collect();
-        let contested = match self.ctx.network.contested(frontends).await {
+        let contested = match self.ctx.network.contested(ports).await {
             Ok(contested) => contested,
             Err(error) => {
                 tracing::debug!(%error, "whether other Carobs have the same ports is not known");
@@ -288,7 +302,7 @@ impl Proxy {
             }
         };
         for (frontend, other) in contested {
-            let owner = ports.iter().find(|(port, _)| *port == frontend).and_then(|(_, key)| self.services.get(key));
+            let owner = self.claims.owner(&frontend).and_then(|key| self.services.get(key));
             let Some(service) = owner else { continue };
             let message = format!(
                 "Port {} ({}) of this machine belongs to a Service of another Carob ({other}) as well: connections go to one of the two",
@@ -298,6 +312,11 @@ impl Proxy {
             self.ctx.events.record(About::service(service), Severity::Warning, "NodePortContested", message);
         }
     }
+}
+
+/// Whether it is a port of every address of this machine, for whoever comes from outside.
+fn is_machines(frontend: &Frontend) -> bool {
+    frontend.address.is_none() && frontend.side == Side::Outside
 }
 
 /// Names are asked of this worker by its own pods, also while the gateway's machine can't be reached.

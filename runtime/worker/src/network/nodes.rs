@@ -23,11 +23,12 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How often the ways are looked at without a reason: they go with a link that goes down, and nobody tells.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Follows nodes until `shutdown`; the kernel goes on as it was told last.
+/// Follows nodes until `shutdown`, this one among them; the kernel goes on as it was told last.
 pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     let nodes = watcher(Api::<Node>::all(ctx.services.clone()), watcher::Config::default()).default_backoff();
     let mut nodes = pin!(nodes);
     let mut known = Copy::default();
+    let key = Key { namespace: String::new(), name: ctx.node.clone() };
     let (mut ways, mut doors, mut told): (Option<Ways>, _, _) = (None, Doors::new(), None);
     let mut due = None;
     loop {
@@ -42,6 +43,12 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
             event = nodes.try_next() => match event {
                 Ok(Some(event)) => {
                     known.take(event);
+                    ctx.own_node.send_if_modified(|own| {
+                        let now = known.get(&key).cloned();
+                        let changed = now.as_ref().map(Arc::as_ptr) != own.as_ref().map(Arc::as_ptr);
+                        *own = now;
+                        changed
+                    });
                     // What the kernel knows is better than a part of the list.
                     if known.complete() {
                         let soon = Instant::now() + super::GATHER;

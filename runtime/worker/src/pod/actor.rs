@@ -256,6 +256,7 @@ impl Actor {
             let allocated = self.allocated_pod();
             self.ctx.admission.readmit(&self.uid, allocated.spec.as_ref().unwrap_or(self.spec()));
             self.resize.restore(&self.pod);
+            self.ctx.claims.adopt(&self.pod);
         } else if let Err(refusal) = self.admit().await {
             let about = About::pod(&self.pod);
             self.ctx.events.record(about, Severity::Warning, refusal.reason, refusal.message.clone());
@@ -282,6 +283,12 @@ impl Actor {
             self.ctx.admission.release(&self.uid);
             let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_owned();
             return Err(Refusal { reason: "NodeAffinity", message });
+        }
+        if node::sends_away(&self.ctx, spec) {
+            self.ctx.admission.release(&self.uid);
+            let message =
+                "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate".to_owned();
+            return Err(Refusal { reason: "TaintToleration", message });
         }
         Ok(())
     }
@@ -401,6 +408,7 @@ impl Actor {
             Done::CleanedUp => {
                 self.life = Life::Cleaned;
                 self.ctx.admission.release(&self.uid);
+                self.ctx.claims.release(&self.uid);
             }
             Done::Deleted(result) => self.deleted(&result),
         }

@@ -110,9 +110,7 @@ impl Actor {
         self.preparing = true;
         let (ctx, uid) = (self.ctx.clone(), self.uid.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = ctx.runtime.remove_pod(&uid).await {
-                tracing::warn!(uid, %error, "a sandbox could not be removed");
-            }
+            super::stop::remove_sandbox(&ctx, &uid).await;
             ctx.give_back(&uid).await;
             super::actor::Done::SandboxRemoved
         });
@@ -191,7 +189,7 @@ impl Actor {
             attempt,
             labels: self.pod.metadata.labels.clone().unwrap_or_default(),
             node: self.ctx.node.clone(),
-            requests: observed_requests(self.container(index)),
+            requests: observed_requests(self.spec(), self.container(index)),
         })
     }
 
@@ -202,7 +200,8 @@ impl Actor {
         if shown != Some(&record.actuated) || container.resources.as_ref() != shown {
             return;
         }
-        let size = Size { observed: observed.clone(), noted: noted.clone(), requests: observed_requests(container) };
+        let requests = observed_requests(self.spec(), container);
+        let size = Size { observed: observed.clone(), noted: noted.clone(), requests };
         let ctx = self.ctx.clone();
         tokio::spawn(async move { note_resized(&ctx, size).await });
     }

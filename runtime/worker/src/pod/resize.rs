@@ -212,9 +212,12 @@ impl Actor {
         let before = PodSpec { resources: self.resize.actuated.clone(), ..spec.clone() };
         // Limits of the pod are those of containers that have none.
         let whole_changes = self.resize.allocated != self.resize.actuated;
+        // What one takes of the pod's requests, the others don't hold any more.
+        let shared = spec.resources.is_some() && self.records.iter().any(|record| record.allocated != record.actuated);
         for index in 0..self.records.len() {
             let record = &self.records[index];
-            if record.role == Role::Ephemeral || (record.allocated == record.actuated && !whole_changes) {
+            let changes_itself = record.allocated != record.actuated;
+            if record.role == Role::Ephemeral || !(changes_itself || whole_changes || shared) {
                 continue;
             }
             let control = &self.controls[index];
@@ -240,7 +243,7 @@ impl Actor {
                         had: cgroup(&before, &record.actuated),
                         gets: cgroup(spec, &record.allocated),
                         after: record.allocated.clone(),
-                        size: Size::of(live, &record.allocated),
+                        size: Size::of(live, spec, &self.allocated_container(index)),
                     });
                 }
             }
@@ -331,10 +334,9 @@ pub(super) struct Size {
 }
 
 impl Size {
-    pub fn of(live: &Live, resources: &ResourceRequirements) -> Self {
-        let container = Container { resources: Some(resources.clone()), ..Container::default() };
+    pub fn of(live: &Live, spec: &PodSpec, container: &Container) -> Self {
         let (observed, noted) = (live.observed.clone(), live.noted.clone());
-        Self { observed, noted, requests: observed_requests(&container) }
+        Self { observed, noted, requests: observed_requests(spec, container) }
     }
 }
 

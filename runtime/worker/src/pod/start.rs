@@ -13,7 +13,7 @@ use crate::observer::{ContainerRequests, Identity, ObservedContainer};
 use crate::volumes::MountedVolume;
 use carob_image::Image;
 use carob_sandbox::{ContainerId, User};
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -119,7 +119,7 @@ pub(super) async fn start(start: Start) -> Result<StartedContainer, StartFailure
         attempt: *attempt,
         labels: meta.labels.clone().unwrap_or_default(),
         node: ctx.node.clone(),
-        requests: observed_requests(container),
+        requests: pod.spec.as_ref().map(|spec| observed_requests(spec, container)).unwrap_or_default(),
     };
     let annotations = [
         (IDENTITY, serde_json::to_string(&identity).unwrap_or_default()),
@@ -246,8 +246,8 @@ fn not_there(wanting: &Container, failure: images::ImageFailure) -> StartFailure
 const CREATED: &str = "Container created";
 
 /// What billing calls requests.
-pub(super) fn observed_requests(container: &Container) -> ContainerRequests {
-    let requests = resources::container_requests(container);
+pub(super) fn observed_requests(spec: &PodSpec, container: &Container) -> ContainerRequests {
+    let requests = resources::held_requests(spec, container);
     ContainerRequests {
         cpu_millis: requests.cpu_millis.max(0).unsigned_abs(),
         memory_bytes: requests.memory_bytes.max(0).unsigned_abs(),

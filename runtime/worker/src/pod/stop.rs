@@ -230,11 +230,29 @@ async fn signal_container(ctx: &Arc<Context>, id: &carob_sandbox::ContainerId, s
     }
 }
 
+/// How long after a failed removal the next is tried, at first and at most.
+const REMOVE_AGAIN: Duration = Duration::from_secs(1);
+const REMOVE_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+
+/// Removes the pod's sandbox; what has been its own isn't anybody else's before that.
+pub(super) async fn remove_sandbox(ctx: &Arc<Context>, uid: &str) {
+    // As long as the sandbox is known, the next process would find it and end this.
+    ctx.networks.end(uid, ctx).await;
+    let mut pause = REMOVE_AGAIN;
+    while let Err(error) = ctx.runtime.remove_pod(uid).await {
+        // A process that the kernel can't end yet, on a file system that doesn't answer, holds it.
+        tracing::warn!(uid, %error, "a pod's sandbox could not be removed yet");
+        if matches!(error, carob_sandbox::Error::Disconnected) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(REMOVE_AGAIN_AT_MOST);
+    }
+}
+
 /// Removes the pod's sandbox, address, volumes and files; its logs stay until its object goes.
 async fn clean_up(ctx: &Arc<Context>, uid: &str) {
-    if let Err(error) = ctx.runtime.remove_pod(uid).await {
-        tracing::warn!(uid, %error, "a pod's sandbox could not be removed");
-    }
+    remove_sandbox(ctx, uid).await;
     let directory = ctx.dirs.pod(uid);
     tokio::join!(ctx.give_back(uid), remove_tree(&directory));
 }

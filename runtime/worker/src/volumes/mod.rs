@@ -10,6 +10,8 @@ pub(crate) mod payload;
 pub(crate) mod sources;
 pub(crate) mod sub_path;
 
+pub(crate) use claim::InUse;
+
 use crate::container::env::Facts;
 use crate::container::{huge_pages, resources};
 use crate::context::Context;
@@ -207,7 +209,7 @@ impl PodVolumes<'_> {
             return Ok(MountedVolume { path: PathBuf::new(), read_only: true, memory: None });
         }
         if let Some(claim) = claim::of(self.pod, volume) {
-            let claimed = claim::mount(&self.ctx.client, self.pod, claim).await?;
+            let claimed = claim::mount(&self.ctx.client, &self.ctx.claims, self.pod, claim).await?;
             if let Some(group) = self.fs_group.filter(|_| claimed.takes_group) {
                 self.give_once(&volume.name, &claimed.mounted, group).await?;
             }
@@ -262,10 +264,13 @@ impl PodVolumes<'_> {
             return Ok(MountedVolume { path, read_only: false, memory: Some(Arc::new(root)) });
         }
         if !path.is_dir() {
-            std::fs::create_dir_all(&path).map_err(SourceError::io("create", &path))?;
+            // It has its name when it is whole: what ends in between leaves nothing that is taken for it.
+            let fresh = self.path(&format!(".{volume}"));
+            std::fs::create_dir_all(&fresh).map_err(SourceError::io("create", &fresh))?;
             let all = std::fs::Permissions::from_mode(0o777);
-            std::fs::set_permissions(&path, all).map_err(SourceError::io("chmod", &path))?;
-            own(self.fs_group, &path)?;
+            std::fs::set_permissions(&fresh, all).map_err(SourceError::io("chmod", &fresh))?;
+            own(self.fs_group, &fresh)?;
+            std::fs::rename(&fresh, &path).map_err(SourceError::io("rename", &path))?;
         }
         Ok(MountedVolume { path, read_only: false, memory: None })
     }
