@@ -3,6 +3,15 @@
 //! [`Runtime`] is the gateway's side. It talks to the *spawner* ([`spawner_main`]), a small single-threaded process
 //! that forks once per request, reaps containers, and keeps pods running through a restart of the gateway.
 
+/// Says something on standard error, which is the spawner's log. `eprintln!` panics where that can't be written, and a full
+/// disk is no reason to end all pods.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod capabilities;
 mod cgroup;
 mod check;

@@ -125,7 +125,7 @@ impl Oci {
         match command.args(["delete", "--force", id]).status() {
             Ok(status) if status.success() => {}
             other => {
-                eprintln!("{}: {id} was not deleted: {other:?}", self.binary.display());
+                say!("{}: {id} was not deleted: {other:?}", self.binary.display());
                 let _ = crate::remove_tree(&self.state.join(id));
             }
         }

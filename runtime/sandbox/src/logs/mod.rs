@@ -83,7 +83,7 @@ impl Pump {
         match protocol::encode(command) {
             Ok(body) => self.outbox.send(self.socket.as_fd(), body, fds),
             Err(error) => {
-                eprintln!("a command that cannot be encoded: {error}");
+                say!("a command that cannot be encoded: {error}");
                 false
             }
         }
@@ -126,7 +126,7 @@ pub unsafe fn start() -> io::Result<Pump> {
             let code = match run(theirs) {
                 Ok(()) => 0,
                 Err(error) => {
-                    eprintln!("log pump: {error}");
+                    say!("log pump: {error}");
                     1
                 }
             };
@@ -194,10 +194,10 @@ fn run(socket: OwnedFd) -> io::Result<()> {
                         // A spawner that has gone needs no answer.
                         let _ = protocol::send(open.as_fd(), &drained, &[]);
                     }
-                    Err(error) => eprintln!("log pump: a command that cannot be read: {error}"),
+                    Err(error) => say!("log pump: a command that cannot be read: {error}"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    eprintln!("log pump: a command that did not arrive whole: {error}");
+                    say!("log pump: a command that did not arrive whole: {error}");
                 }
                 Ok(None) | Err(_) => socket = None,
             }
@@ -232,7 +232,7 @@ impl State {
                     self.streams.insert(token, Stream { log, fd, lines: LineSplitter::new(name), terminal });
                     streams.push(token);
                 }
-                Err(error) => eprintln!("log pump: {name} of {} is not followed: {error}", path.display()),
+                Err(error) => say!("log pump: {name} of {} is not followed: {error}", path.display()),
             }
         }
         self.logs.insert(log, Log { file: LogFile::new(path), streams });

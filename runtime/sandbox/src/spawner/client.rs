@@ -63,7 +63,7 @@ impl Client {
         match protocol::decode(&packet.body) {
             Ok(request) => Some(Incoming::Request(Box::new(request), packet.fds)),
             Err(error) => {
-                eprintln!("a request that cannot be read: {error}");
+                say!("a request that cannot be read: {error}");
                 Some(Incoming::Gone)
             }
         }
@@ -77,7 +77,7 @@ impl Client {
         let body = match protocol::encode(message) {
             Ok(body) => body,
             Err(error) => {
-                eprintln!("a message that cannot be encoded: {error}");
+                say!("a message that cannot be encoded: {error}");
                 return true;
             }
         };

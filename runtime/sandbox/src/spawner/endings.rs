@@ -59,7 +59,7 @@ impl Service {
             self.end_processes(&id);
         }
         for id in late {
-            eprintln!("the log of {id} is not written yet: its end is told without it");
+            say!("the log of {id} is not written yet: its end is told without it");
             self.tell_end(&id);
         }
     }
@@ -79,7 +79,7 @@ impl Service {
             return;
         }
         if !gone {
-            eprintln!("processes of {id} do not die");
+            say!("processes of {id} do not die");
         }
         self.record_end(id);
         let log = self.containers.get(id).map(|container| container.log.number);
@@ -111,7 +111,7 @@ impl Service {
                 }
             }
             Err(error) => {
-                eprintln!("the log pump is lost: {error}");
+                say!("the log pump is lost: {error}");
                 self.restart_pump();
             }
         }
@@ -119,7 +119,7 @@ impl Service {
 
     fn log_ended(&mut self, drained: &Drained) {
         if drained.lost > 0 {
-            eprintln!("{} bytes of a container's log could not be written", drained.lost);
+            say!("{} bytes of a container's log could not be written", drained.lost);
         }
         let ended = self.containers.iter_mut().find(|(_, container)| container.log.number == drained.log);
         if let Some((id, container)) = ended {
@@ -138,7 +138,7 @@ impl Service {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(old.pid), nix::sys::signal::Signal::SIGKILL);
         }
         // SAFETY: the spawner has one thread.
-        self.pump = unsafe { logs::start() }.map_err(|error| eprintln!("no log pump: {error}")).ok();
+        self.pump = unsafe { logs::start() }.map_err(|error| say!("no log pump: {error}")).ok();
         let mut draining = Vec::new();
         for (id, container) in &self.containers {
             if container.log.outputs.is_empty() {
@@ -174,7 +174,7 @@ impl Service {
         };
         if let Err(error) = self.records.write_exit(&exit) {
             // It is still told and kept in memory; only the spawner's own death could lose it now.
-            eprintln!("the end of {id} could not be recorded: {error}");
+            say!("the end of {id} could not be recorded: {error}");
         }
         if let Some(container) = self.containers.get_mut(id) {
             container.state = State::Draining { exit, until: Instant::now() + LOG_PATIENCE };

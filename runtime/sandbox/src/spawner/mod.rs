@@ -65,7 +65,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("{message}");
+            say!("{message}");
             ExitCode::FAILURE
         }
     }
@@ -102,7 +102,7 @@ fn start(args: impl Iterator<Item = OsString>) -> Result<(), String> {
                     match service.run() {
                         Ok(()) => 0,
                         Err(error) => {
-                            eprintln!("spawner: {error}");
+                            say!("spawner: {error}");
                             1
                         }
                     }
@@ -193,7 +193,7 @@ fn weigh(whole: &Cgroup<'_>, own: &Cgroup<'_>) {
     for (cgroup, shares) in [(whole, cpus * 1024), (own, cpus * 4096)] {
         let limits = Limits { cpu_shares: Some(shares), ..Limits::default() };
         if let Err(error) = cgroup.limit(&limits) {
-            eprintln!("CPU shares: {error}");
+            say!("CPU shares: {error}");
         }
     }
 }

@@ -78,7 +78,7 @@ impl Home {
             }
             if let Err(error) = process::setns(fd.as_fd(), flag) {
                 // Going on in a pod's namespaces would mix pods up. The next spawner finds the containers.
-                eprintln!("cannot return from a pod's namespaces: {error}");
+                say!("cannot return from a pod's namespaces: {error}");
                 std::process::exit(70);
             }
         }

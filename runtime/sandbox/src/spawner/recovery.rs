@@ -22,7 +22,7 @@ impl Service {
         for uid in self.records.pods() {
             let cgroup = self.pod_cgroup(&uid);
             if !cgroup.kill(PATIENCE) {
-                eprintln!("processes of pod {uid} do not die");
+                say!("processes of pod {uid} do not die");
             }
             let Ok(record) = self.records.read_pod(&uid) else {
                 // Its writing was interrupted before anyone was told that the pod exists.
@@ -46,7 +46,7 @@ impl Service {
             let cgroup = whole.child(name);
             cgroup.kill(PATIENCE);
             if let Err(error) = cgroup.remove(PATIENCE) {
-                eprintln!("cgroup left behind: {error}");
+                say!("cgroup left behind: {error}");
             }
         }
     }
@@ -71,7 +71,7 @@ impl Service {
                 usage: cgroup.final_usage(),
             };
             if let Err(error) = self.records.write_exit(&exit) {
-                eprintln!("the end of {id} could not be recorded: {error}");
+                say!("the end of {id} could not be recorded: {error}");
             }
             exit
         });
@@ -83,17 +83,17 @@ impl Service {
         let cgroup = self.pod_cgroup(uid);
         cgroup.kill(PATIENCE);
         if let Err(error) = cgroup.remove(PATIENCE) {
-            eprintln!("cgroup left behind: {error}");
+            say!("cgroup left behind: {error}");
         }
         for id in self.records.containers(uid) {
             if let Ok(config) = self.records.read_container(uid, &id)
                 && let Err(failure) = remove_writable_layer(&config)
             {
-                eprintln!("left behind of {id}: {failure:?}");
+                say!("left behind of {id}: {failure:?}");
             }
         }
         if let Err(error) = self.records.remove_pod(uid) {
-            eprintln!("record left behind: {error}");
+            say!("record left behind: {error}");
         }
     }
 
@@ -132,7 +132,7 @@ impl Service {
         }
         for cgroup in [own, whole] {
             if let Err(error) = cgroup.remove(PATIENCE) {
-                eprintln!("cgroup left behind: {error}");
+                say!("cgroup left behind: {error}");
             }
         }
         for name in [super::SOCKET, super::LOG] {

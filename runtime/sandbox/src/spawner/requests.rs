@@ -162,7 +162,7 @@ impl Service {
             Err(failure) => {
                 cgroup.kill(Duration::from_secs(1));
                 if let Err(error) = cgroup.remove(Duration::from_secs(1)) {
-                    eprintln!("cgroup left behind: {error}");
+                    say!("cgroup left behind: {error}");
                 }
                 return Err(failure);
             }

@@ -390,7 +390,7 @@ impl Service {
             } else if let Some(child) = self.children.remove(&death.pid) {
                 self.child_died(child, death, Timestamp::now());
             } else if self.pump.as_ref().is_some_and(|pump| pump.pid == death.pid) {
-                eprintln!("the log pump has died: {death:?}");
+                say!("the log pump has died: {death:?}");
                 self.restart_pump();
             } else {
                 let unclaimed = Unclaimed { death, at: Timestamp::now(), seen: Instant::now() };

@@ -302,7 +302,7 @@ impl Service {
                     records.remove_container(&container.pod, id).map_err(|error| Failure::sandbox("record", error))
                 };
                 if let Err(failure) = work() {
-                    eprintln!("left behind of {id}: {failure:?}");
+                    say!("left behind of {id}: {failure:?}");
                 }
                 (Err::<(), Failure>(reported), None)
             })
@@ -310,7 +310,7 @@ impl Service {
         match job {
             Ok(job) => self.keep(job, Purpose::Remove { request, pod: None }),
             Err(error) => {
-                eprintln!("left behind of {id}: {error}");
+                say!("left behind of {id}: {error}");
                 self.answer(request, Err(failure), Vec::new());
             }
         }
@@ -345,8 +345,8 @@ pub fn follow(pump: Option<&mut logs::Pump>, log: &Log) {
     let told = copies.map(|copies| pump.is_some_and(|pump| pump.tell(&command, copies)));
     match told {
         Ok(true) => {}
-        Ok(false) => eprintln!("the log {} is not written now: there is no log pump", log.path.display()),
-        Err(error) => eprintln!("the log {} is not written: {error}", log.path.display()),
+        Ok(false) => say!("the log {} is not written now: there is no log pump", log.path.display()),
+        Err(error) => say!("the log {} is not written: {error}", log.path.display()),
     }
 }
 
