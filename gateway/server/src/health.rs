@@ -51,7 +51,7 @@ pub(crate) async fn answer(server: &Server, path: &str, query: &Query) -> Option
 
 async fn healthy(server: &Server, check: &str) -> bool {
     match check {
-        "store" => server.store.revision().await.is_ok(),
+        "store" => server.store.health().await.is_ok(),
         _ => !server.stopping.is_cancelled(),
     }
 }

@@ -147,6 +147,7 @@ pub(crate) fn store_failure(error: &carob_store::Error) -> Status {
         carob_store::Error::Compacted { .. } => {
             Status::expired("The resourceVersion for the provided list is too old.")
         }
+        carob_store::Error::Full(_) => Status::internal("the server's disk is full"),
         carob_store::Error::Lagged | carob_store::Error::Engine(_) => {
             tracing::error!(error = error as &dyn std::error::Error, "the store failed");
             Status::internal("the store failed")

@@ -4,6 +4,7 @@
 //! revisions, watch from a revision, compact. A revision is the number of a committed transaction; it never repeats and
 //! never goes back, also across a crash.
 
+pub mod file;
 pub mod redb;
 
 use std::pin::Pin;
@@ -213,6 +214,9 @@ pub enum Error {
     /// A watcher fell too far behind and must start again.
     #[error("the watcher fell behind")]
     Lagged,
+    /// There is no room for it on the disk. Nothing of it was written; once there is room it can be asked again.
+    #[error("there is no room for it on the disk")]
+    Full(#[source] Arc<std::io::Error>),
     /// The engine failed; the store takes no more writes.
     #[error("the storage engine failed")]
     Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -250,6 +254,9 @@ pub trait Store: Send + Sync {
 
     /// The newest committed revision.
     async fn revision(&self) -> Result<Revision, Error>;
+
+    /// Whether it takes writes: what keeps it from that, if anything does.
+    async fn health(&self) -> Result<(), Error>;
 
     /// Asks that every watcher be told soon how far it is: after the events it still has to get, each receives a
     /// [`Watched::Progress`] of at least the revision that is current now. Cheap enough to call per list request.

@@ -17,7 +17,7 @@ mod writer;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -76,7 +76,8 @@ struct Shared {
     log: Log,
     committed: RwLock<Committed>,
     watchers: Watchers,
-    failure: OnceLock<Failure>,
+    /// Why no more writes are taken, once that is so.
+    failure: tokio::sync::watch::Sender<Option<Failure>>,
 }
 
 /// Why the engine stopped taking writes; every later write is told the same.
@@ -121,7 +122,7 @@ impl RedbStore {
             log,
             watchers: Watchers::new(recovered.revision),
             committed: RwLock::new(Committed::new(recovered, limits)),
-            failure: OnceLock::new(),
+            failure: tokio::sync::watch::Sender::default(),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
         let writer = Writer::new(shared.clone(), messages, options, cleaned);
@@ -136,6 +137,14 @@ impl RedbStore {
         let handle = self.handle.clone();
         // A runtime that is ending runs nothing more; then the drop of the last handle closes.
         let _ = tokio::task::spawn_blocking(move || handle.close()).await;
+    }
+
+    /// Waits until the store takes no more writes for good, and gives why: its engine failed, the writer has panicked, or
+    /// it was closed. Nobody knows then what of the last write is on the disk; who opens the store again learns it.
+    pub async fn failed(&self) -> Error {
+        let mut failure = self.shared().failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+        failed.map_or(Error::Closed, Error::from)
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -167,12 +176,24 @@ impl Drop for Handle {
 }
 
 impl Shared {
-    fn failure(&self) -> Option<&Failure> {
-        self.failure.get()
+    fn failure(&self) -> Option<Failure> {
+        self.failure.borrow().clone()
     }
 
-    fn fail(&self, error: Error) -> &Failure {
-        self.failure.get_or_init(|| Failure(Arc::new(error)))
+    /// From here on no writes are taken. Gives what is answered to all: the first failure.
+    fn fail(&self, error: Error) -> Failure {
+        let failure = Failure(Arc::new(error));
+        self.failure.send_if_modified(|known| known.is_none() && known.replace(failure.clone()).is_none());
+        self.failure().unwrap_or(failure)
+    }
+
+    /// Asks the log something. Where that breaks it, nobody has to write to learn of it.
+    fn ask_log<T>(&self, ask: impl FnOnce(&Log) -> Result<T, Error>) -> Result<T, Error> {
+        let answer = ask(&self.log);
+        if answer.is_err() && self.log.is_broken() {
+            self.fail(LogError::Broken.into());
+        }
+        answer
     }
 
     /// The state, unless the store is closed. Readers' panics cannot harm it: only the writer changes it.
@@ -214,7 +235,7 @@ impl Store for RedbStore {
             Some(before) => before,
             None => {
                 let (shared, range) = (self.shared().clone(), range.clone());
-                let read = tokio::task::spawn_blocking(move || shared.log.before(&range, at, newest));
+                let read = tokio::task::spawn_blocking(move || shared.ask_log(|log| log.before(&range, at, newest)));
                 read.await.map_err(|_| Error::Closed)??
             }
         };
@@ -247,6 +268,14 @@ impl Store for RedbStore {
 
     async fn revision(&self) -> Result<Revision, Error> {
         Ok(self.shared().committed()?.revision)
+    }
+
+    async fn health(&self) -> Result<(), Error> {
+        drop(self.shared().committed()?);
+        match self.shared().failure() {
+            Some(failure) => Err(failure.into()),
+            None => self.shared().log.check_room(0),
+        }
     }
 
     async fn request_progress(&self) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 
-use carob_store::redb::{OpenError, Options, RedbStore};
+use carob_store::redb::{LogError, OpenError, Options, RedbStore};
 use carob_store::{Document, Entry, Error, Expect, KeyRange, Outcome, Revision, Store, Txn, Watch, Watched, Write};
 use futures::StreamExt;
 use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition};
@@ -93,6 +93,35 @@ async fn a_store_from_before_there_was_a_journal_is_given_one() {
         assert_eq!(commit(&store, put("/a", "2")).await, revision);
         store.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_store_whose_journal_is_missing_or_damaged_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, left) = (directory.path().join("store.redb"), directory.path().join("left.redb"));
+    let store = RedbStore::open(&path, Options::default()).unwrap();
+    for value in ["1", "2", "3"] {
+        commit(&store, put("/a", value)).await;
+    }
+    // As after a crash: what was committed is in the journal alone.
+    std::fs::copy(&path, &left).unwrap();
+    let refused = || match refusal(&left) {
+        OpenError::Content { source, .. } => source,
+        other => panic!("{other:?}"),
+    };
+    let journal = directory.path().join("left.redb.journal");
+    let missing = refused();
+    assert!(matches!(missing, LogError::NoJournal { .. }), "{missing:?}");
+    assert!(missing.to_string().contains("left.redb.journal is missing"), "{missing}");
+    assert!(!journal.exists(), "what is refused is left alone");
+
+    let content = std::fs::read(directory.path().join("store.redb.journal")).unwrap();
+    let mut damaged = content.clone();
+    damaged[20] ^= 1;
+    std::fs::write(&journal, damaged).unwrap();
+    assert!(matches!(refused(), LogError::Damaged { at: 0 }));
+    std::fs::write(&journal, content).unwrap();
+    assert_eq!(RedbStore::open(&left, Options::default()).unwrap().revision().await.unwrap(), 3);
 }
 
 #[tokio::test]
@@ -309,6 +338,21 @@ async fn a_long_history_is_cut_so_the_file_stays_bounded() {
         left = records(&path);
     }
     assert_eq!(left, 7);
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_removed_as_fast_as_it_is_added() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let options = Options { history_limit: 2, ..Options::default() };
+    let store = RedbStore::open(&path, options).unwrap();
+    for number in 0..20 {
+        let writes = (0..1000).flat_map(|key| put(&format!("/a/{key}"), &number.to_string()).writes);
+        commit(&store, Txn { expect: Vec::new(), writes: writes.collect() }).await;
+    }
+    store.close().await;
+    let left = records(&path);
+    assert!(left <= 4000, "{left} records of a thousand keys and a history of two transactions");
 }
 
 /// How many records a closed store's log has.

@@ -26,6 +26,10 @@ struct Device {
 struct Machine {
     files: [Content; 2],
     broken: bool,
+    /// The files have the room that they have.
+    full: bool,
+    /// The next sync ends the thread that asks for it.
+    panics: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,7 +58,7 @@ impl Machine {
             }
             Content { seen: synced.clone(), synced, volatile: Vec::new() }
         });
-        Arc::new(Mutex::new(Self { files, broken: false }))
+        Arc::new(Mutex::new(Self { files, ..Self::default() }))
     }
 
     fn open(machine: &Arc<Mutex<Self>>) -> Result<RedbStore, Error> {
@@ -87,6 +91,10 @@ impl StorageBackend for Device {
     fn set_len(&self, length: u64) -> io::Result<()> {
         // The length is metadata, journaled by the file system: it survives.
         let length = usize::try_from(length).unwrap();
+        let full = self.machine.lock().unwrap().full;
+        if full && self.content(|content| length > content.seen.len()) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.content(|content| {
             content.seen.resize(length, 0);
             content.synced.resize(length, 0);
@@ -96,7 +104,12 @@ impl StorageBackend for Device {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.machine.lock().unwrap().broken {
+        let (broken, panics) = {
+            let mut machine = self.machine.lock().unwrap();
+            (machine.broken, std::mem::take(&mut machine.panics))
+        };
+        assert!(!panics, "as asked for");
+        if broken {
             return Err(io::Error::other("the device is broken"));
         }
         self.content(|Content { synced, volatile, .. }| {
@@ -173,22 +186,56 @@ async fn what_was_acknowledged_survives_a_power_failure() {
     }
 }
 
+fn create(key: &str, value: &str) -> Txn {
+    Txn {
+        expect: vec![(key.into(), Expect::Absent)],
+        writes: vec![Write::Put(key.into(), Document::plain(value.to_owned()))],
+    }
+}
+
+#[tokio::test]
+async fn what_a_full_disk_refused_is_written_once_there_is_room() {
+    let machine = Arc::<Mutex<Machine>>::default();
+    let device = |file| Device { machine: machine.clone(), file };
+    let store = RedbStore::open_on(device(0), device(1), Options::default()).unwrap();
+    let large = "x".repeat(400 << 10);
+    assert!(store.txn(create("/a/1", "{}")).await.is_ok());
+    machine.lock().unwrap().full = true;
+    for _ in 0..2 {
+        assert!(matches!(store.txn(create("/a/2", &large)).await, Err(Error::Full(_))));
+    }
+    // For this there is room, and nothing of the other was written before it.
+    assert!(matches!(store.txn(create("/a/3", "{}")).await, Ok(Outcome::Committed { revision: 2, .. })));
+    store.health().await.unwrap();
+    machine.lock().unwrap().full = false;
+    assert!(matches!(store.txn(create("/a/2", &large)).await, Ok(Outcome::Committed { revision: 3, .. })));
+}
+
+#[tokio::test]
+async fn a_writer_that_panics_is_told_of_and_nobody_waits_for_it() {
+    let machine = Arc::<Mutex<Machine>>::default();
+    let store = Machine::open(&machine).unwrap();
+    machine.lock().unwrap().panics = true;
+    assert!(matches!(store.txn(create("/a/1", "{}")).await, Err(Error::Closed)));
+    assert!(matches!(store.failed().await, Error::Engine(_)));
+    assert!(store.health().await.is_err());
+}
+
 #[tokio::test]
 async fn a_broken_device_ends_writing_and_nothing_unsynced_is_shown() {
     let machine = Arc::<Mutex<Machine>>::default();
     let store = Machine::open(&machine).unwrap();
-    let create = |key: &str| Txn {
-        expect: vec![(key.into(), Expect::Absent)],
-        writes: vec![Write::Put(key.into(), Document::plain("{}"))],
-    };
-    assert!(matches!(store.txn(create("/a/1")).await, Ok(Outcome::Committed { revision: 1, .. })));
+    assert!(matches!(store.txn(create("/a/1", "{}")).await, Ok(Outcome::Committed { revision: 1, .. })));
+    store.health().await.unwrap();
     machine.lock().unwrap().broken = true;
     for _ in 0..2 {
-        assert!(matches!(store.txn(create("/a/2")).await, Err(Error::Engine(_))));
+        assert!(matches!(store.txn(create("/a/2", "{}")).await, Err(Error::Engine(_))));
     }
+    assert!(matches!(store.health().await, Err(Error::Engine(_))));
+    assert!(matches!(store.failed().await, Error::Engine(_)));
     // Mended behind its back: the store has lost trust for good.
     machine.lock().unwrap().broken = false;
-    assert!(matches!(store.txn(create("/a/3")).await, Err(Error::Engine(_))));
+    assert!(matches!(store.txn(create("/a/3", "{}")).await, Err(Error::Engine(_))));
     assert!(matches!(store.compact(1).await, Err(Error::Engine(_))));
     assert_eq!(store.revision().await.unwrap(), 1);
     assert!(store.get("/a/1").await.unwrap().is_some(), "reading goes on");

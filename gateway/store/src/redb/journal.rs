@@ -3,12 +3,14 @@
 //! A commit of the database rewrites a dozen pages, which pays for a thousand transactions, not for three. So a batch is
 //! appended to this file, with one write and one sync, and the database gets many batches at once. What is filed is not
 //! needed here any more: the file is written from its beginning again, under a new epoch, which stands in the database.
-//! A frame of another epoch, or one that is torn, has another check sum: reading ends there.
+//! A frame of another epoch, or one that is torn, has another check sum: reading ends there. Since a frame is written when
+//! the one before is durable, only the last can be torn: where a whole one follows, something else has damaged the file.
 
 use std::io;
 
 use ::redb::StorageBackend;
 
+use super::open::LogError;
 use super::record::Position;
 use crate::Revision;
 
@@ -36,11 +38,15 @@ pub(super) type Record = (Position, Vec<u8>);
 
 impl Journal {
     /// Opens the journal; gives the records of this epoch that are in it, in their order.
-    pub(super) fn open(device: Box<dyn StorageBackend>, epoch: u64) -> io::Result<(Self, Vec<Record>)> {
-        let size = device.len()?;
-        let mut content = vec![0; usize::try_from(size).map_err(io::Error::other)?];
-        device.read(0, &mut content)?;
-        let records = read(&content, epoch);
+    pub(super) fn open(device: Box<dyn StorageBackend>, epoch: u64) -> Result<(Self, Vec<Record>), LogError> {
+        let content = || {
+            let size = device.len()?;
+            let mut content = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+            device.read(0, &mut content)?;
+            Ok((size, content))
+        };
+        let (size, content) = content().map_err(LogError::Journal)?;
+        let records = read(&content, epoch)?;
         Ok((Self { device, epoch, end: 0, size, frame: Vec::new() }, records))
     }
 
@@ -53,7 +59,25 @@ impl Journal {
         self.epoch
     }
 
-    /// Appends a batch durably: after a crash all of it is there, or nothing.
+    /// Has the file be long enough for a batch. What fails here leaves everything as it was.
+    pub(super) fn make_room(&mut self, records: &[Record]) -> io::Result<()> {
+        let payload: usize = records.iter().map(|(_, record)| RECORD_HEADER + record.len()).sum();
+        let end = self.end + (HEADER + payload) as u64;
+        if end <= self.size {
+            return Ok(());
+        }
+        let size = end.next_multiple_of(GROWTH);
+        let zeros = vec![0; usize::try_from(size - self.size).map_err(io::Error::other)?];
+        let grown = self.device.set_len(size).and_then(|()| self.device.write(self.size, &zeros));
+        match grown {
+            Ok(()) => self.size = size,
+            // Others may need what was had of it.
+            Err(_) => drop(self.device.set_len(self.size)),
+        }
+        grown
+    }
+
+    /// Appends a batch, for which there is room, durably: after a crash all of it is there, or nothing.
     pub(super) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         self.frame.clear();
         self.frame.extend_from_slice(&[0; HEADER]);
@@ -66,11 +90,9 @@ impl Journal {
         let (header, payload) = self.frame.split_at_mut(HEADER);
         header[..4].copy_from_slice(&length(payload)?.to_le_bytes());
         header[4..].copy_from_slice(&check_sum(self.epoch, payload).to_le_bytes());
-        let end = self.end + self.frame.len() as u64;
-        self.make_room(end)?;
         self.device.write(self.end, &self.frame)?;
         self.device.sync_data()?;
-        self.end = end;
+        self.end += self.frame.len() as u64;
         // A huge batch leaves no huge buffer.
         self.frame.shrink_to(usize::try_from(GROWTH).unwrap_or(usize::MAX));
         Ok(())
@@ -80,18 +102,6 @@ impl Journal {
     pub(super) fn truncate(&mut self) -> io::Result<()> {
         (self.end, self.size) = (0, 0);
         self.device.set_len(0)
-    }
-
-    fn make_room(&mut self, end: u64) -> io::Result<()> {
-        if end <= self.size {
-            return Ok(());
-        }
-        let size = end.next_multiple_of(GROWTH);
-        self.device.set_len(size)?;
-        let zeros = vec![0; usize::try_from(size - self.size).map_err(io::Error::other)?];
-        self.device.write(self.size, &zeros)?;
-        self.size = size;
-        Ok(())
     }
 }
 
@@ -107,7 +117,7 @@ fn check_sum(epoch: u64, payload: &[u8]) -> u32 {
 }
 
 /// The records of all whole frames of this epoch from the beginning on.
-fn read(content: &[u8], epoch: u64) -> Vec<Record> {
+fn read(content: &[u8], epoch: u64) -> Result<Vec<Record>, LogError> {
     let mut records = Vec::new();
     let mut rest = content;
     while let Some((payload, behind)) = frame(rest, epoch) {
@@ -118,7 +128,25 @@ fn read(content: &[u8], epoch: u64) -> Vec<Record> {
             payload = behind;
         }
     }
-    records
+    if holds_a_frame(rest, epoch) {
+        return Err(LogError::Damaged { at: content.len() - rest.len() });
+    }
+    Ok(records)
+}
+
+/// Whether a whole frame of this epoch begins anywhere in `bytes`. An epoch is a secret of the store's, so nobody can write
+/// an object that looks like one.
+fn holds_a_frame(bytes: &[u8], epoch: u64) -> bool {
+    (0..bytes.len()).any(|at| frame(&bytes[at..], epoch).is_some())
+}
+
+/// Whether a payload is records from end to end, as far as their lengths tell.
+fn is_of_records(payload: &[u8]) -> bool {
+    let mut rest = payload;
+    while let Some((_, _, behind)) = parts(rest) {
+        rest = behind;
+    }
+    rest.is_empty()
 }
 
 /// The payload of the frame that `bytes` begin with, and what lies behind it. An empty frame is none: a file of zeros
@@ -127,18 +155,27 @@ fn frame(bytes: &[u8], epoch: u64) -> Option<(&[u8], &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
     let length = u32::from_le_bytes(*header.first_chunk()?) as usize;
     let (payload, behind) = rest.split_at_checked(length).filter(|_| length > 0)?;
+    if !is_of_records(payload) {
+        return None;
+    }
     let sum = u32::from_le_bytes(*header.last_chunk()?);
     (sum == check_sum(epoch, payload)).then_some((payload, behind))
 }
 
 fn record(payload: &[u8]) -> Option<(Record, &[u8])> {
+    let (at, bytes, behind) = parts(payload)?;
+    Some(((at, bytes.to_vec()), behind))
+}
+
+/// The record that a payload begins with, and what lies behind it.
+fn parts(payload: &[u8]) -> Option<(Position, &[u8], &[u8])> {
     let (header, rest) = payload.split_first_chunk::<RECORD_HEADER>()?;
     let (revision, numbers) = header.split_first_chunk::<8>()?;
     let index = u32::from_le_bytes(*numbers.first_chunk()?);
     let length = u32::from_le_bytes(*numbers.last_chunk()?) as usize;
     let (bytes, behind) = rest.split_at_checked(length)?;
     let at = Position { revision: Revision::from_le_bytes(*revision), index };
-    Some(((at, bytes.to_vec()), behind))
+    Some((at, bytes, behind))
 }
 
 #[cfg(test)]
@@ -152,6 +189,11 @@ mod tests {
         revisions.map(of).collect()
     }
 
+    fn append(journal: &mut Journal, records: &[Record]) {
+        journal.make_room(records).unwrap();
+        journal.append(records).unwrap();
+    }
+
     fn content(journal: &Journal) -> Vec<u8> {
         let mut content = vec![0; usize::try_from(journal.device.len().unwrap()).unwrap()];
         journal.device.read(0, &mut content).unwrap();
@@ -162,44 +204,97 @@ mod tests {
     fn what_was_appended_is_read_back_until_it_is_filed() {
         let (mut journal, found) = Journal::open(Box::new(InMemoryBackend::new()), 7).unwrap();
         assert_eq!(found, []);
-        journal.append(&records(1..3)).unwrap();
-        journal.append(&records(3..4)).unwrap();
-        assert_eq!(read(&content(&journal), 7), records(1..4));
-        assert_eq!(read(&content(&journal), 8), [], "of another epoch");
+        append(&mut journal, &records(1..3));
+        append(&mut journal, &records(3..4));
+        assert_eq!(read(&content(&journal), 7).unwrap(), records(1..4));
+        assert_eq!(read(&content(&journal), 8).unwrap(), [], "of another epoch");
         journal.begin(8);
-        assert_eq!(read(&content(&journal), 8), []);
+        assert_eq!(read(&content(&journal), 8).unwrap(), []);
         // As long as the first frame, so that the second of the old epoch follows.
-        journal.append(&records(4..6)).unwrap();
-        assert_eq!(read(&content(&journal), 8), records(4..6));
+        append(&mut journal, &records(4..6));
+        assert_eq!(read(&content(&journal), 8).unwrap(), records(4..6));
         journal.truncate().unwrap();
-        journal.append(&records(6..7)).unwrap();
-        assert_eq!(read(&content(&journal), 8), records(6..7));
+        append(&mut journal, &records(6..7));
+        assert_eq!(read(&content(&journal), 8).unwrap(), records(6..7));
     }
 
     #[test]
     fn a_torn_frame_ends_the_journal_whatever_is_torn() {
         let (mut journal, _) = Journal::open(Box::new(InMemoryBackend::new()), 7).unwrap();
-        journal.append(&records(1..2)).unwrap();
+        append(&mut journal, &records(1..2));
         let whole = usize::try_from(journal.end).unwrap();
-        journal.append(&records(2..4)).unwrap();
-        let content = content(&journal);
+        append(&mut journal, &records(2..4));
         let end = usize::try_from(journal.end).unwrap();
+        let content = &content(&journal)[..end + 100];
         for place in whole..end {
-            let mut torn = content.clone();
+            let mut torn = content.to_vec();
             torn[place] ^= 0x40;
-            assert_eq!(read(&torn, 7), records(1..2), "byte {place}");
-            assert_eq!(read(&content[..place], 7), records(1..2), "the first {place} bytes");
+            assert_eq!(read(&torn, 7).unwrap(), records(1..2), "byte {place}");
+            assert_eq!(read(&content[..place], 7).unwrap(), records(1..2), "the first {place} bytes");
         }
-        assert_eq!(read(&content[..end], 7), records(1..4));
+        assert_eq!(read(&content[..end], 7).unwrap(), records(1..4));
     }
 
     #[test]
     fn a_large_batch_and_a_small_one_behind_it_fit() {
         let (mut journal, _) = Journal::open(Box::new(InMemoryBackend::new()), 1).unwrap();
         let large = vec![(Position { revision: 1, index: 0 }, vec![1; 3 << 20])];
-        journal.append(&large).unwrap();
-        journal.append(&records(2..3)).unwrap();
-        assert_eq!(read(&content(&journal), 1), [large, records(2..3)].concat());
+        append(&mut journal, &large);
+        append(&mut journal, &records(2..3));
+        assert_eq!(read(&content(&journal), 1).unwrap(), [large, records(2..3)].concat());
         assert!(journal.frame.capacity() < 1 << 20);
+    }
+
+    #[test]
+    fn a_frame_that_was_damaged_before_the_last_one_is_no_torn_end() {
+        let (mut journal, _) = Journal::open(Box::new(InMemoryBackend::new()), 7).unwrap();
+        append(&mut journal, &records(1..3));
+        let first = usize::try_from(journal.end).unwrap();
+        append(&mut journal, &records(3..4));
+        let content = &content(&journal)[..usize::try_from(journal.end).unwrap() + 100];
+        for place in 0..first {
+            let mut damaged = content.to_vec();
+            damaged[place] ^= 0x40;
+            assert!(matches!(read(&damaged, 7), Err(LogError::Damaged { at: 0 })), "byte {place}");
+            assert_eq!(read(&damaged, 8).unwrap(), [], "nothing of another epoch is missed");
+        }
+        let mut lost = content.to_vec();
+        lost[..first].fill(0);
+        assert!(matches!(read(&lost, 7), Err(LogError::Damaged { at: 0 })));
+    }
+
+    #[test]
+    fn a_journal_that_has_no_room_is_as_it_was() {
+        /// A disk that is full at 300 KiB.
+        #[derive(Debug)]
+        struct Small(InMemoryBackend);
+        impl StorageBackend for Small {
+            fn len(&self) -> io::Result<u64> {
+                self.0.len()
+            }
+            fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+                self.0.read(offset, out)
+            }
+            fn set_len(&self, length: u64) -> io::Result<()> {
+                self.0.set_len(length)
+            }
+            fn sync_data(&self) -> io::Result<()> {
+                self.0.sync_data()
+            }
+            fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+                if offset + data.len() as u64 > 300 << 10 {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                self.0.write(offset, data)
+            }
+        }
+        let disk = Small(InMemoryBackend::new());
+        let (mut journal, _) = Journal::open(Box::new(disk), 7).unwrap();
+        append(&mut journal, &records(1..2));
+        let large = vec![(Position { revision: 2, index: 0 }, vec![1; 256 << 10])];
+        assert_eq!(journal.make_room(&large).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(journal.device.len().unwrap(), GROWTH);
+        append(&mut journal, &records(2..3));
+        assert_eq!(read(&content(&journal), 7).unwrap(), records(1..3));
     }
 }

@@ -1,6 +1,7 @@
 //! The log on disk: committing batches, reading history, removing what is compacted.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ::redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable};
@@ -11,6 +12,11 @@ use super::open::LogError;
 use super::record::{self, CLEANED, COMPACTED, Change, EPOCH, Head, LOG, META, Position, REVISION};
 use crate::{Entry, Error, Event, KeyRange, Revision};
 
+/// What must be free on the disk beside what a commit writes: pages are written anew, and the file grows in strides.
+const SPARE: u64 = 8 << 20;
+/// How much of the disk a commit may take for each byte of its records.
+const SPREAD: u64 = 4;
+
 /// The open files.
 pub(super) struct Log {
     /// What is filed. Readers hold the lock shared, closing takes it alone and so waits for them.
@@ -18,6 +24,8 @@ pub(super) struct Log {
     recent: Mutex<Recent>,
     /// Bytes of records in the journal that are worth a commit of the database.
     enough: usize,
+    /// Where the files lie, if they are files.
+    folder: Option<PathBuf>,
 }
 
 /// What is durable in the journal only.
@@ -49,9 +57,9 @@ pub(super) struct History {
 }
 
 impl Log {
-    pub(super) fn new(database: Database, journal: Journal) -> Self {
+    pub(super) fn new(database: Database, journal: Journal, folder: Option<PathBuf>) -> Self {
         let recent = Recent { journal, records: Vec::new(), bytes: 0, broken: false };
-        Self { database: RwLock::new(Some(database)), recent: Mutex::new(recent), enough: 0 }
+        Self { database: RwLock::new(Some(database)), recent: Mutex::new(recent), enough: 0, folder }
     }
 
     /// Files the journal when it holds so many bytes of records.
@@ -59,14 +67,17 @@ impl Log {
         Self { enough, ..self }
     }
 
-    /// Writes a batch durably, all or nothing. Returns how far the log is clean, if it was asked to clean.
+    /// Writes a batch durably, all or nothing. Returns how far the log is clean, if it was asked to clean. After
+    /// [`Error::Full`] the log is as it was.
     pub(super) fn commit(&self, batch: Batch) -> Result<Option<Revision>, Error> {
         self.with(|database| {
             let mut recent = self.recent();
             recent.check()?;
             let bytes: usize = batch.records.iter().map(|(_, record)| record.len()).sum();
             let file = batch.clean.is_some() || recent.bytes + bytes > self.enough;
-            if !file {
+            if file {
+                self.check_room(recent.bytes + bytes)?;
+            } else {
                 recent.append(&batch.records)?;
             }
             recent.records.extend(batch.records);
@@ -77,6 +88,24 @@ impl Log {
             let compaction = batch.clean.map(|(after, limit)| Compaction { until: batch.compacted, after, limit });
             recent.file(database, compaction)
         })
+    }
+
+    /// Whether the disk has room for filing so many bytes of records. The database doesn't survive the lack of it: this is
+    /// asked before.
+    pub(super) fn check_room(&self, bytes: usize) -> Result<(), Error> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        // What can't be asked may still be written.
+        let Ok(disk) = nix::sys::statvfs::statvfs(folder) else { return Ok(()) };
+        let free = disk.blocks_free().saturating_mul(disk.fragment_size());
+        if free < SPARE + SPREAD * bytes as u64 {
+            return Err(full(std::io::ErrorKind::StorageFull.into()));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is added any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.recent().broken
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
@@ -162,6 +191,7 @@ impl Log {
     fn file_up_to(&self, database: &Database, until: Revision) -> Result<(), Error> {
         let mut recent = self.recent();
         if recent.records.first().is_some_and(|(at, _)| at.revision <= until) {
+            self.check_room(recent.bytes)?;
             recent.file(database, None)?;
         }
         Ok(())
@@ -192,6 +222,8 @@ impl Recent {
     /// Makes records durable in the journal.
     fn append(&mut self, records: &[Record]) -> Result<(), Error> {
         self.check()?;
+        // Nothing of them is in the file yet.
+        self.journal.make_room(records).map_err(full)?;
         // Until it is known to have worked.
         self.broken = true;
         self.journal.append(records).map_err(LogError::Journal)?;
@@ -221,6 +253,10 @@ impl Recent {
         self.check()?;
         Ok(self.journal.truncate().map_err(LogError::Journal)?)
     }
+}
+
+fn full(why: std::io::Error) -> Error {
+    Error::Full(Arc::new(why))
 }
 
 impl From<LogError> for Error {

@@ -14,6 +14,7 @@ use super::journal::Journal;
 use super::log::{self, Log};
 use super::record::{self, CLEANED, COMPACTED, CURRENT_FORMAT, Change, EPOCH, FORMAT, LOG, META, Position, REVISION};
 use crate::Revision;
+use crate::file::{folder, sync_directory};
 
 /// The log's pages are written once and read seldom (values live in the index), so a small cache does.
 const CACHE_BYTES: usize = 8 << 20;
@@ -87,6 +88,24 @@ pub enum LogError {
     /// The journal cannot be read or written.
     #[error("the journal failed")]
     Journal(#[source] std::io::Error),
+    /// The journal is damaged where no crash leaves it torn.
+    #[error(
+        "the journal is damaged at byte {at}: of what was acknowledged, something is lost there, and more lies behind it"
+    )]
+    Damaged {
+        /// Where in the file.
+        at: usize,
+    },
+    /// There is no journal.
+    #[error(
+        "{} is missing: what was written last may be in it. If it can't be had any more, an empty file of this name opens \
+         the store as it was before",
+        path.display()
+    )]
+    NoJournal {
+        /// Its file.
+        path: PathBuf,
+    },
     /// An earlier write failed, and nobody knows what became of it.
     #[error("an earlier write of the log failed")]
     Broken,
@@ -141,7 +160,7 @@ pub(super) fn open(path: &Path) -> Result<(Log, Recovered), OpenError> {
         return Err(OpenError::Foreign { path: path.into() });
     }
     let database = Builder::new().set_cache_size(CACHE_BYTES).open(path).map_err(|error| explain(path, error))?;
-    recover(database, || journal_beside(path), path)
+    recover(database, |may_be_made| journal_beside(path, may_be_made), path, Some(folder(path).to_owned()))
 }
 
 /// A log on something other than files.
@@ -149,40 +168,49 @@ pub(super) fn on(backend: impl StorageBackend, journal: impl StorageBackend) -> 
     let path = Path::new("(backend)");
     let database = Builder::new().create_with_backend(backend).map_err(|error| explain(path, error))?;
     initialise(&database).map_err(|source| OpenError::Content { path: path.into(), source })?;
-    recover(database, || Ok(Box::new(journal)), path)
+    recover(database, |_| Ok(Box::new(journal)), path, None)
 }
 
+/// `journal` gives the journal, which may be made or must be there.
 fn recover(
     database: Database,
-    journal: impl FnOnce() -> Result<Box<dyn StorageBackend>, OpenError>,
+    journal: impl FnOnce(bool) -> Result<Box<dyn StorageBackend>, OpenError>,
     path: &Path,
+    folder: Option<PathBuf>,
 ) -> Result<(Log, Recovered), OpenError> {
     let content = |source| OpenError::Content { path: path.into(), source };
     let format = format(&database).map_err(content)?.ok_or_else(|| OpenError::Foreign { path: path.into() })?;
-    match format {
-        CURRENT_FORMAT => {}
-        WITHOUT_JOURNAL => initialise(&database).map_err(content)?,
+    let journal = match format {
+        CURRENT_FORMAT => journal(false)?,
+        WITHOUT_JOURNAL => {
+            // In this order: one of the current format always has it.
+            let journal = journal(true)?;
+            initialise(&database).map_err(content)?;
+            journal
+        }
         found => return Err(OpenError::Newer { path: path.into(), found, supported: CURRENT_FORMAT }),
-    }
+    };
     let epoch = epoch(&database).map_err(content)?;
-    let (mut journal, records) =
-        Journal::open(journal()?, epoch).map_err(|source| content(LogError::Journal(source)))?;
+    let (mut journal, records) = Journal::open(journal, epoch).map_err(content)?;
     if !records.is_empty() {
         let epoch = epoch.wrapping_add(1);
         log::write(&database, &records, epoch, None).map_err(content)?;
         journal.begin(epoch);
     }
     let recovered = replay(&database).map_err(content)?;
-    Ok((Log::new(database, journal), recovered))
+    Ok((Log::new(database, journal, folder), recovered))
 }
 
-/// The file of the journal, made durably if there is none.
-fn journal_beside(path: &Path) -> Result<Box<dyn StorageBackend>, OpenError> {
+/// The file of the journal, made durably if there is none and it may be made.
+fn journal_beside(path: &Path, may_be_made: bool) -> Result<Box<dyn StorageBackend>, OpenError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".journal");
     let beside = PathBuf::from(beside);
     let file_error = |source| OpenError::File { path: beside.clone(), source };
     let is_new = !beside.try_exists().map_err(file_error)?;
+    if is_new && !may_be_made {
+        return Err(OpenError::Content { path: path.into(), source: LogError::NoJournal { path: beside } });
+    }
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&beside);
     let file = file.map_err(file_error)?;
     if is_new {
@@ -206,13 +234,10 @@ fn create(path: &Path) -> Result<(), OpenError> {
     initialise(&database).map_err(content)?;
     database.close().map_err(|error| content(error.into()))?;
     File::open(&draft).and_then(|file| file.sync_all()).map_err(file_error)?;
+    // Before the store has its name: from then on a journal that is missing was there.
+    drop(journal_beside(path, true)?);
     std::fs::rename(&draft, path).map_err(file_error)?;
     sync_directory(path).map_err(file_error)
-}
-
-fn sync_directory(of: &Path) -> std::io::Result<()> {
-    let directory = of.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all())
 }
 
 /// Makes the tables of a store, and gives it the current layout.

@@ -95,7 +95,8 @@ impl Watcher {
 
     async fn take_from_log(&mut self, until: Revision) -> Result<(), Error> {
         let (shared, range, after) = (self.shared.clone(), self.range.clone(), self.cursor);
-        let read = tokio::task::spawn_blocking(move || shared.log.history(&range, after, until, LOG_BYTES));
+        let read =
+            tokio::task::spawn_blocking(move || shared.ask_log(|log| log.history(&range, after, until, LOG_BYTES)));
         // The runtime ends before the store does: nobody is left to tell.
         let history = read.await.map_err(|_| Error::Closed)??;
         self.cursor = history.reached;

@@ -13,15 +13,17 @@ use super::journal::Record;
 use super::log::{Batch, deletion};
 use super::record::{self, Change, Head, Position};
 use super::watchers::Progress;
-use super::{Failure, Options, Shared};
+use super::{Options, Shared};
 use crate::{Entry, Error, Event, Expect, Outcome, Revision, Txn, Write};
 
 /// Transactions per commit, at most.
 const BATCH: usize = 512;
 /// Document bytes per commit, about at most.
 const BATCH_BYTES: usize = 8 << 20;
-/// Records visited per commit when removing what compaction left.
+/// Records visited per commit when removing what compaction left; more where a commit adds more, so that it keeps up.
 const CLEAN_STEP: usize = 256;
+/// How long compaction rests when the disk was full. Transactions are tried as they come.
+const REST: Duration = Duration::from_secs(1);
 /// Into how many parts the retention is cut: history is kept this much longer than asked for, at most.
 const RETENTION_PARTS: u32 = 30;
 
@@ -43,6 +45,8 @@ pub(super) struct Writer {
     aging: VecDeque<Age>,
     /// When watchers are to be told their progress.
     progress_due: Option<Instant>,
+    /// The disk was full at the last commit: until when nothing is tried unasked.
+    rests_until: Option<Instant>,
 }
 
 /// The transactions of a short time.
@@ -64,7 +68,8 @@ struct Round {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, inbox: Receiver<Message>, options: Options, cleaned: Revision) -> Self {
-        let mut writer = Self { shared, inbox, options, cleaned, aging: VecDeque::new(), progress_due: None };
+        let aging = VecDeque::new();
+        let mut writer = Self { shared, inbox, options, cleaned, aging, progress_due: None, rests_until: None };
         // How old the history in the file is isn't known: as if it had happened just now.
         let (revision, compacted) = writer.revisions();
         if revision > compacted {
@@ -122,18 +127,21 @@ impl Writer {
             return self.progress_due;
         }
         let (_, compacted) = self.revisions();
-        if self.cleaned < compacted {
-            return Some(Instant::now());
-        }
-        let forget = self.aging.front().map(|age| age.until + self.options.retention);
+        let forget = if self.cleaned < compacted {
+            Some(Instant::now())
+        } else {
+            self.aging.front().map(|age| age.until + self.options.retention)
+        };
+        let forget = forget.map(|due| self.rests_until.map_or(due, |rests| rests.max(due)));
         self.progress_due.into_iter().chain(forget).min()
     }
 
     fn work(&mut self, round: Round) {
         let now = Instant::now();
         if let Some(failure) = self.shared.failure() {
-            refuse(failure, round.transactions.into_iter().map(|(_, reply)| reply));
-            refuse(failure, round.compactions.into_iter().map(|(_, reply)| reply));
+            let why = || failure.clone().into();
+            refuse(why, round.transactions.into_iter().map(|(_, reply)| reply));
+            refuse(why, round.compactions.into_iter().map(|(_, reply)| reply));
         } else {
             self.commit(round.transactions, round.compactions, now);
         }
@@ -161,21 +169,37 @@ impl Writer {
         let target = compacted.max(forget).max(asked.unwrap_or(0));
 
         let cleaning = self.cleaned < target;
+        let writes = cleaning || !plan.records.is_empty();
         let mut written = Ok(None);
-        if !plan.records.is_empty() || cleaning {
-            let clean = cleaning.then_some((self.cleaned, CLEAN_STEP));
+        if writes {
+            let clean = cleaning.then_some((self.cleaned, CLEAN_STEP.max(2 * plan.records.len())));
             let records = std::mem::take(&mut plan.records);
             written = self.shared.log.commit(Batch { records, compacted: target, clean });
         }
         match written {
             Ok(cleaned) => self.cleaned = cleaned.unwrap_or(self.cleaned),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the store takes no more writes");
-                let failure = self.shared.fail(error);
-                refuse(failure, outcomes.into_iter().map(|(reply, _)| reply));
-                refuse(failure, compactions.into_iter().map(|(_, reply)| reply));
+            // In both cases it is told before it is logged, which may not be possible either.
+            Err(Error::Full(full)) => {
+                let why = || Error::Full(full.clone());
+                refuse(why, outcomes.into_iter().map(|(reply, _)| reply));
+                refuse(why, compactions.into_iter().map(|(_, reply)| reply));
+                if self.rests_until.replace(now + REST).is_none() {
+                    tracing::error!("the disk is full: the store takes no writes until there is room again");
+                }
                 return;
             }
+            Err(error) => {
+                let failure = self.shared.fail(error);
+                let why = || failure.clone().into();
+                refuse(why, outcomes.into_iter().map(|(reply, _)| reply));
+                refuse(why, compactions.into_iter().map(|(_, reply)| reply));
+                tracing::error!(error = &failure as &dyn std::error::Error, "the store takes no more writes");
+                return;
+            }
+        }
+        self.rests_until = self.rests_until.filter(|_| !writes);
+        while self.aging.front().is_some_and(|age| age.revision <= trim) {
+            self.aging.pop_front();
         }
 
         // Durable: from here on it is so for everybody. Who has stopped waiting for an answer needs none.
@@ -196,12 +220,9 @@ impl Writer {
     }
 
     /// Up to where the history is too old or too long (0: nowhere), and up to where the ring needn't keep it either.
-    fn due_compaction(&mut self, now: Instant, newest: Revision) -> (Revision, Revision) {
-        let mut old = 0;
-        while let Some(age) = self.aging.front().filter(|age| age.until + self.options.retention <= now) {
-            old = age.revision;
-            self.aging.pop_front();
-        }
+    fn due_compaction(&self, now: Instant, newest: Revision) -> (Revision, Revision) {
+        let due = self.aging.iter().take_while(|age| age.until + self.options.retention <= now);
+        let old = due.last().map_or(0, |age| age.revision);
         let (_, compacted) = self.revisions();
         let limit = self.options.history_limit;
         // In portions, so that a full history isn't compacted with every commit.
@@ -224,9 +245,9 @@ impl Writer {
     }
 }
 
-fn refuse<T>(failure: &Failure, replies: impl Iterator<Item = oneshot::Sender<Result<T, Error>>>) {
+fn refuse<T>(why: impl Fn() -> Error, replies: impl Iterator<Item = oneshot::Sender<Result<T, Error>>>) {
     for reply in replies {
-        drop(reply.send(Err(failure.clone().into())));
+        drop(reply.send(Err(why())));
     }
 }
 
@@ -348,6 +369,7 @@ struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
+        self.0.fail(Error::Closed);
         self.0.watchers.close();
         self.0.log.close();
     }
