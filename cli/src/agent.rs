@@ -103,7 +103,6 @@ pub fn profiles(dir: &DataDir) -> PathBuf {
 }
 
 /// The spawner of a worker.
-pub fn spawner(worker: &WorkerDir, instance: &str) -> Result<RuntimeConfig> {
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    Ok(RuntimeConfig { dir: worker.sandboxes(), instance: worker.instance(instance), exe })
+pub fn spawner(worker: &WorkerDir, instance: &str) -> RuntimeConfig {
+    RuntimeConfig { dir: worker.sandboxes(), instance: worker.instance(instance), exe: crate::own_program() }
 }

@@ -1,8 +1,8 @@
 //! The data directory: one Carob's state, used by one gateway at a time.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -10,20 +10,33 @@ use carob_network::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+/// A directory that has one of these bits of its mode is meant for many, empty or not: sticky, or written by anybody.
+const OTHERS_TOO: u32 = 0o1002;
+
 /// A data directory's layout.
 #[derive(Clone, Debug)]
 pub struct DataDir(PathBuf);
 
 impl DataDir {
-    /// Makes the directory. It is closed to all but its owner, also where somebody made it before: Secrets are inside.
+    /// Makes the directory, closed to all but its owner: Secrets are inside. One that is open to others is closed if it is a
+    /// data directory or was made to become one; what has another purpose is left alone.
     pub fn create(path: &Path) -> Result<Self> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
-            .with_context(|| format!("cannot create {}", path.display()))?;
-        Self::open(path)
+        let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        make.with_context(|| format!("cannot create {}", path.display()))?;
+        let dir = Self::open(path)?;
+        let mode = fs::metadata(&dir.0)?.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            if !dir.instance_file().exists() && (mode & OTHERS_TOO != 0 || !is_empty(&dir.0)?) {
+                bail!(
+                    "{} (mode {mode:04o}) is open to others and in use for something else: name a directory that is only \
+                     for this, or close it with chmod 700",
+                    dir.0.display()
+                );
+            }
+            fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("cannot close {} to others", dir.0.display()))?;
+        }
+        Ok(dir)
     }
 
     /// An existing directory.
@@ -92,9 +105,13 @@ impl DataDir {
         self.0.join("instance.json")
     }
 
-    /// Keeps every other gateway out for as long as the lock is held.
-    pub fn lock(&self) -> Result<Lock> {
-        let path = self.0.join("lock");
+    fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    /// Keeps everybody else out for as long as the lock is held.
+    pub fn lock(&self, purpose: Purpose) -> Result<Lock> {
+        let path = self.lock_file();
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -106,12 +123,32 @@ impl DataDir {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 file.set_len(0)?;
-                write!(file, "{}", std::process::id())?;
+                file.write_all(Holder { pid: std::process::id().cast_signed(), purpose }.text().as_bytes())?;
                 Ok(Lock { _file: file })
             }
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => bail!(Locked { pid: holder(&mut file)? }),
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                file.read_to_string(&mut text)?;
+                bail!(Locked(Holder::parse(&text)))
+            }
             Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
+    }
+
+    /// Whether the lock is still this one's, and so the process of this number still the one that has it: what the file says
+    /// is of the last holder, which may be gone, and its number somebody else's.
+    pub fn is_locked_by(&self, holder: Holder) -> Result<bool> {
+        let path = self.lock_file();
+        let lock = fs::metadata(&path)?;
+        let descriptors = match fs::read_dir(format!("/proc/{}/fd", holder.pid)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            descriptors => descriptors?,
+        };
+        let open = descriptors
+            .flatten()
+            .filter_map(|descriptor| fs::metadata(descriptor.path()).ok())
+            .any(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()));
+        Ok(open && Holder::parse(&fs::read_to_string(&path)?) == Some(holder))
     }
 
     /// What makes this Carob different from others on the machine, if it was ever started.
@@ -129,11 +166,8 @@ impl DataDir {
     /// Keeps it for the next start.
     pub fn save_instance(&self, instance: &Instance) -> Result<()> {
         let path = self.instance_file();
-        let partial = path.with_extension("json.new");
-        let mut file = File::create(&partial)?;
-        serde_json::to_writer_pretty(&mut file, instance)?;
-        file.sync_all()?;
-        fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+        let text = serde_json::to_vec_pretty(instance)?;
+        carob_store::file::put(&path, &text).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -169,11 +203,51 @@ impl WorkerDir {
     }
 }
 
-fn holder(file: &mut File) -> Result<i32> {
-    let mut text = String::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.read_to_string(&mut text)?;
-    text.trim().parse().context("the lock file holds no process id")
+/// Whether nothing is in a directory but what a new file system has.
+fn is_empty(directory: &Path) -> Result<bool> {
+    let read = || -> std::io::Result<bool> {
+        for entry in fs::read_dir(directory)? {
+            if entry?.file_name() != "lost+found" {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    read().with_context(|| format!("cannot read {}", directory.display()))
+}
+
+/// For what a data directory is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// By a gateway or a worker. `carob down` ends it.
+    Serving,
+    /// By `carob down`, which is let finish.
+    Ending,
+}
+
+/// Who has the lock of a data directory, as its file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: i32,
+    pub purpose: Purpose,
+}
+
+impl Holder {
+    fn text(self) -> String {
+        match self.purpose {
+            Purpose::Serving => self.pid.to_string(),
+            Purpose::Ending => format!("{} ending", self.pid),
+        }
+    }
+
+    /// Nothing where the text isn't written yet.
+    fn parse(text: &str) -> Option<Self> {
+        let (pid, purpose) = match text.strip_suffix(" ending") {
+            Some(pid) => (pid, Purpose::Ending),
+            None => (text, Purpose::Serving),
+        };
+        Some(Self { pid: pid.trim().parse().ok()?, purpose })
+    }
 }
 
 /// Held by the gateway that uses a data directory; the kernel lets go of it when the process ends, however it ends.
@@ -181,12 +255,10 @@ pub struct Lock {
     _file: Flock<File>,
 }
 
-/// A gateway is running on the data directory.
-#[derive(Debug, thiserror::Error)]
-#[error("another carob uses this data directory (process {pid})")]
-pub struct Locked {
-    pub pid: i32,
-}
+/// Somebody else has the lock of the data directory.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("another carob uses this data directory{}", .0.map(|holder| format!(" (process {})", holder.pid)).unwrap_or_default())]
+pub struct Locked(pub Option<Holder>);
 
 /// What tells the Carobs of one machine apart, and what must not change while pods run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,20 +288,63 @@ mod tests {
     fn a_second_lock_is_refused_and_names_the_holder() {
         let folder = tempfile::tempdir().unwrap();
         let dir = DataDir::create(folder.path()).unwrap();
-        let held = dir.lock().unwrap();
-        let refused = dir.lock().err().expect("a second lock");
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(refused.downcast_ref::<Locked>().unwrap().pid, pid);
-        drop(held);
-        dir.lock().unwrap();
+        for purpose in [Purpose::Serving, Purpose::Ending] {
+            let held = dir.lock(purpose).unwrap();
+            let refused = dir.lock(Purpose::Serving).err().expect("a second lock").downcast::<Locked>().unwrap();
+            assert_eq!(refused.0, Some(Holder { pid, purpose }));
+            assert_eq!(refused.to_string(), format!("another carob uses this data directory (process {pid})"));
+            assert!(dir.is_locked_by(Holder { pid, purpose }).unwrap());
+            drop(held);
+        }
+        dir.lock(Purpose::Serving).unwrap();
     }
 
     #[test]
-    fn a_directory_that_was_open_to_others_is_closed() {
+    fn who_has_the_number_of_a_holder_that_is_gone_is_not_taken_for_it() {
         let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        DataDir::create(folder.path()).unwrap();
-        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        let dir = DataDir::create(folder.path()).unwrap();
+        let _held = dir.lock(Purpose::Ending).unwrap();
+        let of = |pid| Holder { pid, purpose: Purpose::Serving };
+        let own = i32::try_from(std::process::id()).unwrap();
+        // As its former holder left it, whose number a process has that never saw the file.
+        fs::write(dir.lock_file(), "1").unwrap();
+        assert!(!dir.is_locked_by(of(1)).unwrap());
+        assert!(!dir.is_locked_by(of(own)).unwrap(), "the file names another");
+        fs::write(dir.lock_file(), "").unwrap();
+        assert!(!dir.is_locked_by(of(own)).unwrap(), "and here nobody");
+        assert_eq!(dir.lock(Purpose::Ending).err().unwrap().downcast::<Locked>().unwrap().0, None);
+    }
+
+    #[test]
+    fn only_what_is_or_becomes_a_data_directory_is_closed_to_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let open = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        let refused = || DataDir::create(&path).unwrap_err().to_string();
+        DataDir::create(&path).unwrap();
+        assert_eq!(mode(), 0o700, "made anew");
+        open(0o755);
+        fs::create_dir(path.join("lost+found")).unwrap();
+        DataDir::create(&path).unwrap();
+        assert_eq!(mode(), 0o700, "a new file system");
+        // Like /tmp.
+        for shared in [0o1777, 0o777, 0o1755] {
+            open(shared);
+            assert!(refused().contains(&format!("(mode {shared:04o}) is open to others")), "{}", refused());
+            assert_eq!(mode(), shared);
+        }
+        open(0o755);
+        fs::write(path.join("notes.txt"), "").unwrap();
+        assert!(refused().contains("(mode 0755)"), "{}", refused());
+        assert_eq!(mode(), 0o755);
+        fs::write(path.join("instance.json"), "{}").unwrap();
+        DataDir::create(&path).unwrap();
+        assert_eq!(mode(), 0o700, "a data directory");
+        fs::remove_file(path.join("instance.json")).unwrap();
+        DataDir::create(&path).unwrap();
+        assert_eq!(mode(), 0o700, "closed already");
     }
 
     #[test]

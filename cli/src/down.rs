@@ -13,15 +13,14 @@ use carob_image::{Images, RegistryConfig};
 use carob_network::{Network, TrafficCounters};
 use carob_sandbox::{ContainerId, Runtime, RuntimeConfig};
 use carob_worker::{ContainerObserver, Unobserved};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::DataDirOption;
 use crate::agent;
-use crate::data_dir::{DataDir, Lock, Locked, WorkerDir};
+use crate::data_dir::{DataDir, Holder, Lock, Locked, Purpose, WorkerDir};
 use crate::remote;
 use crate::wiring::LastReadings;
+use crate::{DataDirOption, complain};
 
 /// How long a running gateway may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,13 +65,13 @@ pub async fn run(options: Options) -> Result<()> {
     let _lock = stop_gateway(&dir).await?;
     let workers = dir.workers()?;
     let spawner = |worker: &WorkerDir| agent::spawner(worker, &instance.id);
-    let spawners = workers.iter().map(spawner).collect::<Result<Vec<_>>>()?;
+    let spawners = workers.iter().map(spawner).collect::<Vec<_>>();
     let grace = Duration::from_secs(options.grace.into());
     if let Err(error) = stop_pods(&dir, &spawners, &instance.id, grace).await {
         if error.is::<Unbilled>() && !options.force {
             return Err(error);
         }
-        eprintln!("carob: pods could not be stopped in order, they are killed: {error:#}");
+        complain(format_args!("pods could not be stopped in order, they are killed: {error:#}"));
     }
     for (worker, spawner) in workers.iter().zip(spawners) {
         remove_sandboxes(worker, spawner).await?;
@@ -123,10 +122,10 @@ async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], network: &str, gra
     if let (true, Ok(outbox)) = (remote::worker::is_one(dir), &ledger)
         && let Err(error) = remote::worker::settle(dir, outbox).await
     {
-        eprintln!(
-            "carob: the last usage waits in {} until the worker is started again: {error:#}",
+        complain(format_args!(
+            "the last usage waits in {} until the worker is started again: {error:#}",
             dir.ledger().display()
-        );
+        ));
     }
     for stopped in stopped {
         stopped?.runtime.shutdown().await.context("cannot end the spawner")?;
@@ -218,22 +217,41 @@ async fn stop_gateway(dir: &DataDir) -> Result<Lock> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut asked = None;
     loop {
-        let pid = match dir.lock() {
+        let locked = match dir.lock(Purpose::Ending) {
             Ok(lock) => return Ok(lock),
-            Err(error) => match error.downcast_ref::<Locked>() {
-                Some(locked) => locked.pid,
-                None => return Err(error),
-            },
+            Err(error) => error.downcast::<Locked>()?,
         };
-        if asked != Some(pid) {
-            match kill(Pid::from_raw(pid), Signal::SIGTERM) {
-                Ok(()) | Err(Errno::ESRCH) => asked = Some(pid),
-                Err(error) => return Err(error).with_context(|| format!("cannot stop the gateway (process {pid})")),
-            }
+        // Who is about to say who it is, or has just ended, is looked at again.
+        if let Locked(Some(holder)) = locked
+            && holder.purpose == Purpose::Serving
+            && asked != Some(holder)
+        {
+            let process = holder.pid;
+            let ended = ask_to_end(dir, holder).with_context(|| format!("cannot stop the gateway (process {process})"));
+            asked = ended?.then_some(holder);
         }
         if tokio::time::Instant::now() > deadline {
-            bail!("the gateway (process {pid}) did not end within {} s", PATIENCE.as_secs());
+            bail!("{locked}, and did not end within {} s", PATIENCE.as_secs());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Sends SIGTERM to who has the lock, and to nobody else, whoever has the number of its process by now. False if it has gone.
+fn ask_to_end(dir: &DataDir, holder: Holder) -> Result<bool> {
+    let Some(pid) = Pid::from_raw(holder.pid) else { return Ok(false) };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    // From here on this is one process, and it is looked at only now whether it is the one.
+    if !dir.is_locked_by(holder)? {
+        return Ok(false);
+    }
+    match pidfd_send_signal(&process, Signal::TERM) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

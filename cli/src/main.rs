@@ -19,6 +19,8 @@ mod tasks;
 mod up;
 mod wiring;
 
+use std::fmt;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,13 +72,24 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("carob: {error:#}");
+            complain(format_args!("{error:#}"));
             if is_of_the_spawner(&error) {
-                eprintln!("carob: cannot start again: {}", start_again());
+                complain(format_args!("cannot start again: {}", start_again()));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line, if it can be printed: `println!` panics where a pipe was closed or a disk is full, and what comes next
+/// matters more.
+fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// The same for what went wrong.
+fn complain(text: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "carob: {text}");
 }
 
 fn is_of_the_spawner(error: &anyhow::Error) -> bool {
@@ -86,13 +99,18 @@ fn is_of_the_spawner(error: &anyhow::Error) -> bool {
 /// Becomes this program anew, with the arguments that it was started with: it finds what there is of pods and goes on from
 /// there, as after any other end. Comes back only with what keeps it from that.
 fn start_again() -> std::io::Error {
-    let own = std::env::current_exe().ok().filter(|path| path.exists());
     let mut arguments = std::env::args_os();
-    let mut command = std::process::Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
+    let mut command = std::process::Command::new(own_program());
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
     command.args(arguments).exec()
+}
+
+/// This program's file, or where it was replaced or removed meanwhile, what this process was made of.
+fn own_program() -> PathBuf {
+    let own = std::env::current_exe().ok().filter(|path| path.exists());
+    own.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -142,5 +160,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
 /// `CAROB_LOG` takes tracing's filters, for example `debug` or `carob_worker=debug`.
 fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_env("CAROB_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A line that can't be written is lost: to say so on the same standard error is a panic.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    lines.log_internal_errors(false).init();
 }

@@ -18,14 +18,16 @@ use crate::DataDirOption;
 use crate::agent::{self, Clients, Plan};
 use crate::annex::Annex;
 use crate::config::ConfigFile;
-use crate::data_dir::{DataDir, WorkerDir};
+use crate::data_dir::{DataDir, Purpose, WorkerDir};
 use crate::down::retire;
 use crate::metrics;
 use crate::nodes;
+use crate::remote;
 use crate::remote::bindings::Bindings;
 use crate::remote::dial::Nodes;
 use crate::remote::facts::Facts;
 use crate::rest;
+use crate::say;
 use crate::site::{CLUSTER_DOMAIN, METER_INTERVAL, PodNetwork, Site, Wanted, node_name, raise_open_files};
 use crate::tasks::Tasks;
 use crate::wiring::{LocalNodes, Metered};
@@ -64,7 +66,10 @@ pub async fn run(options: Options) -> Result<()> {
     let mut config = ConfigFile::read(options.config.as_deref())?;
     let node_name = node_name(config.node_name.take())?;
     let dir = DataDir::create(&options.data.data_dir)?;
-    let _lock = dir.lock()?;
+    if remote::worker::is_one(&dir) {
+        bail!("{} is the data directory of a worker: a gateway has one of its own", dir.root().display());
+    }
+    let _lock = dir.lock(Purpose::Serving)?;
     let descriptors = raise_open_files();
     let listener = listen(options.listen)?;
     let address = listener.local_addr()?;
@@ -163,6 +168,15 @@ pub async fn run(options: Options) -> Result<()> {
     let server = Arc::clone(&gateway);
     tasks.spawn("gateway", |stop| async move { Ok(server.serve(listeners, stop).await?) });
 
+    let written = store.clone();
+    tasks.spawn("store", |stop| async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            // Nobody knows what is on the disk: the next start reads it.
+            error = written.failed() => Err(error.into()),
+        }
+    });
+
     greet(address, &kubeconfig, dir.root());
     let outcome = tasks.until_told_to_stop().await;
     store.close().await;
@@ -254,7 +268,7 @@ impl Workers<'_> {
         Ok(Plan {
             data_dir: worker.root().to_owned(),
             profiles: agent::profiles(self.dir),
-            runtime: agent::spawner(worker, &site.instance.id)?,
+            runtime: agent::spawner(worker, &site.instance.id),
             pod_cidr: site.block(worker.number)?,
             clients: Clients {
                 node: gateway.client(&format!("system:node:{node}"), &["system:nodes"]),
@@ -287,7 +301,7 @@ impl Workers<'_> {
         for gone in self.dir.workers()?.into_iter().filter(|worker| worker.number > self.site.workers()) {
             let observer = Metered(Arc::clone(self.billing));
             let id = &self.site.instance.id;
-            retire(&gone, agent::spawner(&gone, id)?, id, &observer, &self.images).await?;
+            retire(&gone, agent::spawner(&gone, id), id, &observer, &self.images).await?;
             nodes::remove(&admin, &gone.node(self.node)).await?;
         }
         let first = self.dir.worker(1);
@@ -326,36 +340,45 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Puts the kubeconfig in place, readable for its owner alone. A file that holds other clusters is not overwritten.
+/// Puts the kubeconfig in place, readable for its owner alone. A file that holds other clusters is not overwritten; one that
+/// was just made holds none.
 fn write_kubeconfig(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
     if let Ok(there) = std::fs::read_to_string(path)
+        && !there.trim().is_empty()
         && !there.contains(OUR_CONTEXT)
     {
         bail!("{} is another cluster's kubeconfig: name a file of its own with --kubeconfig", path.display());
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let partial = PathBuf::from(name);
-    let write = || -> std::io::Result<()> {
-        // What an interrupted start left behind.
-        if partial.exists() {
-            std::fs::remove_file(&partial)?;
-        }
-        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        std::fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    carob_store::file::put(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn greet(address: SocketAddr, kubeconfig: &Path, data_dir: &Path) {
-    println!("Carob serves the Kubernetes API on https://{}", reachable(address));
-    println!();
-    println!("  export KUBECONFIG={}", kubeconfig.display());
-    println!("  kubectl get nodes");
-    println!();
-    println!("SIGTERM ends the gateway and leaves pods running; this stops them:");
-    println!("  carob down --data-dir {}", data_dir.display());
+    say(format_args!(
+        "Carob serves the Kubernetes API on https://{}\n\n  export KUBECONFIG={}\n  kubectl get nodes\n\n\
+         SIGTERM ends the gateway and leaves pods running; this stops them:\n  carob down --data-dir {}",
+        reachable(address),
+        kubeconfig.display(),
+        data_dir.display()
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubeconfig_replaces_ours_or_an_empty_file_and_no_other_clusters() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubeconfig");
+        std::fs::write(&path, "").unwrap();
+        for number in 0..2 {
+            let text = format!("{OUR_CONTEXT}\n# {number}\n");
+            write_kubeconfig(&path, &text).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        std::fs::write(&path, "current-context: another\n").unwrap();
+        let refused = write_kubeconfig(&path, OUR_CONTEXT).unwrap_err().to_string();
+        assert!(refused.contains("is another cluster's kubeconfig"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "current-context: another\n");
+    }
 }

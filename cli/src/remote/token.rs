@@ -51,17 +51,18 @@ pub async fn run(options: Options) -> Result<()> {
         None => DataDir::open(&data.data_dir)?.kubeconfig(),
     };
     let client = client(&path).await.with_context(|| format!("cannot use {}", path.display()))?;
+    // Before there is a token: where this fails, none is left that nobody was told.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let ca = maps.get("kube-root-ca.crt").await.context("the cluster's authority is not known yet")?;
+    let ca = ca.data.and_then(|mut data| data.remove("ca.crt")).context("the cluster's authority is not known")?;
     let (id, secret) = (random(6)?, random(16)?);
     let object = json!({"apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
         "metadata": {"name": format!("bootstrap-token-{id}")},
         "stringData": {"token-id": id, "token-secret": secret, "usage-bootstrap-authentication": "true",
             "description": "for workers that join", "expiration": (Timestamp::now() + ttl).to_string()}});
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let secrets: Api<Secret> = Api::namespaced(client, NAMESPACE);
     let object: Secret = serde_json::from_value(object)?;
     secrets.create(&PostParams::default(), &object).await.context("cannot make the token")?;
-    let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
-    let ca = maps.get("kube-root-ca.crt").await.context("the cluster's authority is not known yet")?;
-    let ca = ca.data.and_then(|mut data| data.remove("ca.crt")).context("the cluster's authority is not known")?;
     println!("{id}.{secret}");
     print!("{ca}");
     Ok(())

@@ -28,7 +28,8 @@ use super::{deliver, serve};
 use crate::DataDirOption;
 use crate::agent::{self, Clients, Plan};
 use crate::config::ConfigFile;
-use crate::data_dir::{DataDir, Instance, random_id};
+use crate::data_dir::{DataDir, Instance, Purpose, random_id};
+use crate::say;
 use crate::site::METER_INTERVAL;
 use crate::tasks::Tasks;
 use crate::wiring::Metered;
@@ -83,7 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
     if dir.store().exists() {
         bail!("{} is the data directory of a gateway: a worker has one of its own", dir.root().display());
     }
-    let _lock = dir.lock()?;
+    let _lock = dir.lock(Purpose::Serving)?;
     crate::site::raise_open_files();
     let wanted = Wanted {
         gateway: options.join.as_deref(),
@@ -129,7 +130,7 @@ pub async fn run(options: Options) -> Result<()> {
         node: node.clone(),
         data_dir: worker.root().to_owned(),
         profiles: agent::profiles(&dir),
-        runtime: agent::spawner(&worker, &instance.id)?,
+        runtime: agent::spawner(&worker, &instance.id),
         pod_cidr: place.block,
         clients: Clients {
             node: client.clone(),
@@ -172,10 +173,12 @@ pub async fn run(options: Options) -> Result<()> {
         }
         Ok(())
     });
-    println!("Carob's worker {node} answers on {address}:{port}; its pods have addresses of {}", place.block);
-    println!();
-    println!("SIGTERM ends it and leaves pods running; this stops them:");
-    println!("  carob down --data-dir {}", dir.root().display());
+    say(format_args!(
+        "Carob's worker {node} answers on {address}:{port}; its pods have addresses of {}\n\n\
+         SIGTERM ends it and leaves pods running; this stops them:\n  carob down --data-dir {}",
+        place.block,
+        dir.root().display()
+    ));
     tasks.until_told_to_stop().await
 }
 
@@ -312,17 +315,8 @@ pub(super) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Keeps it for the next start, for the owner's eyes alone.
 pub(super) fn keep<T: Serialize>(path: &Path, what: &T) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let partial = path.with_extension("json.new");
-    let write = || -> std::io::Result<()> {
-        let mut file =
-            std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
-        file.write_all(&serde_json::to_vec_pretty(what)?)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let text = serde_json::to_vec_pretty(what)?;
+    carob_store::file::put(path, &text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Tells the gateway's ledger what an outbox still holds, as the last act of a worker.
