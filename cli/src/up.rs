@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
@@ -13,6 +14,7 @@ use carob_image::Images;
 use carob_network::Ipv4Net;
 use carob_store::redb::RedbStore;
 use carob_worker::{Share, Tenants};
+use tokio_util::sync::CancellationToken;
 
 use crate::DataDirOption;
 use crate::agent::{self, Clients, Plan};
@@ -34,6 +36,8 @@ use crate::wiring::{LocalNodes, Metered};
 
 /// Every kubeconfig of Carob's says so.
 const OUR_CONTEXT: &str = "current-context: carob";
+/// How often certificates are looked at.
+const RENEWAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Workers that one process may have.
 const MOST_WORKERS: i64 = 32;
 
@@ -112,7 +116,14 @@ pub async fn run(options: Options) -> Result<()> {
     bindings.reach(&gateway);
     Facts::of(&site).publish(&gateway.client("system:carob:up", &["system:masters"])).await?;
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
-    write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&format!("https://{}", reachable(address))))?;
+    let url = format!("https://{}", reachable(address));
+    write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&url))?;
+    let certificates =
+        Certificates { gateway: Arc::clone(&gateway), nodes: nodes.clone(), kubeconfig: kubeconfig.clone(), url };
+    tasks.spawn("certificates", |stop| async move {
+        certificates.keep_young(stop).await;
+        Ok(())
+    });
 
     let load_balancers = config.network.pool();
     let mut listeners = vec![listener];
@@ -150,7 +161,7 @@ pub async fn run(options: Options) -> Result<()> {
     let controller_options = carob_controllers::Options {
         node_grace: config.node_grace_seconds.map_or(plain.node_grace, |grace| grace.0),
         signing_duration: config.signing_duration_seconds.map_or(plain.signing_duration, |duration| duration.0),
-        root_ca: gateway.ca_certificate().to_owned(),
+        root_ca: gateway.ca_certificate(),
         authority: Some(gateway.signing_authority()),
         volumes,
         load_balancers,
@@ -181,6 +192,39 @@ pub async fn run(options: Options) -> Result<()> {
     let outcome = tasks.until_told_to_stop().await;
     store.close().await;
     outcome
+}
+
+/// What ends while the gateway runs, and where it is given out.
+struct Certificates {
+    gateway: Arc<Gateway>,
+    nodes: Nodes,
+    kubeconfig: PathBuf,
+    url: String,
+}
+
+impl Certificates {
+    async fn keep_young(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RENEWAL) => {}
+            }
+            if let Err(error) = self.renew() {
+                tracing::warn!(error = %format!("{error:#}"), "certificates are not renewed yet");
+            }
+        }
+    }
+
+    fn renew(&self) -> Result<()> {
+        self.gateway.renew_certificates()?;
+        self.nodes.reach(&self.gateway)?;
+        let text = self.gateway.admin_kubeconfig(&self.url);
+        match std::fs::read_to_string(&self.kubeconfig) {
+            Ok(there) if there != text => write_kubeconfig(&self.kubeconfig, &text),
+            // Who took it away doesn't want it.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The node that delivers readings.
@@ -279,7 +323,7 @@ impl Workers<'_> {
             images_dir: self.dir.images(),
             tenants: self.tenants.clone(),
             observer: Arc::new(Metered(Arc::clone(self.billing))),
-            cluster: site.cluster(gateway.ca_certificate(), &self.config.network, worker.number),
+            cluster: site.cluster(&gateway.ca_certificate(), &self.config.network, worker.number),
             share: Share { of: site.workers().into() },
             address: site.machine_address().filter(|_| worker.number == 1),
             annexed: self.machine_address.filter(|_| worker.number > 1),

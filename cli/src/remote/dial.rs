@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Nodes {
     /// Those of this process.
     pub local: LocalNodes,
-    elsewhere: Arc<OnceLock<Elsewhere>>,
+    elsewhere: Arc<RwLock<Option<Arc<Elsewhere>>>>,
 }
 
 struct Elsewhere {
@@ -35,19 +35,19 @@ struct Elsewhere {
 }
 
 impl Nodes {
-    /// Workers elsewhere are reached from now on.
+    /// Workers elsewhere are reached from now on, by what the gateway shows them now.
     pub fn reach(&self, gateway: &Gateway) -> anyhow::Result<()> {
         let (certificate, key) = gateway.worker_client();
         let (chain, key) = tls::pair(&certificate, &key)?;
         let config = ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(tls::roots(gateway.ca_certificate())?)
+            .with_root_certificates(tls::roots(&gateway.ca_certificate())?)
             .with_client_auth_cert(chain, key)
             .context("the gateway's certificate for workers is damaged")?;
         let nodes = Api::all(gateway.client("system:apiserver", &["system:masters"]));
         let connector = TlsConnector::from(Arc::new(config));
-        // The first one stays: there is one gateway.
-        let _ = self.elsewhere.set(Elsewhere { nodes, connector });
+        let elsewhere = Arc::new(Elsewhere { nodes, connector });
+        *self.elsewhere.write().unwrap_or_else(PoisonError::into_inner) = Some(elsewhere);
         Ok(())
     }
 }
@@ -55,7 +55,9 @@ impl Nodes {
 #[async_trait]
 impl NodeDialer for Nodes {
     async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeStream>> {
-        match (self.local.dial(node).await, self.elsewhere.get()) {
+        let local = self.local.dial(node).await;
+        let elsewhere = self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match (local, elsewhere) {
             (Err(error), Some(elsewhere)) if error.kind() == io::ErrorKind::NotFound => {
                 let dialled = tokio::time::timeout(PATIENCE, elsewhere.dial(node)).await;
                 dialled

@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             stop.cancel();
         }
     });
-    let options = carob_controllers::Options { root_ca: gateway.ca_certificate().to_owned(), ..Default::default() };
+    let options = carob_controllers::Options { root_ca: gateway.ca_certificate(), ..Default::default() };
     let gateway = Arc::new(gateway);
     let server = Arc::clone(&gateway);
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| server.client(user, groups));

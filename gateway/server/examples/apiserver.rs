@@ -75,7 +75,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(&kubeconfig, gateway.admin_kubeconfig(&format!("https://{address}")))?;
     println!("{}", kubeconfig.display());
     let admin = gateway.client("system:serviceaccount:kube-system:furnisher", &["system:masters"]);
-    let ca = gateway.ca_certificate().to_owned();
+    let ca = gateway.ca_certificate();
     tokio::spawn(furnish(admin, ca));
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();

@@ -56,7 +56,7 @@ mod verbatim;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use carob_api::kind::KindRef;
@@ -191,7 +191,12 @@ pub enum Error {
 /// The API server.
 pub struct Gateway {
     server: Arc<Server>,
-    pki: pki::Pki,
+    /// The newest.
+    pki: RwLock<Arc<pki::Pki>>,
+    pki_dir: PathBuf,
+    /// What the server's certificate is for.
+    names: Vec<String>,
+    shown: Arc<serve::Shown>,
     /// Ends what runs in the background with the gateway.
     _end: DropGuard,
 }
@@ -253,7 +258,10 @@ impl Gateway {
     pub async fn new(config: Config) -> Result<Self, Error> {
         let mut names = config.extra_sans;
         names.extend(config.listen.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
-        let pki = pki::Pki::open(&config.pki_dir, &names)?;
+        let pki = match config.store.revision().await.map_err(Error::Store)? {
+            0 => pki::Pki::open(&config.pki_dir, &names)?,
+            _ => pki::Pki::of_cluster(&config.pki_dir, &names)?,
+        };
         let authn = authn::Authenticators::new(&pki, &config.service_account_issuer, &config.settings.authentication)?;
         let stopping = CancellationToken::new();
         let authorizer = authz::Authorizer::open(&config.store, &stopping).await.map_err(Error::Store)?;
@@ -293,12 +301,20 @@ impl Gateway {
             services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
             stopping: stopping.clone(),
         };
-        let gateway = Self { server: Arc::new(server), pki, _end: stopping.clone().drop_guard() };
+        let gateway = Self {
+            server: Arc::new(server),
+            shown: Arc::new(serve::Shown::new(&pki)?),
+            pki: RwLock::new(Arc::new(pki)),
+            pki_dir: config.pki_dir,
+            names,
+            _end: stopping.clone().drop_guard(),
+        };
+        let pki = gateway.pki();
         bootstrap::first_objects(&gateway.server, config.api_service).await.map_err(Error::Bootstrap)?;
-        aggregation::publish(&gateway.server, &gateway.pki).await.map_err(Error::Bootstrap)?;
+        aggregation::publish(&gateway.server, &pki).await.map_err(Error::Bootstrap)?;
         definitions::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
         aggregation::start(&gateway.server, &stopping).await.map_err(Error::Store)?;
-        authn::legacy::start(&gateway.server, &gateway.pki.ca_certificate, &stopping).await?;
+        authn::legacy::start(&gateway.server, &pki.ca_certificate, &stopping).await?;
         authn::bootstrap::start(&gateway.server, &stopping);
         Ok(gateway)
     }
@@ -310,22 +326,44 @@ impl Gateway {
 
     /// The administrator's kubeconfig for a server reached at `server`, for example `https://127.0.0.1:6443`.
     pub fn admin_kubeconfig(&self, server: &str) -> String {
-        kubeconfig::admin(&self.pki, server)
+        kubeconfig::admin(&self.pki(), server)
     }
 
     /// The authority that signed the server's certificate, PEM.
-    pub fn ca_certificate(&self) -> &str {
-        &self.pki.ca_certificate
+    pub fn ca_certificate(&self) -> String {
+        self.pki().ca_certificate.clone()
     }
 
     /// What signs for the cluster: that authority and its key, PEM.
     pub fn signing_authority(&self) -> (String, String) {
-        (self.pki.ca_certificate.clone(), self.pki.ca_key.clone())
+        let pki = self.pki();
+        (pki.ca_certificate.clone(), pki.ca_key.clone())
     }
 
     /// What the gateway shows to workers on other machines, certificate and key, PEM: they answer nobody else.
     pub fn worker_client(&self) -> (String, String) {
-        (self.pki.worker_client.certificate.clone(), self.pki.worker_client.key.clone())
+        let pki = self.pki();
+        (pki.worker_client.certificate.clone(), pki.worker_client.key.clone())
+    }
+
+    /// Renews the certificates that have lived for half of their life, and shows the new ones from then on; to be called
+    /// now and then. What was given out of them, for example a kubeconfig, has to be fetched again.
+    ///
+    /// # Errors
+    /// When they cannot be read or made: they are shown as they were.
+    pub fn renew_certificates(&self) -> Result<(), Error> {
+        let (old, new) = (self.pki(), pki::Pki::of_cluster(&self.pki_dir, &self.names)?);
+        if new.leaves().eq(old.leaves()) {
+            return Ok(());
+        }
+        self.shown.renew(&new)?;
+        self.server.aggregation.show(new.front_proxy.clone());
+        *self.pki.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
+    }
+
+    fn pki(&self) -> Arc<pki::Pki> {
+        Arc::clone(&self.pki.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The kinds that are served now.
@@ -347,6 +385,6 @@ impl Gateway {
         listeners: Vec<std::net::TcpListener>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
-        serve::serve(&self.server, &self.pki, listeners, shutdown).await
+        serve::serve(&self.server, &self.pki(), Arc::clone(&self.shown), listeners, shutdown).await
     }
 }

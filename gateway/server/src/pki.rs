@@ -1,9 +1,7 @@
 //! The cluster's keys and certificates: made at the first start, kept under one directory, reissued when they must be.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +13,9 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// The files of the cluster's authority.
+const CA: &str = "ca";
 
 /// Names under which pods and people on the machine reach the server.
 const SERVER_NAMES: [&str; 8] = [
@@ -32,8 +33,6 @@ const SERVER_NAMES: [&str; 8] = [
 const DAY: u64 = 24 * 60 * 60;
 const CA_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
 const LEAF_LIFETIME: Duration = Duration::from_secs(365 * DAY);
-/// A leaf is replaced at a start within this time of its end.
-const RENEW_BEFORE: Duration = Duration::from_secs(60 * DAY);
 /// Certificates begin a little in the past, for clients whose clocks are behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
@@ -54,6 +53,15 @@ pub enum Error {
     Damaged {
         /// Which.
         path: PathBuf,
+    },
+    /// The authority is gone, and there are objects that trust it.
+    #[error(
+        "{} lacks ca.crt or ca.key, which this cluster's workers, pods and kubeconfigs know it by: put them back from a backup",
+        dir.display()
+    )]
+    Lost {
+        /// Where they should be.
+        dir: PathBuf,
     },
     /// A certificate could not be made.
     #[error("cannot issue a certificate for {subject}")]
@@ -131,14 +139,28 @@ struct Subject<'a> {
     organizations: &'a [&'a str],
     names: &'a [String],
     usage: ExtendedKeyUsagePurpose,
+    /// When it is to be good.
+    now: Timestamp,
 }
 
 impl Pki {
-    /// Reads the keys under `dir`, and makes what is missing, about to expire, or lacks one of `extra_names` (host names
-    /// or addresses).
+    /// Reads the keys under `dir`, and makes what is missing, has lived for half of its life, or lacks one of `extra_names`
+    /// (host names or addresses).
     pub fn open(dir: &Path, extra_names: &[String]) -> Result<Self, Error> {
+        Self::as_of(dir, extra_names, Timestamp::now())
+    }
+
+    /// The same for a cluster that has objects already: its authority isn't made anew.
+    pub fn of_cluster(dir: &Path, extra_names: &[String]) -> Result<Self, Error> {
+        match read_pair(dir, CA)? {
+            Some(_) => Self::open(dir, extra_names),
+            None => Err(Error::Lost { dir: dir.to_owned() }),
+        }
+    }
+
+    fn as_of(dir: &Path, extra_names: &[String], now: Timestamp) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
-        let ca = Authority::open(dir, "ca", "carob-ca")?;
+        let ca = Authority::open(dir, CA, "carob-ca")?;
         let proxies = Authority::open(dir, "front-proxy-ca", "front-proxy-ca")?;
 
         let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).collect();
@@ -154,6 +176,7 @@ impl Pki {
                 organizations: &[],
                 names: &names,
                 usage: ExtendedKeyUsagePurpose::ServerAuth,
+                now,
             },
         )?;
         let admin = leaf(
@@ -165,6 +188,7 @@ impl Pki {
                 organizations: &["system:masters"],
                 names: &[],
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
+                now,
             },
         )?;
         let front_proxy = leaf(
@@ -176,6 +200,7 @@ impl Pki {
                 organizations: &[],
                 names: &[],
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
+                now,
             },
         )?;
         let worker_client = leaf(
@@ -187,6 +212,7 @@ impl Pki {
                 organizations: &[],
                 names: &[],
                 usage: ExtendedKeyUsagePurpose::ClientAuth,
+                now,
             },
         )?;
         let (token_key, token_public_key) = token_keys(dir)?;
@@ -204,6 +230,15 @@ impl Pki {
     }
 }
 
+impl Pki {
+    /// The certificates that end in the cluster's life.
+    pub fn leaves(&self) -> impl Iterator<Item = &str> {
+        [&self.server, &self.admin, &self.front_proxy, &self.worker_client]
+            .map(|pair| pair.certificate.as_str())
+            .into_iter()
+    }
+}
+
 fn new_ca(common_name: &str) -> Result<Pair, Error> {
     let failed = |source| Error::Issue { subject: common_name.to_owned(), source };
     let key = KeyPair::generate().map_err(failed)?;
@@ -218,7 +253,7 @@ fn new_ca(common_name: &str) -> Result<Pair, Error> {
 
 fn leaf(dir: &Path, file: &str, authority: &Authority, subject: &Subject<'_>) -> Result<Pair, Error> {
     if let Some(pair) = read_pair(dir, file)?
-        && still_good(&pair, &authority.der, subject.names)
+        && still_good(&pair, &authority.der, subject)
     {
         return Ok(pair);
     }
@@ -250,23 +285,24 @@ fn set_lifetime(params: &mut CertificateParams, lifetime: Duration) {
     params.not_after = (now + lifetime).into();
 }
 
-/// Whether a stored leaf was issued by this CA, lasts long enough and has all the names.
-fn still_good(pair: &Pair, ca: &CertificateDer<'_>, names: &[String]) -> bool {
+/// Whether a stored leaf was issued by this CA, is in the first half of its life and has all the names.
+fn still_good(pair: &Pair, ca: &CertificateDer<'_>, subject: &Subject<'_>) -> bool {
     let Ok(der) = CertificateDer::from_pem_slice(pair.certificate.as_bytes()) else { return false };
     let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
     let Ok((_, issuer)) = X509Certificate::from_der(ca) else { return false };
     if certificate.verify_signature(Some(issuer.public_key())).is_err() || KeyPair::from_pem(&pair.key).is_err() {
         return false;
     }
-    let renew_at = Timestamp::now().as_second() + i64::try_from(RENEW_BEFORE.as_secs()).unwrap_or(i64::MAX);
-    if certificate.validity().not_after.timestamp() < renew_at {
+    let life = certificate.validity();
+    let (from, to) = (life.not_before.timestamp(), life.not_after.timestamp());
+    if subject.now.as_second() > from + (to - from) / 2 {
         return false;
     }
     let present: Vec<String> = match certificate.subject_alternative_name() {
         Ok(Some(extension)) => extension.value.general_names.iter().filter_map(name_text).collect(),
         _ => Vec::new(),
     };
-    names.iter().all(|name| present.contains(name))
+    subject.names.iter().all(|name| present.contains(name))
 }
 
 fn name_text(name: &GeneralName<'_>) -> Option<String> {
@@ -325,12 +361,7 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
 
 /// Writes a file that only its owner reads, whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let failed = |source| Error::File { path: path.to_owned(), source };
-    let temporary = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)
+    carob_store::file::put(path, text.as_bytes()).map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
 impl Pair {
@@ -365,6 +396,29 @@ mod tests {
         assert_eq!(first.ca_certificate, third.ca_certificate);
         assert_ne!(first.server.certificate, third.server.certificate);
         fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn certificates_are_renewed_in_the_middle_of_their_life_and_the_authority_stays() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let in_days = |days: i64| Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+        let first = Pki::open(folder.path(), &[]).expect("made");
+        let soon = Pki::as_of(folder.path(), &[], in_days(180)).expect("read");
+        assert!(soon.leaves().eq(first.leaves()));
+        let later = Pki::as_of(folder.path(), &[], in_days(190)).expect("renewed");
+        assert!(later.leaves().zip(first.leaves()).all(|(new, old)| new != old));
+        assert_eq!((&later.ca_certificate, &later.front_proxy_ca), (&first.ca_certificate, &first.front_proxy_ca));
+        assert!(Pki::open(folder.path(), &[]).expect("read").leaves().eq(later.leaves()), "kept");
+    }
+
+    #[test]
+    fn a_cluster_whose_authority_is_gone_gets_no_other() {
+        let folder = tempfile::tempdir().expect("a directory");
+        Pki::open(folder.path(), &[]).expect("made");
+        assert!(Pki::of_cluster(folder.path(), &[]).is_ok());
+        fs::remove_file(folder.path().join("ca.key")).expect("removed");
+        let lost = Pki::of_cluster(folder.path(), &[]).err().expect("refused");
+        assert!(matches!(lost, Error::Lost { .. }) && lost.to_string().contains("lacks ca.crt or ca.key"), "{lost}");
     }
 
     #[test]

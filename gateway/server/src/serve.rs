@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,14 +56,51 @@ const FAREWELL: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 pub(crate) struct Peer(pub IpAddr);
 
+/// What the server shows of itself; it changes when it is renewed.
+#[derive(Debug)]
+pub(crate) struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    pub fn new(pki: &Pki) -> Result<Self, Error> {
+        Ok(Self(RwLock::new(Arc::new(certified(pki)?))))
+    }
+
+    /// Shows these to whoever comes from now on.
+    pub fn renew(&self, pki: &Pki) -> Result<(), Error> {
+        let certified = Arc::new(certified(pki)?);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+
+    fn now(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+}
+
+fn certified(pki: &Pki) -> Result<CertifiedKey, Error> {
+    let general = |text: &str| Error::Tls(rustls::Error::General(text.to_owned()));
+    let (certificate, key) = pki.server.for_rustls().ok_or_else(|| general("the server's certificate is damaged"))?;
+    let ca = CertificateDer::from_pem_slice(pki.ca_certificate.as_bytes())
+        .map_err(|_| general("the authority's certificate is damaged"))?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    CertifiedKey::from_der(vec![certificate, ca], key, &provider).map_err(Error::Tls)
+}
+
 /// Serves until `shutdown`.
 pub(crate) async fn serve(
     server: &Arc<Server>,
     pki: &Pki,
+    shown: Arc<Shown>,
     listeners: Vec<std::net::TcpListener>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls(pki)?));
+    let acceptor = TlsAcceptor::from(Arc::new(tls(pki, shown)?));
     let proxies = verifier(&[&pki.front_proxy_ca])?;
     let conversations = TaskTracker::new();
     let places = Places::new(server.metrics.connections.clone());
@@ -79,7 +117,14 @@ pub(crate) async fn serve(
         };
         accepting.spawn(door.accept(listener, shutdown.clone()));
     }
-    shutdown.cancelled().await;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // Only by a panic: nobody would be let in any more.
+        Some(ended) = accepting.join_next() => {
+            let why = ended.err().map_or_else(|| "a listener has ended".to_owned(), |panic| panic.to_string());
+            return Err(Error::Listen(std::io::Error::other(why)));
+        }
+    }
     accepting.join_all().await;
     // Watches and other long requests end now; the rest may finish.
     server.stopping.cancel();
@@ -90,19 +135,14 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-fn tls(pki: &Pki) -> Result<rustls::ServerConfig, Error> {
-    let general = |text: &str| Error::Tls(rustls::Error::General(text.to_owned()));
-    let (certificate, key) = pki.server.for_rustls().ok_or_else(|| general("the server's certificate is damaged"))?;
-    let ca = CertificateDer::from_pem_slice(pki.ca_certificate.as_bytes())
-        .map_err(|_| general("the authority's certificate is damaged"))?;
+fn tls(pki: &Pki, shown: Arc<Shown>) -> Result<rustls::ServerConfig, Error> {
     let verifier = verifier(&[&pki.ca_certificate, &pki.front_proxy_ca])?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate, ca], key)
-        .map_err(Error::Tls)?;
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -279,5 +319,23 @@ async fn drive<E, C: Future<Output = Result<(), E>>>(
                 () = gone => Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewed_certificate_is_shown_without_a_restart() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let pki = Pki::open(folder.path(), &[]).expect("made");
+        let shown = Shown::new(&pki).expect("shown");
+        let first = shown.now();
+        let renewed = Pki::open(folder.path(), &["another.name".into()]).expect("renewed");
+        shown.renew(&renewed).expect("shown");
+        assert_ne!(shown.now().cert[0], first.cert[0]);
+        assert_eq!(shown.now().cert[0], renewed.server.for_rustls().expect("a pair").0);
+        assert_eq!(shown.now().cert[1], first.cert[1], "of the same authority");
     }
 }

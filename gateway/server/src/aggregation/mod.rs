@@ -10,7 +10,7 @@ mod openapi;
 mod resolve;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use carob_store::{Entry, Error, Event};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 /// All that is known of APIServices.
 pub(crate) struct Aggregation {
     /// What the server shows to other API servers.
-    client: Pair,
+    client: RwLock<Pair>,
     entries: Mutex<BTreeMap<Arc<str>, Arc<Registered>>>,
     now: RwLock<Arc<Table>>,
     /// What other servers say that they serve, by the name of the APIService.
@@ -53,6 +53,7 @@ struct Table {
 }
 
 /// One APIService.
+#[derive(Clone)]
 pub(crate) struct Registered {
     name: String,
     uid: String,
@@ -110,12 +111,28 @@ impl Aggregation {
     /// Of nothing yet; other servers are shown `client`.
     pub fn new(client: Pair) -> Self {
         Self {
-            client,
+            client: RwLock::new(client),
             entries: Mutex::default(),
             now: RwLock::default(),
             documents: Mutex::default(),
             changed: Notify::new(),
         }
+    }
+
+    /// Shows another certificate to other servers from now on.
+    pub fn show(&self, client: Pair) {
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        self.change(|entries| {
+            for entry in entries.values_mut().filter(|entry| entry.delegate.is_some()) {
+                let delegate = Some(Arc::new(Delegate::new(&entry.spec, &self.client())));
+                *entry = Arc::new(Registered { delegate, ..Registered::clone(entry) });
+            }
+            false
+        });
+    }
+
+    fn client(&self) -> RwLockReadGuard<'_, Pair> {
+        self.client.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Arc<Table> {
@@ -157,7 +174,7 @@ impl Aggregation {
 
     fn learn(&self, entries: &mut BTreeMap<Arc<str>, Arc<Registered>>, entry: &Entry) -> bool {
         let earlier = entries.get(&entry.key).cloned();
-        let Some(new) = Registered::of(entry, earlier.as_deref(), &self.client) else { return false };
+        let Some(new) = Registered::of(entry, earlier.as_deref(), &self.client()) else { return false };
         let differs = earlier.is_none_or(|earlier| earlier.differs(&new));
         entries.insert(entry.key.clone(), Arc::new(new));
         differs
