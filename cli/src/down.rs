@@ -41,19 +41,31 @@ pub struct Options {
     force: bool,
 }
 
-/// The last readings are not in the ledger.
+/// The last readings are not in the ledger, as far as is known.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the ledger {} cannot be written. The pods are stopped, and what they used last is kept in {}: when the ledger can be \
-     written, run carob down again; or give these readings up with --force",
-    ledger.display(),
-    sandboxes.display()
-)]
-struct Unbilled {
-    ledger: PathBuf,
-    sandboxes: PathBuf,
-    #[source]
-    cause: anyhow::Error,
+enum Unbilled {
+    #[error(
+        "the ledger {} cannot be written. The pods are stopped, and what they used last is kept in {}: when the ledger can \
+         be written, run carob down again; or give these readings up with --force",
+        ledger.display(),
+        sandboxes.display()
+    )]
+    Unwritten {
+        ledger: PathBuf,
+        sandboxes: PathBuf,
+        #[source]
+        cause: anyhow::Error,
+    },
+    #[error(
+        "not all pods can be stopped. What they used last is kept in {}: run carob down again; or have them killed, and give \
+         these readings up, with --force",
+        sandboxes.display()
+    )]
+    Untold {
+        sandboxes: PathBuf,
+        #[source]
+        cause: anyhow::Error,
+    },
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -104,7 +116,8 @@ async fn remove_sandboxes(worker: &WorkerDir, spawner: RuntimeConfig) -> Result<
 async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], network: &str, grace: Duration) -> Result<()> {
     let spawners: Vec<_> = spawners.iter().filter(|spawner| spawner.dir.exists()).collect();
     let Some(first) = spawners.first() else { return Ok(()) };
-    let unbilled = |cause: anyhow::Error| Unbilled { ledger: dir.ledger(), sandboxes: first.dir.clone(), cause };
+    let unwritten =
+        |cause: anyhow::Error| Unbilled::Unwritten { ledger: dir.ledger(), sandboxes: first.dir.clone(), cause };
     let ledger = open_ledger(dir).await;
     let readings = ledger.as_ref().ok().map(|billing| LastReadings::new(Arc::clone(billing)));
     // Who says that the pods are stopped has to stop them, also where the ledger can't be had.
@@ -118,7 +131,7 @@ async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], network: &str, gra
         Some(readings) => readings.outcome().map_err(anyhow::Error::from),
         None => ledger.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error}")),
     }
-    .map_err(unbilled)?;
+    .map_err(unwritten)?;
     if let (true, Ok(outbox)) = (remote::worker::is_one(dir), &ledger)
         && let Err(error) = remote::worker::settle(dir, outbox).await
     {
@@ -127,8 +140,13 @@ async fn stop_pods(dir: &DataDir, spawners: &[RuntimeConfig], network: &str, gra
             dir.ledger().display()
         ));
     }
-    for stopped in stopped {
-        stopped?.runtime.shutdown().await.context("cannot end the spawner")?;
+    let mut emptied = Vec::new();
+    for (spawner, stopped) in spawners.iter().zip(stopped) {
+        let untold = |cause| Unbilled::Untold { sandboxes: spawner.dir.clone(), cause };
+        emptied.push(stopped.map_err(untold)?.runtime);
+    }
+    for runtime in emptied {
+        runtime.shutdown().await.context("cannot end the spawner")?;
     }
     Ok(())
 }
@@ -147,7 +165,12 @@ async fn stop_pods_of(
     grace: Duration,
 ) -> Result<Stopped> {
     let counters = counters(network, &spawner.dir).await.context("cannot read what pods received and sent")?;
-    let (runtime, pods, exits) = Runtime::start(spawner).await.context("cannot reach the spawner")?;
+    let reached = match Runtime::start(spawner.clone()).await {
+        // Nobody can ask it to stop its pods: that is done without it, and the next one tells how they ended.
+        Err(carob_sandbox::Error::Version { .. }) => Runtime::replace(spawner, grace).await,
+        reached => reached,
+    };
+    let (runtime, pods, exits) = reached.context("cannot reach the spawner")?;
     let containers = pods.iter().flat_map(|pod| &pod.containers).map(|container| container.id.clone()).collect();
     match carob_worker::drain(&runtime, pods, exits, observer, &counters, grace).await {
         0 => Ok(Stopped { runtime, containers }),

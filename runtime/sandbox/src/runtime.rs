@@ -50,10 +50,26 @@ impl Runtime {
         let socket = launch::connect_or_start(config).await?;
         let (connection, exits) = Connection::open(socket)?;
         let runtime = Runtime { connection };
-        let (Answer::Pods(pods), _) = runtime.connection.ask(Ask::List, Vec::new()).await? else {
-            return Err(Error::Disconnected);
-        };
-        Ok((runtime, pods.into_iter().map(recovered).collect(), exits))
+        let pods = runtime.pods().await?;
+        Ok((runtime, pods, exits))
+    }
+
+    /// The same with a new spawner. One that is there, of whatever version, is ended: containers are asked to end (SIGTERM),
+    /// and killed if they haven't after `grace`. So all that is given has ended, or is about to.
+    pub async fn replace(
+        config: RuntimeConfig,
+        grace: Duration,
+    ) -> Result<(Runtime, Vec<RecoveredPod>, mpsc::UnboundedReceiver<Exit>), Error> {
+        launch::end_foreign(&config, grace).await?;
+        Self::start(config).await
+    }
+
+    /// What is there now. Waits until nothing is being started or removed.
+    pub async fn pods(&self) -> Result<Vec<RecoveredPod>, Error> {
+        match self.connection.ask(Ask::List, Vec::new()).await? {
+            (Answer::Pods(pods), _) => Ok(pods.into_iter().map(recovered).collect()),
+            _ => Err(Error::Disconnected),
+        }
     }
 
     /// Does what makes the next start faster (the kernel's cgroup locks after an idle moment); call it when a pod is
@@ -249,10 +265,7 @@ pub async fn teardown(config: RuntimeConfig) -> Result<(), Error> {
         return Ok(());
     }
     let started = match Runtime::start(config.clone()).await {
-        Err(Error::Version { .. }) => {
-            launch::kill_foreign(&config).await?;
-            Runtime::start(config).await
-        }
+        Err(Error::Version { .. }) => Runtime::replace(config, Duration::ZERO).await,
         other => other,
     };
     let (runtime, _, _) = started?;

@@ -97,6 +97,32 @@ fn processes(cgroup: &std::path::Path) -> String {
 }
 
 #[tokio::test]
+async fn who_replaces_a_spawner_gives_its_containers_grace_and_hears_of_their_ends() {
+    let live = Machine::new().start().await;
+    live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
+    let polite = live
+        .machine
+        .container("p", &["sh", "-c", "trap 'exit 7' TERM; touch /tmp/ready; while :; do sleep 0.01; done"]);
+    let deaf = live.machine.container("p", &["sleep", "1000"]);
+    let (polite_id, deaf_id, ready) = (polite.id.clone(), deaf.id.clone(), polite.rootfs.upper.join("upper/tmp/ready"));
+    live.runtime.start_container(polite).await.expect("start");
+    live.runtime.start_container(deaf).await.expect("start");
+    until("it listens", || ready.exists()).await;
+    drop((live.runtime, live.exits));
+
+    let replaced = Runtime::replace(live.machine.config.clone(), Duration::from_secs(1)).await;
+    let (runtime, pods, mut exits) = replaced.expect("another spawner");
+    assert_eq!(pods[0].containers.len(), 2);
+    let mut ends = [exits.recv().await.expect("exit"), exits.recv().await.expect("exit")];
+    ends.sort_by_key(|exit| exit.code);
+    assert_eq!((&ends[0].container, ends[0].code, ends[0].unknown), (&polite_id, 7, false));
+    assert_eq!((&ends[1].container, ends[1].code, ends[1].unknown), (&deaf_id, 137, true));
+    assert!(ends.iter().all(|exit| exit.usage.cpu_ns > 0));
+    runtime.shutdown().await.expect("shutdown");
+    assert_eq!(leftovers(&live.machine.config.instance), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_teardown_removes_all_with_a_living_and_with_a_dead_spawner() {
     for dead in [false, true] {
         let live = Machine::new().start().await;

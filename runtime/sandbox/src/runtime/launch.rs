@@ -1,23 +1,29 @@
 //! Finding the spawner of a directory, or starting one.
 
 use super::connection::Greeted;
+use crate::cgroup::{Cgroup, Layout};
 use crate::kernel::process;
 use crate::spawner::{self, SOCKET, short_path};
 use crate::{Error, RuntimeConfig, protocol, wire};
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a spawner may take to greet, in ms. It answers between two requests, each of which takes a few ms.
 const GREETING_PATIENCE_MS: u16 = 20_000;
 /// How long one may take to end, in ms.
 const END_PATIENCE_MS: u16 = 30_000;
+
+/// What a spawner gets to record the last ends.
+const RECORDING: Duration = Duration::from_millis(500);
 
 /// How often one that hangs up is tried again, 10 ms apart.
 const DYING_TRIES: usize = 200;
@@ -135,8 +141,7 @@ pub async fn wait_for_end(pid: i32) -> Result<(), Error> {
 
 /// Whether there is neither state nor a cgroup of the instance.
 pub fn nothing_there(config: &RuntimeConfig) -> bool {
-    let no_cgroup = crate::cgroup::Layout::detect()
-        .is_ok_and(|layout| !crate::cgroup::Cgroup::instance(&layout, &config.instance).exists());
+    let no_cgroup = Layout::detect().is_ok_and(|layout| !Cgroup::instance(&layout, &config.instance).exists());
     no_cgroup && !config.dir.join("pods").exists() && !config.dir.join(SOCKET).exists()
 }
 
@@ -155,15 +160,47 @@ pub async fn listening(dir: &Path) -> Result<Option<i32>, Error> {
     .await
 }
 
-/// Kills a spawner of another version; the next one cleans up after it.
-pub async fn kill_foreign(config: &RuntimeConfig) -> Result<(), Error> {
-    let pid = listening(&config.dir).await?;
-    if let Some(pid) = pid {
-        let pidfd = process::pidfd_open(pid).map_err(|error| Error::SpawnerStart(error.to_string()))?;
-        process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(|error| Error::SpawnerStart(error.to_string()))?;
+/// Ends a spawner that can't be talked to. Its containers are asked to end and have `grace` for it; the next one kills what is
+/// left, and cleans up.
+pub async fn end_foreign(config: &RuntimeConfig, grace: Duration) -> Result<(), Error> {
+    let Some(spawner) = listening(&config.dir).await? else { return Ok(()) };
+    let instance = config.instance.clone();
+    blocking(move || {
+        stop_containers(&instance, spawner, grace);
+        let wrap = |error: io::Error| Error::SpawnerStart(error.to_string());
+        let pidfd = process::pidfd_open(spawner).map_err(wrap)?;
+        process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).map_err(wrap)
+    })
+    .await?;
+    wait_for_end(spawner).await
+}
+
+/// Asks the containers to end, and waits for that; their spawner records it.
+fn stop_containers(instance: &str, spawner: i32, grace: Duration) {
+    let Ok(layout) = Layout::detect() else { return };
+    let whole = Cgroup::instance(&layout, instance);
+    let asked = inits(&whole, spawner);
+    if asked.is_empty() || grace.is_zero() {
+        return;
     }
-    match pid {
-        Some(pid) => wait_for_end(pid).await,
-        None => Ok(()),
+    for pid in asked {
+        // One that has ended meanwhile needs none.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
+    let deadline = Instant::now() + grace;
+    while !inits(&whole, spawner).is_empty() && Instant::now() < deadline {
+        process::pause(Duration::from_millis(10));
+    }
+    process::pause(RECORDING);
+}
+
+/// What runs in containers and is the spawner's own child: with it the container ends.
+fn inits(instance: &Cgroup<'_>, spawner: i32) -> Vec<i32> {
+    let parent = |pid: i32| procfs::process::Process::new(pid).and_then(|process| process.stat()).map(|stat| stat.ppid);
+    let pods = instance.children().into_iter().filter(|name| name.starts_with("pod")).map(|name| instance.child(&name));
+    let containers = pods.flat_map(|pod| pod.children().into_iter().map(move |name| pod.child(&name)));
+    containers
+        .flat_map(|container| container.processes())
+        .filter(|pid| parent(*pid).is_ok_and(|parent| parent == spawner))
+        .collect()
 }
