@@ -2,6 +2,7 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
@@ -17,6 +18,7 @@ struct StageLabel {
 #[derive(Clone)]
 pub(crate) struct Metrics {
     stages: Family<StageLabel, Histogram>,
+    panics: Counter,
 }
 
 impl Default for Metrics {
@@ -25,7 +27,7 @@ impl Default for Metrics {
             // 50 µs to 13 s, doubling.
             Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
         });
-        Self { stages }
+        Self { stages, panics: Counter::default() }
     }
 }
 
@@ -34,10 +36,17 @@ impl Metrics {
         self.stages.get_or_create(&StageLabel { stage: stage.to_owned() }).observe(took.as_secs_f64());
     }
 
+    /// The care of a pod panicked.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
     /// Adds them to a registry that somebody shows.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Time that a stage of a pod's start took";
         registry.register_with_unit("carob_worker_pod_start_stage", help, Unit::Seconds, self.stages.clone());
+        let help = "How often the care of a pod panicked and began anew";
+        registry.register("carob_worker_pod_panics", help, self.panics.clone());
     }
 
     /// All metrics in the `OpenMetrics` text format.

@@ -5,6 +5,7 @@ mod devices;
 mod fields;
 mod huge_pages;
 mod life;
+mod panic;
 mod pressure;
 mod refused;
 mod resize;

@@ -3,7 +3,11 @@
 //! Slow work (pulling, starting, stopping, writing the status) runs in tasks that report back as [`Done`]; the actor
 //! itself never waits for anything but the next thing to happen. After each it *reconciles*: compares what is with what
 //! the spec wants and starts the work that is missing.
+//!
+//! A panic, of the actor or of one of its tasks, is the end of this actor and not of the pod: another one takes the pod up as
+//! after a restart of the process (`anew.rs`).
 
+use super::anew::anew;
 use super::backoff::Backoff;
 use super::plan::{Outcome, Progress, Step, plan};
 use super::prepare::{Prepared, Sandbox, prepare};
@@ -28,11 +32,12 @@ use carob_sandbox::{ContainerId, Exit, RecoveredPod};
 use futures::future::{BoxFuture, Shared};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// What a task of the actor's has finished.
@@ -89,7 +94,7 @@ pub(super) struct Live {
     pub stop_signal: i32,
     /// Cancelled when the container has ended.
     pub ended: CancellationToken,
-    pub probes: Vec<AbortHandle>,
+    pub probes: JoinSet<()>,
 }
 
 /// How far the pod's end has come.
@@ -130,7 +135,6 @@ pub(super) struct Actor {
     pub volumes_changed: bool,
     pub tasks: JoinSet<Done>,
     pub sender: mpsc::UnboundedSender<Message>,
-    pub receiver: mpsc::UnboundedReceiver<Message>,
     pub view: watch::Sender<PodView>,
     pub writer: Writer,
     pub stopping: Option<Stopping>,
@@ -153,10 +157,56 @@ pub(super) struct Actor {
 /// Starts the pod's actor. `recovered` is what the sandbox had of it when this process began.
 pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod>) {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, mailbox) = mpsc::unbounded_channel();
     let (view, view_receiver) = watch::channel(PodView::default());
     let latency = StartLatency::begin();
     ctx.pods.insert(&uid, PodHandle { sender: sender.clone(), view: view_receiver, latency: latency.clone() });
+    tokio::spawn(live(ctx.clone(), pod, recovered, mailbox, Outside { sender, view, latency }));
+}
+
+/// What of an actor others know, and the next one keeps.
+#[derive(Clone)]
+struct Outside {
+    sender: mpsc::UnboundedSender<Message>,
+    view: watch::Sender<PodView>,
+    latency: StartLatency,
+}
+
+/// The pod's life, with as many actors as that takes.
+async fn live(
+    ctx: Arc<Context>,
+    mut pod: Pod,
+    mut recovered: Option<RecoveredPod>,
+    mut mailbox: mpsc::UnboundedReceiver<Message>,
+    outside: Outside,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        let mut actor = None;
+        let life = carob_keep::caught(async {
+            let actor = actor.insert(make(&ctx, pod.clone(), outside.clone()));
+            actor.begin(recovered.take()).await;
+            actor.run(&mut mailbox).await;
+        });
+        let Err(mut panic) = life.await else { return };
+        if let Some(mut actor) = actor {
+            // None of them may ask the spawner for anything any more.
+            actor.tasks.shutdown().await;
+        }
+        (pod, recovered) = loop {
+            let Pod { metadata: ObjectMeta { name, namespace, uid, .. }, .. } = &pod;
+            tracing::error!(namespace, name, uid, %panic, "the care of a pod panicked: it begins anew");
+            ctx.metrics.panicked();
+            match carob_keep::caught(anew(&ctx, &pod, &mut mailbox, &outside.sender, &mut backoff)).await {
+                Ok(known) => break known,
+                Err(another) => panic = another,
+            }
+        };
+    }
+}
+
+fn make(ctx: &Arc<Context>, pod: Pod, Outside { sender, view, latency }: Outside) -> Actor {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
     let status = pod.status.as_ref();
     let start_time = status.and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0);
     let mut actor = Actor {
@@ -175,7 +225,6 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
         volumes_changed: false,
         tasks: JoinSet::new(),
         sender,
-        receiver,
         view,
         writer: Writer::default(),
         stopping: None,
@@ -198,10 +247,7 @@ pub(crate) fn spawn(ctx: &Arc<Context>, pod: Pod, recovered: Option<RecoveredPod
     actor.records = initial_records(actor.spec());
     actor.controls = actor.records.iter().map(|_| Control::default()).collect();
     actor.take_up_ephemeral();
-    tokio::spawn(async move {
-        actor.begin(recovered).await;
-        actor.run().await;
-    });
+    actor
 }
 
 fn initial_records(spec: &PodSpec) -> Vec<Record> {
@@ -293,7 +339,7 @@ impl Actor {
         Ok(())
     }
 
-    async fn run(mut self) {
+    async fn run(&mut self, mailbox: &mut mpsc::UnboundedReceiver<Message>) {
         loop {
             self.reconcile();
             if self.gone && self.life == Life::Cleaned {
@@ -307,26 +353,20 @@ impl Actor {
                 }
             };
             tokio::select! {
-                message = self.receiver.recv() => {
+                message = mailbox.recv() => {
                     if let Some(message) = message {
                         self.hear(message);
                     }
                 }
-                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Ok(done) = done {
-                        self.done(done);
-                    }
-                }
+                Some(joined) = self.tasks.join_next(), if !self.tasks.is_empty() => self.joined(joined),
                 () = timer => {}
             }
             // What has happened at the same time becomes one status.
-            while let Ok(message) = self.receiver.try_recv() {
+            while let Ok(message) = mailbox.try_recv() {
                 self.hear(message);
             }
-            while let Some(done) = self.tasks.try_join_next() {
-                if let Ok(done) = done {
-                    self.done(done);
-                }
+            while let Some(joined) = self.tasks.try_join_next() {
+                self.joined(joined);
             }
         }
         let logs = self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid);
@@ -389,6 +429,16 @@ impl Actor {
                 let _ = asked.send(self.weight());
             }
             Message::Evict { message, grace } => self.evict(message, grace),
+        }
+    }
+
+    /// A task that panicked has left its work half done, and nothing would ever say that it is: the actor goes the same way.
+    fn joined(&mut self, joined: Result<Done, JoinError>) {
+        match joined.map_err(JoinError::try_into_panic) {
+            Ok(done) => self.done(done),
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // Nobody aborts them but the end of the process.
+            Err(Err(_)) => {}
         }
     }
 

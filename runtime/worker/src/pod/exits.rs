@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of a termination message that are shown, and of a log in its place (Kubernetes' limits).
@@ -58,7 +59,7 @@ impl Actor {
             paths,
             stop_signal: stop_signal.number,
             ended: CancellationToken::new(),
-            probes: Vec::new(),
+            probes: JoinSet::new(),
         };
         self.go_live(index, live, hook);
         if self.container(index).image.as_ref() != image.as_ref() {
@@ -144,22 +145,23 @@ impl Actor {
         };
         let record = &mut self.records[index];
         if let Some(startup) = container.startup_probe.clone().filter(|_| !record.started) {
-            live.probes.push(probes::spawn(subject, Kind::Startup, startup));
+            live.probes.spawn(probes::run(subject, Kind::Startup, startup));
             return;
         }
         record.started = true;
         match container.readiness_probe.clone() {
-            Some(readiness) => live.probes.push(probes::spawn(subject.clone(), Kind::Readiness, readiness)),
+            Some(readiness) => drop(live.probes.spawn(probes::run(subject.clone(), Kind::Readiness, readiness))),
             None => record.ready = true,
         }
         if let Some(liveness) = container.liveness_probe.clone() {
-            live.probes.push(probes::spawn(subject, Kind::Liveness, liveness));
+            live.probes.spawn(probes::run(subject, Kind::Liveness, liveness));
         }
     }
 
     pub(super) fn probed(&mut self, verdict: &Verdict) {
         let index = verdict.container;
-        let current = self.controls[index].live.as_ref().is_some_and(|live| live.id.as_str() == verdict.id);
+        let live = self.controls.get(index).and_then(|control| control.live.as_ref());
+        let current = live.is_some_and(|live| live.id.as_str() == verdict.id);
         if !current || self.stopping.is_some() && verdict.kind != Kind::Readiness {
             return;
         }
@@ -303,11 +305,9 @@ impl Actor {
             }
             return;
         };
-        let Some(live) = self.controls[index].live.take() else { return };
+        let Some(mut live) = self.controls[index].live.take() else { return };
         live.ended.cancel();
-        for probe in &live.probes {
-            probe.abort();
-        }
+        live.probes.abort_all();
         let ended = self.ended(index, &live.paths, &exit);
         let record = &mut self.records[index];
         (record.started, record.ready) = (false, false);

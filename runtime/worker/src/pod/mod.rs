@@ -1,6 +1,7 @@
 //! One pod on this node: an actor that owns its state, and the pure functions that it decides with.
 
 pub(crate) mod actor;
+mod anew;
 mod backoff;
 mod change;
 mod conditions;

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 /// Which question a probe answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +53,11 @@ pub(super) struct Subject {
     pub sender: UnboundedSender<Message>,
 }
 
-/// Starts a probe's task; it ends with the handle's abort.
-pub(super) fn spawn(subject: Subject, kind: Kind, probe: Probe) -> AbortHandle {
-    tokio::spawn(run(subject, kind, probe)).abort_handle()
+/// Probes until the verdict is final.
+pub(super) async fn run(subject: Subject, kind: Kind, probe: Probe) {
+    // Whoever has it run ends it.
+    let until_aborted = CancellationToken::new();
+    carob_keep::keep("a probe", until_aborted, || probing(subject.clone(), kind, probe.clone())).await;
 }
 
 /// Counts successes and failures in a row, and says when a threshold is passed.
@@ -85,7 +87,7 @@ impl Counter {
 /// The first waits of an eager probe; then its period holds.
 const EAGER_FIRST: Duration = Duration::from_millis(50);
 
-async fn run(subject: Subject, kind: Kind, probe: Probe) {
+async fn probing(subject: Subject, kind: Kind, probe: Probe) {
     let seconds = |value: Option<i32>, default: i32| {
         Duration::from_secs(u64::from(value.filter(|value| *value > 0).unwrap_or(default).unsigned_abs()))
     };

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 impl Actor {
@@ -150,7 +151,7 @@ impl Actor {
                     paths,
                     stop_signal: stop_signal.number,
                     ended: CancellationToken::new(),
-                    probes: Vec::new(),
+                    probes: JoinSet::new(),
                 };
                 // Its hook ran in the process before; only probes begin again.
                 self.go_live(index, live, None);
