@@ -77,8 +77,8 @@ pub enum NotTaken {
 impl Billing {
     /// Notes where pods are bound: what was noted first stays.
     pub async fn bind(&self, bindings: Vec<Binding>) -> Result<(), Error> {
-        let database = Arc::clone(&self.ledger.database);
-        let write = move || write(&database, &bindings).map_err(Error::storage);
+        let file = Arc::clone(&self.ledger.file);
+        let write = move || file.with(|database| write(database, &bindings)).map_err(Error::storage);
         tokio::task::spawn_blocking(write).await.unwrap_or(Err(Error::Closed))
     }
 
@@ -137,11 +137,11 @@ fn mistake(record: &Record, bound: Option<&Binding>, now_ns: i64) -> Option<Stri
 
 impl Ledger {
     fn binding(&self, pod_uid: &str) -> Result<Option<Binding>, Error> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let row = self.database.begin_read()?.open_table(BINDINGS)?.get(pod_uid)?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let row = database.begin_read()?.open_table(BINDINGS)?.get(pod_uid)?;
             Ok(row.map(|row| row.value().to_vec()))
         };
-        let Some(bytes) = read().map_err(Error::storage)? else { return Ok(None) };
+        let Some(bytes) = self.file.with(read).map_err(Error::storage)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|_| Error::Damaged("a pod's node"))
     }
 }

@@ -18,8 +18,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::bindings::BINDINGS;
+use crate::file::File;
 use crate::reading::{Checkpoint, Reading};
 use crate::{Keeping, Meterable};
 
@@ -102,36 +104,59 @@ impl Pending {
 
 /// The ledger's file and its writer.
 pub struct Ledger {
-    pub(crate) database: Arc<Database>,
+    pub(crate) file: Arc<File>,
     orders: mpsc::Sender<Order>,
+    /// Cancelled when the writer has ended.
+    ended: CancellationToken,
 }
 
 impl Ledger {
     pub(crate) fn open(dir: &Path, keeping: Keeping) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::storage)?;
-        let database =
-            Database::builder().set_cache_size(4 << 20).create(dir.join("ledger.redb")).map_err(Error::storage)?;
-        let database = Arc::new(database);
-        create_tables(&database).map_err(Error::storage)?;
+        let path = dir.join("ledger.redb");
+        let builder = || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(4 << 20);
+            builder
+        };
+        let file = File::new(|| Ok(builder().create(&path)?), {
+            let path = path.clone();
+            move || Ok(builder().open(&path)?)
+        });
+        Self::start(file.map_err(Error::storage)?, keeping)
+    }
+
+    fn start(file: File, keeping: Keeping) -> Result<Self, Error> {
+        file.with(create_tables).map_err(Error::storage)?;
+        let (file, ended) = (Arc::new(file), CancellationToken::new());
         let (orders, inbox) = mpsc::channel();
-        let writer = Arc::clone(&database);
+        let (writer, ending) = (Arc::clone(&file), ended.clone().drop_guard());
         std::thread::Builder::new()
             .name("ledger".into())
-            .spawn(move || write_orders(&writer, keeping, &inbox))
+            .spawn(move || {
+                // Also when it panics.
+                let _ending = ending;
+                write_orders(&writer, keeping, &inbox);
+            })
             .map_err(Error::storage)?;
-        Ok(Self { database, orders })
+        Ok(Self { file, orders, ended })
+    }
+
+    /// Returns when nothing will be written any more.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Where a container's next reading begins, if the ledger knows it.
     pub(crate) fn checkpoint(&self, container_id: &str) -> Result<Option<Checkpoint>, Error> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let transaction = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let transaction = database.begin_read()?;
             let Some(found) = transaction.open_table(CONTAINERS)?.get(container_id)? else { return Ok(None) };
             let checkpoints = transaction.open_table(CHECKPOINTS)?;
             let row = checkpoints.get(found.value().0)?;
             Ok(row.map(|row| row.value().1.to_vec()))
         };
-        let Some(bytes) = read().map_err(Error::storage)? else { return Ok(None) };
+        let Some(bytes) = self.file.with(read).map_err(Error::storage)? else { return Ok(None) };
         decode(&bytes).map(Some).ok_or(Error::Damaged("a checkpoint"))
     }
 
@@ -155,8 +180,8 @@ impl Ledger {
         wanted: impl Fn(&Meterable) -> bool,
         mut visit: impl FnMut(&Meterable, Reading) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut read = || -> Result<Result<(), Error>, redb::Error> {
-            let transaction = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<Result<(), Error>, redb::Error> {
+            let transaction = database.begin_read()?;
             let readings = transaction.open_table(READINGS)?;
             for row in transaction.open_table(CONTAINERS)?.iter()? {
                 let (_, value) = row?;
@@ -184,13 +209,13 @@ impl Ledger {
             }
             Ok(Ok(()))
         };
-        read().map_err(Error::storage)?
+        self.file.with(read).map_err(Error::storage)?
     }
 
     /// Recomputes every container's chain of hashes; the number of readings when all is as it was written.
     pub fn verify(&self) -> Result<u64, Error> {
-        let read = || -> Result<Result<u64, Error>, redb::Error> {
-            let transaction = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<Result<u64, Error>, redb::Error> {
+            let transaction = database.begin_read()?;
             let readings = transaction.open_table(READINGS)?;
             let checkpoints = transaction.open_table(CHECKPOINTS)?;
             let mut count = 0;
@@ -213,7 +238,7 @@ impl Ledger {
             }
             Ok(Ok(count))
         };
-        read().map_err(Error::storage)?
+        self.file.with(read).map_err(Error::storage)?
     }
 }
 
@@ -228,11 +253,11 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-fn write_orders(database: &Database, keeping: Keeping, inbox: &mpsc::Receiver<Order>) {
+fn write_orders(file: &File, keeping: Keeping, inbox: &mpsc::Receiver<Order>) {
     while let Ok(first) = inbox.recv() {
         let mut orders = vec![first];
         orders.extend(inbox.try_iter());
-        let mut outcome = commit(database, keeping, &orders).map_err(Error::storage);
+        let mut outcome = file.with(|database| commit(database, keeping, &orders)).map_err(Error::storage);
         for (index, order) in orders.into_iter().enumerate() {
             let written = match &mut outcome {
                 Ok(judged) if judged.gaps.contains(&index) => Err((order.records, Error::Gap)),
@@ -363,4 +388,124 @@ fn decode<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
 
 fn hash(previous: &Hash, body: &[u8]) -> Hash {
     Sha256::new().chain_update(previous).chain_update(body).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::Meter;
+    use crate::{End, Requests};
+    use jiff::Timestamp;
+    use std::io;
+    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::sync::{Mutex, MutexGuard};
+
+    /// A disk in memory, and what it does when it is written to.
+    #[derive(Debug, Clone, Default)]
+    struct Disk {
+        bytes: Arc<Mutex<Vec<u8>>>,
+        mood: Arc<AtomicU8>,
+    }
+
+    const WELL: u8 = 0;
+    const FULL: u8 = 1;
+    const MAD: u8 = 2;
+
+    impl Disk {
+        fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+            self.bytes.lock().unwrap()
+        }
+
+        fn is(&self, mood: u8) {
+            self.mood.store(mood, Ordering::SeqCst);
+        }
+
+        fn change(&self) -> io::Result<MutexGuard<'_, Vec<u8>>> {
+            match self.mood.load(Ordering::SeqCst) {
+                WELL => Ok(self.bytes()),
+                FULL => Err(io::ErrorKind::StorageFull.into()),
+                _ => panic!("a disk that nobody thought of"),
+            }
+        }
+
+        fn ledger(&self) -> Ledger {
+            let disk = self.clone();
+            let open = move || Ok(Database::builder().create_with_backend(disk.clone())?);
+            Ledger::start(File::new(open.clone(), open).unwrap(), Keeping::Ledger).unwrap()
+        }
+    }
+
+    impl redb::StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.bytes().len() as u64)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).unwrap();
+            out.copy_from_slice(&self.bytes()[offset..offset + out.len()]);
+            Ok(())
+        }
+
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            self.change()?.resize(usize::try_from(length).unwrap(), 0);
+            Ok(())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.change().map(drop)
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).unwrap();
+            self.change()?[offset..offset + data.len()].copy_from_slice(data);
+            Ok(())
+        }
+    }
+
+    /// The last reading of a container.
+    fn last(id: &str) -> Vec<Record> {
+        let now = Timestamp::now();
+        let container = Meterable {
+            container_id: id.to_owned(),
+            pod_uid: String::new(),
+            namespace: "default".to_owned(),
+            pod: "pod".to_owned(),
+            container: "main".to_owned(),
+            attempt: 0,
+            labels: BTreeMap::new(),
+            node: "node".to_owned(),
+            started_at: now,
+            requests: Requests::default(),
+            counters: None,
+        };
+        let end = End { finished_at: now, unknown: false, cpu_ns: 5, memory_peak_bytes: 0 };
+        Meter::new().finish(container, None, end).into_iter().collect()
+    }
+
+    #[tokio::test]
+    async fn a_ledger_whose_disk_was_full_goes_on_once_there_is_room_with_all_it_had() {
+        let disk = Disk::default();
+        let ledger = disk.ledger();
+        ledger.write(last("before"), Origin::Meter).written().await.unwrap();
+        disk.is(FULL);
+        for _ in 0..3 {
+            ledger.write(last("a"), Origin::Meter).written().await.unwrap_err();
+        }
+        disk.is(WELL);
+        // It is left alone for a moment.
+        while ledger.write(last("a"), Origin::Meter).written().await.is_err() {}
+        ledger.write(last("b"), Origin::Meter).written().await.unwrap();
+        assert_eq!(ledger.verify().unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_end_of_the_writer_hears_of_its_panic() {
+        let disk = Disk::default();
+        let ledger = disk.ledger();
+        disk.is(MAD);
+        assert!(matches!(ledger.write(last("a"), Origin::Meter).written().await, Err((_, Error::Closed))));
+        ledger.ended().await;
+        // redb panics again when such a database is closed.
+        std::mem::forget(ledger.file);
+    }
 }

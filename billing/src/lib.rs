@@ -6,6 +6,7 @@
 //! beside it.
 
 mod bindings;
+mod file;
 pub mod http;
 mod ledger;
 mod meter;
@@ -215,16 +216,19 @@ impl Billing {
         pending.written().await.map(drop).map_err(|(_, error)| error)
     }
 
-    /// Reads the counters at every interval until told to stop, and once more then.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    /// Reads the counters at every interval until told to stop, and once more then. An error when the ledger's writer has
+    /// ended: nothing that is used from then on would be billed.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), LedgerError> {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = self.ledger.ended() => return Err(LedgerError::Closed),
                 () = self.meter.next_tick(self.interval) => {}
             }
             self.read_all().await;
         }
         self.read_all().await;
+        Ok(())
     }
 
     /// Reads every running container's counters into the ledger.

@@ -4,7 +4,7 @@
 //! container's checkpoint, leaves it only when the ledger has said that it is durable there, and the ledger passes over
 //! what it has (by container and sequence).
 
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{Database, ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::{CHECKPOINTS, CONTAINERS, Error, Ledger, OUTBOX, Record};
@@ -61,13 +61,13 @@ pub(crate) fn put(outbox: &mut redb::Table<'_, u64, &'static [u8]>, record: &Rec
 impl Ledger {
     /// The next readings to deliver, in order; none when all are delivered.
     pub(crate) fn parcel(&self) -> Result<Option<Parcel>, Error> {
-        let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
-            let transaction = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+            let transaction = database.begin_read()?;
             let outbox = transaction.open_table(OUTBOX)?;
             let rows = outbox.iter()?.take(BATCH);
             rows.map(|row| row.map(|(key, value)| (key.value(), value.value().to_vec())).map_err(Into::into)).collect()
         };
-        let rows = read().map_err(Error::storage)?;
+        let rows = self.file.with(read).map_err(Error::storage)?;
         let mut parcel = Parcel { delivery: Delivery::default(), keys: Vec::new() };
         for (key, bytes) in rows {
             let record = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged("a reading in the outbox"))?;
@@ -79,8 +79,8 @@ impl Ledger {
 
     /// The gateway's ledger has these: they leave, and so do containers that have ended.
     pub(crate) fn delivered(&self, parcel: &Parcel) -> Result<(), Error> {
-        let write = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
+        let write = |database: &Database| -> Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
             {
                 let mut outbox = transaction.open_table(OUTBOX)?;
                 let mut containers = transaction.open_table(CONTAINERS)?;
@@ -98,6 +98,6 @@ impl Ledger {
             transaction.commit()?;
             Ok(())
         };
-        write().map_err(Error::storage)
+        self.file.with(write).map_err(Error::storage)
     }
 }

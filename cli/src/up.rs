@@ -151,10 +151,7 @@ pub async fn run(options: Options) -> Result<()> {
         bindings.run(bill, local.into_iter().collect(), stop).await;
         Ok(())
     });
-    tasks.spawn("meter", |stop| async move {
-        billing.run(stop).await;
-        Ok(())
-    });
+    tasks.spawn("meter", |stop| async move { Ok(billing.run(stop).await?) });
     let clients = Arc::clone(&gateway);
     let clients: carob_controllers::Clients = Arc::new(move |user, groups| clients.client(user, groups));
     let plain = carob_controllers::Options::default();

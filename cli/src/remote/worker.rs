@@ -157,10 +157,7 @@ pub async fn run(options: Options) -> Result<()> {
     tasks.spawn("endpoint", |stop| async move { serve::serve(listener, &authority, answering, router, stop).await });
     tasks.spawn("worker", |stop| async move { Ok(Box::pin(agent.run(stop)).await?) });
     let (meter, outbox_client) = (Arc::clone(&outbox), client.clone());
-    tasks.spawn("meter", |stop| async move {
-        meter.run(stop).await;
-        Ok(())
-    });
+    tasks.spawn("meter", |stop| async move { Ok(meter.run(stop).await?) });
     tasks.spawn("delivery", |stop| async move {
         deliver::run(outbox, outbox_client, stop).await;
         Ok(())
