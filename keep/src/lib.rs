@@ -55,7 +55,9 @@ pub async fn keep<F: Future<Output = ()>>(name: &str, stop: CancellationToken, m
     let mut pause = FIRST_PAUSE;
     loop {
         let begun = Instant::now();
-        match stop.run_until_cancelled(caught(async { begin().await })).await {
+        // In a place of its own: what is kept may be large, and is in many tasks.
+        let work = Box::pin(async { begin().await });
+        match stop.run_until_cancelled(caught(work)).await {
             None | Some(Ok(())) => return,
             Some(Err(panic)) => tracing::error!(task = name, %panic, "a task panicked: it begins again"),
         }

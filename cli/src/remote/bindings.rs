@@ -63,7 +63,9 @@ impl Bindings {
             match event {
                 None => return,
                 Some(Ok(Event::Apply(node) | Event::InitApply(node))) if !local.contains(&node.name_any()) => {
-                    let begin = || pods.spawn(follow(client.clone(), Arc::clone(&billing), node.name_any()));
+                    let (client, billing, name) = (client.clone(), Arc::clone(&billing), node.name_any());
+                    let follow = move || follow(client.clone(), Arc::clone(&billing), name.clone());
+                    let begin = || pods.spawn(carob_keep::keep("a node's pods", stop.clone(), follow));
                     followed.entry(node.name_any()).or_insert_with(begin);
                 }
                 Some(Ok(Event::Delete(node))) => {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::{APIService, APIServiceSpec};
@@ -11,6 +12,10 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::inventory::Inventory;
 use crate::kinds::Kind;
+
+/// How soon a server that did not say what it has is asked again: twice as long each time, up to the last.
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
+const LAST_AGAIN: Duration = Duration::from_secs(30);
 
 /// What other servers have, by the names of APIServices: ends what follows it.
 type Followed = Arc<Mutex<HashMap<String, CancellationToken>>>;
@@ -34,7 +39,9 @@ pub(crate) fn follow(inventory: &Inventory, client: &Client, cluster: &Cluster, 
                 let known = stop.child_token();
                 followed.insert(name, known.clone());
                 let (inventory, client, version) = (inventory.clone(), client.clone(), version_of(api));
-                tokio::spawn(async move { discover(&inventory, &client, &version, known).await });
+                tokio::spawn(carob_keep::keep("discovery", known.clone(), move || {
+                    discover(inventory.clone(), client.clone(), version.clone(), known.clone())
+                }));
             }
             Some(_) => {}
         }
@@ -47,15 +54,18 @@ pub(crate) fn unavailable(cluster: &Cluster) -> Vec<String> {
     silent.iter().map(|api| version_of(api)).collect()
 }
 
-async fn discover(inventory: &Inventory, client: &Client, version: &str, stop: CancellationToken) {
-    let resources = match client.list_api_group_resources(version).await {
-        Ok(list) => list.resources,
-        Err(error) => {
-            tracing::debug!(version, %error, "discovering what another server serves");
-            return;
+/// Asks until that is answered what the other server has, and follows what isn't followed yet.
+async fn discover(inventory: Inventory, client: Client, version: String, stop: CancellationToken) {
+    let mut pause = FIRST_AGAIN;
+    let resources = loop {
+        match client.list_api_group_resources(&version).await {
+            Ok(list) => break list.resources,
+            Err(error) => tracing::debug!(version, %error, "discovering what another server serves"),
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_AGAIN);
     };
-    let kinds = resources.iter().filter_map(|resource| Some((kind_of(version, resource)?, resource)));
+    let kinds = resources.iter().filter_map(|resource| Some((kind_of(&version, resource)?, resource)));
     for (kind, resource) in kinds {
         let kind = Arc::new(kind);
         if inventory.kinds().get(&kind.group, &kind.name).is_some() {

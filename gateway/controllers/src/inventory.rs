@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use futures::StreamExt;
 use kube::api::ObjectMeta;
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Resource};
+use kube::{Api, Client, Resource};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,17 @@ struct Shared {
     /// How many kinds' lists are still awaited.
     awaited: watch::Sender<usize>,
     kinds: Kinds,
+}
+
+/// What one kind's watch has told so far.
+#[derive(Default)]
+struct Heard {
+    /// The namespaces of what is there.
+    known: HashMap<Uid, Arc<str>>,
+    /// Of what was there before the list that is being received.
+    before: HashMap<Uid, Arc<str>>,
+    /// The first list was there.
+    complete: bool,
 }
 
 impl Inventory {
@@ -156,49 +168,54 @@ impl Inventory {
     }
 
     /// Unless its first list is `complete` from the beginning, it is awaited.
-    async fn watch_of(self, client: Client, kind: Arc<Kind>, stop: CancellationToken, mut complete: bool) {
-        let api = kind.metadata_api(&client);
+    async fn watch_of(self, client: Client, kind: Arc<Kind>, stop: CancellationToken, complete: bool) {
+        // Whoever begins again misses nothing that has gone meanwhile.
+        let heard = Arc::new(tokio::sync::Mutex::new(Heard { complete, ..Heard::default() }));
+        carob_keep::keep(&kind.plural, stop, || {
+            let (inventory, api, kind, heard) =
+                (self.clone(), kind.metadata_api(&client), Arc::clone(&kind), Arc::clone(&heard));
+            async move { inventory.listen(api, &kind, &mut *heard.lock().await).await }
+        })
+        .await;
+        // Its definition has gone, or everything ends.
+        let Heard { known, before, complete } = &mut *heard.lock().await;
+        self.complete(complete);
+        for (uid, namespace) in known.drain().chain(before.drain()) {
+            self.tell(&News::Gone(uid, &namespace));
+        }
+    }
+
+    async fn listen(&self, api: Api<PartialObjectMeta>, kind: &Arc<Kind>, heard: &mut Heard) {
+        let Heard { known, before, complete } = heard;
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-        let mut known: HashMap<Uid, Arc<str>> = HashMap::new();
-        let mut before: HashMap<Uid, Arc<str>> = HashMap::new();
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => break,
-                event = events.next() => event,
-            };
+        while let Some(event) = events.next().await {
             match event {
-                None => break,
-                Some(Err(error)) => {
+                Err(error) => {
                     tracing::debug!(kind = kind.plural, %error, "watching again");
                     if is_not_served(&error) {
-                        self.complete(&mut complete);
+                        self.complete(complete);
                     }
                 }
-                Some(Ok(watcher::Event::Init)) => before.extend(known.drain()),
-                Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
+                Ok(watcher::Event::Init) => before.extend(known.drain()),
+                Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                     let uid = Uid::of(&object.metadata);
                     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                     let namespace = before.remove(&uid).unwrap_or_else(|| namespace.into());
                     known.entry(uid).or_insert(namespace);
-                    self.tell(&News::Here(&kind, &object.metadata));
+                    self.tell(&News::Here(kind, &object.metadata));
                 }
-                Some(Ok(watcher::Event::InitDone)) => {
+                Ok(watcher::Event::InitDone) => {
                     for (uid, namespace) in before.drain() {
                         self.tell(&News::Gone(uid, &namespace));
                     }
-                    self.complete(&mut complete);
+                    self.complete(complete);
                 }
-                Some(Ok(watcher::Event::Delete(object))) => {
+                Ok(watcher::Event::Delete(object)) => {
                     let uid = Uid::of(&object.metadata);
                     known.remove(&uid);
                     self.tell(&News::Gone(uid, object.metadata.namespace.as_deref().unwrap_or_default()));
                 }
             }
-        }
-        self.complete(&mut complete);
-        // Its definition has gone, or everything ends.
-        for (uid, namespace) in known.drain().chain(before.drain()) {
-            self.tell(&News::Gone(uid, &namespace));
         }
     }
 

@@ -16,6 +16,7 @@ use carob_api::kinds::Registry;
 use carob_store::{Error, Expect, KeyRange, Txn, Write};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::objects::{self, text};
@@ -60,33 +61,16 @@ pub(crate) fn terminate(definition: &Value, now: jiff::Timestamp) -> Value {
 /// When the store cannot be read.
 pub(crate) async fn start(server: &Arc<Server>, stopping: &CancellationToken) -> Result<(), Error> {
     let mut following = Following { server: Arc::downgrade(server), made: HashMap::new(), served: Vec::new() };
-    let mut after = following.look(server).await?.0;
-    let stopping = stopping.clone();
-    tokio::spawn(async move {
-        let work = async {
-            let mut busy = false;
-            loop {
-                let Some(server) = following.server.upgrade() else { return };
-                let store = Arc::clone(&server.store);
-                drop(server);
-                match wait(&*store, after, busy).await {
-                    Ok(()) => {}
-                    Err(Error::Closed) => return,
-                    Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "watching definitions"),
-                }
-                let Some(server) = following.server.upgrade() else { return };
-                match following.look(&server).await {
-                    Ok((revision, still_busy)) => (after, busy) = (revision, still_busy),
-                    Err(Error::Closed) => return,
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "reading definitions");
-                        tokio::time::sleep(AFTER_FAILURE).await;
-                    }
-                }
-            }
-        };
-        stopping.run_until_cancelled(work).await;
-    });
+    let after = following.look(server).await?.0;
+    // Who begins again goes on from what is served.
+    let following = Arc::new(Mutex::new((following, after)));
+    tokio::spawn(carob_keep::keep("definitions", stopping.clone(), move || {
+        let following = Arc::clone(&following);
+        async move {
+            let (following, after) = &mut *following.lock().await;
+            following.follow(after).await;
+        }
+    }));
     Ok(())
 }
 
@@ -119,6 +103,30 @@ struct Following {
 }
 
 impl Following {
+    /// Looks at the definitions whenever one changes after this revision.
+    async fn follow(&mut self, after: &mut u64) {
+        let mut busy = false;
+        loop {
+            let Some(server) = self.server.upgrade() else { return };
+            let store = Arc::clone(&server.store);
+            drop(server);
+            match wait(&*store, *after, busy).await {
+                Ok(()) => {}
+                Err(Error::Closed) => return,
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "watching definitions"),
+            }
+            let Some(server) = self.server.upgrade() else { return };
+            match self.look(&server).await {
+                Ok((revision, still_busy)) => (*after, busy) = (revision, still_busy),
+                Err(Error::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "reading definitions");
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                }
+            }
+        }
+    }
+
     /// Looks at all definitions. Gives the revision that was seen, and whether to look again soon.
     async fn look(&mut self, server: &Arc<Server>) -> Result<(u64, bool), Error> {
         let page = server.store.range(&KeyRange::prefix(PREFIX), None, None).await?;

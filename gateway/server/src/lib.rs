@@ -376,7 +376,7 @@ impl Gateway {
         self.server.metrics.register(register);
     }
 
-    /// Serves until `shutdown`, then lets running requests end.
+    /// Serves until `shutdown`, or until the store can't be followed any more, then lets running requests end.
     ///
     /// # Errors
     /// When a listener or the certificates cannot be used.
@@ -385,6 +385,12 @@ impl Gateway {
         listeners: Vec<std::net::TcpListener>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
+        let shutdown = shutdown.child_token();
+        let (failed, end) = (self.server.stopping.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            failed.cancelled().await;
+            end.cancel();
+        });
         serve::serve(&self.server, &self.pki(), Arc::clone(&self.shown), listeners, shutdown).await
     }
 }

@@ -184,8 +184,11 @@ impl Proxy {
             conversations: self.conversations.clone(),
         };
         let live = self.live.subscribe();
+        let queue = Arc::new(tokio::sync::Mutex::new(queue));
+        // Who begins again goes on with what is listened at.
+        let follow = move || shared.clone().follow(Arc::clone(&queue), live.clone());
         let body = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(shared.follow(queue, live)),
+            Ok(runtime) => runtime.block_on(carob_keep::keep("proxy", CancellationToken::new(), follow)),
             Err(error) => tracing::error!(%error, "a thread of the proxy has no event loop"),
         };
         match std::thread::Builder::new().name(format!("edge-{index}")).spawn(body) {
@@ -211,9 +214,10 @@ impl Shared {
     /// Does what the thread is told, until nobody is left to tell it anything.
     async fn follow(
         self,
-        mut orders: mpsc::UnboundedReceiver<Listen>,
+        orders: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Listen>>>,
         mut live: watch::Receiver<Arc<HashSet<SocketAddr>>>,
     ) {
+        let mut orders = orders.lock().await;
         let mut sweep = tokio::time::interval(pool::SWEEP);
         loop {
             tokio::select! {
@@ -222,7 +226,9 @@ impl Shared {
                     let listener = listen(address);
                     let at = listener.as_ref().map_err(copy).and_then(TcpListener::local_addr);
                     if let Ok(listener) = listener {
-                        tokio::spawn(self.clone().accept(listener, door));
+                        let (shared, listener, closing) = (self.clone(), Arc::new(listener), door.closing.clone());
+                        let accept = move || shared.clone().accept(Arc::clone(&listener), Arc::clone(&door));
+                        tokio::spawn(carob_keep::keep("accepting", closing, accept));
                     }
                     // Who asked may be gone: the door is closed then.
                     let _ = outcome.send(at);
@@ -242,13 +248,10 @@ impl Shared {
         place.map(Arc::new)
     }
 
-    async fn accept(self, listener: TcpListener, door: Arc<Door>) {
+    /// Until the door is closed.
+    async fn accept(self, listener: Arc<TcpListener>, door: Arc<Door>) {
         loop {
-            let accepted = tokio::select! {
-                () = door.closing.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((stream, peer)) => {
                     // Who has too many is closed at once.
                     let Some(place) = self.place(peer.ip()) else { continue };

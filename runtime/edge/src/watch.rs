@@ -9,12 +9,14 @@ use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::gateway_api::{GRPCRoute, Gateway, GatewayClass, HTTPRoute, ReferenceGrant};
 use crate::state::State;
@@ -129,21 +131,36 @@ impl Follower<'_> {
         K::DynamicType: Eq + Hash + Clone + Default,
     {
         let (store, writer) = reflector::store();
-        let events = watcher(Api::<K>::all(self.client.clone()), config)
-            .default_backoff()
-            // Nobody asks who set which field, and it is much.
-            .modify(|object| object.meta_mut().managed_fields = None)
-            .reflect(writer);
-        let changed = Arc::clone(self.changed);
-        self.tasks.spawn(events.for_each(move |event| {
-            match event {
-                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                Ok(_) => changed.notify_one(),
-                Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watching again"),
-            }
-            std::future::ready(())
+        let (api, writer, changed) =
+            (Api::all(self.client.clone()), Arc::new(Mutex::new(writer)), self.changed.clone());
+        // The set of tasks ends it.
+        self.tasks.spawn(carob_keep::keep("what the proxy follows", CancellationToken::new(), move || {
+            let (api, config) = (api.clone(), config.clone());
+            listen(api, config, Arc::clone(&writer), Arc::clone(&changed))
         }));
         store
+    }
+}
+
+/// Keeps the copy of a kind.
+async fn listen<K>(api: Api<K>, config: watcher::Config, writer: Arc<Mutex<Writer<K>>>, changed: Arc<Notify>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    // Nobody asks who set which field, and it is much.
+    let events = watcher(api, config).default_backoff().modify(|object| object.meta_mut().managed_fields = None);
+    let mut events = std::pin::pin!(events);
+    let mut writer = writer.lock().await;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                writer.apply_watcher_event(&event);
+                if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                    changed.notify_one();
+                }
+            }
+            Err(error) => tracing::debug!(kind = %K::kind(&()), %error, "watching again"),
+        }
     }
 }
 

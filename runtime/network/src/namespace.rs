@@ -46,7 +46,9 @@ impl Maker {
     ) -> Result<Made, Error> {
         let address = lock(&self.addresses)
             .take(|address| host_links.index(&bridge::port_name(&self.instance, address)).is_some())?;
-        let made = self.make_with(host, host_links, given, address);
+        // Without the thread, no pod would have a network ever again.
+        let made = carob_keep::survive("netns", || self.make_with(host, host_links, given, address));
+        let made = made.unwrap_or(Err(Error::Closed));
         if made.is_err() {
             lock(&self.addresses).free(address);
         }

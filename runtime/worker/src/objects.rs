@@ -156,17 +156,15 @@ pub(crate) fn message(error: &kube::Error) -> String {
 /// Begins to tell pods of changes to an object.
 pub(crate) fn watch(ctx: &Arc<Context>, key: ObjectKey, stop: CancellationToken) {
     let ctx = ctx.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = async {
-                match key.kind {
-                    "ConfigMap" => follow::<ConfigMap>(&ctx, &key).await,
-                    _ => follow::<Secret>(&ctx, &key).await,
-                }
-            } => {}
+    tokio::spawn(carob_keep::keep("what a volume comes from", stop, move || {
+        let (ctx, key) = (ctx.clone(), key.clone());
+        async move {
+            match key.kind {
+                "ConfigMap" => follow::<ConfigMap>(&ctx, &key).await,
+                _ => follow::<Secret>(&ctx, &key).await,
+            }
         }
-    });
+    }));
 }
 
 async fn follow<K>(ctx: &Arc<Context>, key: &ObjectKey)

@@ -12,7 +12,6 @@ use futures::stream::{self, BoxStream};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::delegate::Refusal;
 use super::documents::Documents;
@@ -48,35 +47,32 @@ struct Verdict {
     message: String,
 }
 
-/// Keeps them until told to stop.
-pub(super) async fn keep(server: Weak<Server>, stopping: CancellationToken) {
-    let work = async {
-        let mut due = HashMap::new();
-        loop {
-            let Some(alive) = server.upgrade() else { return };
-            let (store, aggregation) = (Arc::clone(&alive.store), Arc::clone(&alive.aggregation));
-            let Ok(revision) = store.revision().await else { return };
-            if let Err(status) = register(&alive).await {
-                tracing::warn!(status = status.message(), "registering the groups of custom resources");
-            }
-            look(&alive, &mut due).await;
-            drop(alive);
-            let next = due.values().map(|due: &Due| due.at).min();
-            let mut news = news(&*store, &aggregation.namespaces(), revision).await;
-            let sleep = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = aggregation.changed.notified() => due.clear(),
-                Some(()) = news.next() => due.clear(),
-                () = sleep => {}
-            }
+/// Keeps them until the server ends.
+pub(super) async fn keep(server: Weak<Server>) {
+    let mut due = HashMap::new();
+    loop {
+        let Some(alive) = server.upgrade() else { return };
+        let (store, aggregation) = (Arc::clone(&alive.store), Arc::clone(&alive.aggregation));
+        let Ok(revision) = store.revision().await else { return };
+        if let Err(status) = register(&alive).await {
+            tracing::warn!(status = status.message(), "registering the groups of custom resources");
         }
-    };
-    stopping.run_until_cancelled(work).await;
+        look(&alive, &mut due).await;
+        drop(alive);
+        let next = due.values().map(|due: &Due| due.at).min();
+        let mut news = news(&*store, &aggregation.namespaces(), revision).await;
+        let sleep = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = aggregation.changed.notified() => due.clear(),
+            Some(()) = news.next() => due.clear(),
+            () = sleep => {}
+        }
+    }
 }
 
 impl super::Aggregation {

@@ -214,7 +214,8 @@ impl Mirror for Aggregation {
 pub(crate) async fn start(server: &Arc<Server>, stopping: &CancellationToken) -> Result<(), Error> {
     let mirror: Arc<dyn Mirror> = server.aggregation.clone();
     follow::follow(&server.store, PREFIX, mirror, stopping.clone()).await?;
-    tokio::spawn(keeper::keep(Arc::downgrade(server), stopping.clone()));
+    let server = Arc::downgrade(server);
+    tokio::spawn(carob_keep::keep("APIServices", stopping.clone(), move || keeper::keep(server.clone())));
     Ok(())
 }
 

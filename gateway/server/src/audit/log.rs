@@ -32,13 +32,15 @@ impl Log {
         let (lines, mut waiting) = mpsc::channel::<Vec<u8>>(WAITING);
         std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
             while let Some(line) = waiting.blocking_recv() {
-                let mut written = file.write(&line);
-                while let Ok(line) = waiting.try_recv() {
-                    written = written.and_then(|()| file.write(&line));
-                }
-                if let Err(error) = written.and_then(|()| file.file.flush()) {
-                    tracing::error!(path = %file.path.display(), %error, "the audit log cannot be written");
-                }
+                carob_keep::survive("audit", || {
+                    let mut written = file.write(&line);
+                    while let Ok(line) = waiting.try_recv() {
+                        written = written.and_then(|()| file.write(&line));
+                    }
+                    if let Err(error) = written.and_then(|()| file.file.flush()) {
+                        tracing::error!(path = %file.path.display(), %error, "the audit log cannot be written");
+                    }
+                });
             }
         })?;
         Ok(Self { lines })

@@ -91,19 +91,19 @@ fn is_group(group: &str) -> bool {
 
 /// Deletes expired ones until told to stop.
 pub(crate) fn start(server: &Arc<Server>, stop: &CancellationToken) {
-    let (server, stop) = (Arc::downgrade(server), stop.clone());
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(CLEAN_EVERY) => {}
-            }
-            let Some(server) = server.upgrade() else { return };
-            if let Err(status) = clean(&server).await {
-                tracing::warn!(%status, "expired tokens could not be deleted");
+    let server = Arc::downgrade(server);
+    tokio::spawn(carob_keep::keep("expired tokens", stop.clone(), move || {
+        let server = server.clone();
+        async move {
+            loop {
+                tokio::time::sleep(CLEAN_EVERY).await;
+                let Some(server) = server.upgrade() else { return };
+                if let Err(status) = clean(&server).await {
+                    tracing::warn!(%status, "expired tokens could not be deleted");
+                }
             }
         }
-    });
+    }));
 }
 
 async fn clean(server: &Arc<Server>) -> Result<(), Status> {

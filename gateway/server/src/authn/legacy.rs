@@ -9,7 +9,7 @@ use carob_api::status::Status;
 use carob_store::{Entry, Event, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
@@ -67,15 +67,18 @@ pub(super) async fn verify(tokens: &Tokens, store: &dyn Store, token: &str) -> R
 
 /// Fills such Secrets, and deletes those whose account is gone, until told to stop.
 pub(crate) async fn start(server: &Arc<Server>, authority: &str, stop: &CancellationToken) -> Result<(), Error> {
-    let (sender, mut keys) = mpsc::unbounded_channel();
+    let (sender, keys) = mpsc::unbounded_channel();
     for prefix in [SECRETS, ACCOUNTS] {
         let mirror = Arc::new(Seen(sender.clone()));
         follow::follow(&server.store, prefix, mirror, stop.clone()).await.map_err(Error::Store)?;
     }
-    let (server, authority, stop) = (Arc::downgrade(server), STANDARD.encode(authority), stop.clone());
-    tokio::spawn(async move {
-        let work = async {
-            while let Some(seen) = keys.recv().await {
+    let (server, authority) = (Arc::downgrade(server), Arc::<str>::from(STANDARD.encode(authority)));
+    let keys = Arc::new(Mutex::new(keys));
+    tokio::spawn(carob_keep::keep("tokens' Secrets", stop.clone(), move || {
+        let (server, authority, keys) = (server.clone(), Arc::clone(&authority), Arc::clone(&keys));
+        async move {
+            // What panicked is passed over: the next one is another.
+            while let Some(seen) = keys.lock().await.recv().await {
                 let Some(server) = server.upgrade() else { return };
                 let done = match seen {
                     What::Secret(key) => settle(&server, &authority, &key).await,
@@ -85,12 +88,8 @@ pub(crate) async fn start(server: &Arc<Server>, authority: &str, stop: &Cancella
                     tracing::warn!(%status, "a token's Secret could not be settled");
                 }
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = work => {}
         }
-    });
+    }));
     Ok(())
 }
 

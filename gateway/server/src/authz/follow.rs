@@ -22,7 +22,8 @@ pub(crate) trait Mirror: Send + Sync + 'static {
 /// The state of the store that a mirror shows.
 pub(crate) type Reached = watch::Receiver<Revision>;
 
-/// Reads the range below `prefix`, and follows it in the background until told to stop.
+/// Reads the range below `prefix`, and follows it in the background until told to stop. When a mirror panics nobody knows what it
+/// shows: it is read anew, and where that can't be done, all that `stop` stops ends.
 pub(crate) async fn follow(
     store: &Arc<dyn Store>,
     prefix: &str,
@@ -36,21 +37,23 @@ pub(crate) async fn follow(
     tokio::spawn(async move {
         let follow = async {
             loop {
-                match listen(&*store, &range, &revision, &*mirror).await {
-                    Error::Closed => return,
-                    error => tracing::debug!(range = range.start, %error, "reading a part of the store again"),
+                match carob_keep::caught(listen(&*store, &range, &revision, &*mirror)).await {
+                    Ok(Error::Closed) => return,
+                    Ok(error) => tracing::debug!(range = range.start, %error, "reading a part of the store again"),
+                    Err(panic) => tracing::error!(range = range.start, %panic, "a change could not be followed"),
                 }
-                match read(&*store, &range, &*mirror).await {
-                    Ok(now) => drop(revision.send_replace(now)),
-                    Err(Error::Closed) => return,
-                    Err(_) => tokio::time::sleep(PAUSE).await,
+                match carob_keep::caught(read(&*store, &range, &*mirror)).await {
+                    Ok(Ok(now)) => drop(revision.send_replace(now)),
+                    Ok(Err(Error::Closed)) => return,
+                    Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
+                    Err(panic) => {
+                        tracing::error!(range = range.start, %panic, "a part of the store can't be shown");
+                        return stop.cancel();
+                    }
                 }
             }
         };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = follow => {}
-        }
+        stop.run_until_cancelled(follow).await;
     });
     Ok(reached)
 }
@@ -108,4 +111,61 @@ async fn listen(store: &dyn Store, range: &KeyRange, revision: &watch::Sender<Re
         }
     }
     Error::Closed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use carob_store::redb::{Options, RedbStore};
+    use carob_store::{Txn, Write};
+
+    use super::*;
+    use crate::objects;
+
+    /// Shows keys; panics on a change of one that is called `poison`, and once told so, on all there is.
+    #[derive(Default)]
+    struct Touchy {
+        shown: Mutex<Vec<String>>,
+        hopeless: AtomicBool,
+    }
+
+    impl Mirror for Touchy {
+        fn reset(&self, entries: &[Entry]) {
+            assert!(!self.hopeless.load(Ordering::SeqCst), "hopeless");
+            *self.shown.lock().unwrap() = entries.iter().map(|entry| entry.key.to_string()).collect();
+        }
+
+        fn apply(&self, events: &[Event]) {
+            for event in events {
+                let Event::Put { entry, .. } = event else { continue };
+                assert!(!entry.key.contains("poison"), "poison");
+                self.shown.lock().unwrap().push(entry.key.to_string());
+            }
+        }
+    }
+
+    async fn put(store: &dyn Store, key: &str) -> Revision {
+        let writes = vec![Write::Put(key.to_owned(), objects::encode(&serde_json::json!({})))];
+        store.txn(Txn { expect: Vec::new(), writes }).await.unwrap();
+        store.revision().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_a_mirror_panics_on_is_read_anew_and_where_it_cannot_be_everything_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(folder.path().join("store"), Options::default()).unwrap());
+        let (mirror, stop) = (Arc::new(Touchy::default()), CancellationToken::new());
+        let mut reached = follow(&store, "/a/", mirror.clone(), stop.clone()).await.unwrap();
+        put(&*store, "/a/poison").await;
+        let last = put(&*store, "/a/after").await;
+        reached.wait_for(|revision| *revision >= last).await.unwrap();
+        let shown = mirror.shown.lock().unwrap().clone();
+        assert!(["/a/poison", "/a/after"].iter().all(|key| shown.iter().any(|known| known == key)), "{shown:?}");
+        assert!(!stop.is_cancelled());
+        mirror.hopeless.store(true, Ordering::SeqCst);
+        put(&*store, "/a/more-poison").await;
+        stop.cancelled().await;
+    }
 }

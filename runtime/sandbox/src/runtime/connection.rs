@@ -2,8 +2,9 @@
 
 use crate::protocol::{self, Answer, Ask, Failure, Request, Tell};
 use crate::{Error, Exit, wire};
+use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -110,7 +111,27 @@ impl Connection {
     }
 }
 
+/// Closes the connection when one of its sides ends, however it does: the other learns of it, and with it all who wait.
+struct Closing(Arc<AsyncFd<OwnedFd>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // One that is closed already may be closed again.
+        let _ = shutdown(self.0.get_ref().as_raw_fd(), Shutdown::Both);
+    }
+}
+
+/// Ends every wait when nobody is left to end it.
+struct Losing(Arc<Mutex<Waiting>>);
+
+impl Drop for Losing {
+    fn drop(&mut self) {
+        *lock(&self.0) = Waiting { lost: true, ..Waiting::default() };
+    }
+}
+
 async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut requests: mpsc::UnboundedReceiver<(Request, Vec<OwnedFd>)>) {
+    let _closing = Closing(Arc::clone(&socket));
     while let Some((request, fds)) = requests.recv().await {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let Ok(body) = protocol::encode(&request) else { continue };
@@ -120,12 +141,10 @@ async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut requests: mpsc::UnboundedRecei
             break;
         }
     }
-    // The reading side learns of it, too, and ends every wait.
-    let _ =
-        nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(socket.get_ref()), nix::sys::socket::Shutdown::Both);
 }
 
 async fn read(socket: Arc<AsyncFd<OwnedFd>>, waiting: Arc<Mutex<Waiting>>, exits: mpsc::UnboundedSender<Exit>) {
+    let (_closing, _losing) = (Closing(Arc::clone(&socket)), Losing(Arc::clone(&waiting)));
     loop {
         let packet = match socket.async_io(Interest::READABLE, |fd| wire::receive(fd.as_fd())).await {
             Ok(Some(packet)) => packet,
@@ -156,6 +175,4 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, waiting: Arc<Mutex<Waiting>>, exits
             }
         }
     }
-    let mut waiting = lock(&waiting);
-    *waiting = Waiting { lost: true, ..Waiting::default() };
 }
