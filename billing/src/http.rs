@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -78,6 +79,9 @@ async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Byt
     }
 }
 
+/// How far a report may be behind of a container that did nothing: it is asked for more often than things happen.
+const QUIET_IN_REPORTS: Duration = Duration::from_secs(5);
+
 /// The query string of a report; also what a client sends.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -136,7 +140,7 @@ async fn report(State(billing): State<Arc<Billing>>, parameters: QueryString<Rep
         Err(error) => return refuse(&error),
     };
     // What runs right now belongs into the report up to this moment.
-    billing.read_all().await;
+    billing.read_after(QUIET_IN_REPORTS).await;
     match off_loop(move || query.run(billing.ledger(), billing.prices())).await {
         Ok(report) => Json(report).into_response(),
         Err(error) => refuse(&error),
@@ -155,7 +159,7 @@ struct ContainerTotal {
 }
 
 async fn containers(State(billing): State<Arc<Billing>>) -> Response {
-    billing.read_all().await;
+    billing.read_after(QUIET_IN_REPORTS).await;
     let totals = off_loop(move || container_totals(&billing)).await;
     match totals {
         Ok(totals) => Json(json!({ "containers": totals })).into_response(),

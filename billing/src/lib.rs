@@ -35,7 +35,7 @@ pub use reading::Reading;
 pub use traffic::{Traffic, TrafficSource};
 
 use crate::ledger::{Ledger, Origin, Pending, Record};
-use crate::meter::Meter;
+use crate::meter::{LONGEST_QUIET, Meter};
 use crate::price::PriceBook;
 use crate::reading::Checkpoint;
 
@@ -233,9 +233,14 @@ impl Billing {
 
     /// Reads every running container's counters into the ledger.
     pub async fn read_all(&self) {
+        self.read_after(LONGEST_QUIET).await;
+    }
+
+    /// The same; of a container that did nothing only if there was no reading for so long.
+    async fn read_after(&self, longest_quiet: Duration) {
         let pending = {
             let _turn = self.take_turn();
-            let readings = self.meter.read_all();
+            let readings = self.meter.read_all(longest_quiet);
             if readings.is_empty() {
                 return;
             }

@@ -18,7 +18,7 @@ use crate::{Counters, End, Meterable, Requests, Traffic};
 
 /// A reading of a container that did nothing is put off, for at most this long, and then covers all of that time: what
 /// is constant needs no second record to be exact.
-const LONGEST_QUIET: Duration = Duration::from_secs(300);
+pub(crate) const LONGEST_QUIET: Duration = Duration::from_secs(300);
 
 /// After this time without a reading, another machine's container is as it was.
 const SILENCE_NS: i64 = 15_000_000_000;
@@ -161,12 +161,12 @@ impl Meter {
         (!before.ended).then_some((container, before))
     }
 
-    /// One reading for every running container that did something.
-    pub(crate) fn read_all(&self) -> Vec<Record> {
+    /// One reading for every running container that did something, or of which there was none for so long.
+    pub(crate) fn read_all(&self, longest_quiet: Duration) -> Vec<Record> {
         let (mut records, mut sweep) = (Vec::new(), Sweep::default());
         for running in self.running().values_mut() {
             let Some((sample, at_ns)) = running.look(&self.clock, &mut sweep) else { continue };
-            if !is_quiet(&running.checkpoint, sample, at_ns) {
+            if !is_quiet(&running.checkpoint, sample, at_ns, longest_quiet) {
                 records.push(running.read(sample, at_ns, running.checkpoint.requests));
             }
         }
@@ -254,11 +254,11 @@ impl Meter {
     }
 }
 
-fn is_quiet(before: &Checkpoint, sample: Sample, at_ns: i64) -> bool {
+fn is_quiet(before: &Checkpoint, sample: Sample, at_ns: i64, longest: Duration) -> bool {
     sample.cpu_ns == before.cpu_ns
         && before.memory_bytes == Some(sample.memory_bytes)
         && before.traffic == sample.traffic
-        && u128::from(at_ns.abs_diff(before.at_ns)) < LONGEST_QUIET.as_nanos()
+        && u128::from(at_ns.abs_diff(before.at_ns)) < longest.as_nanos()
 }
 
 fn reading(before: &Checkpoint, after: &Checkpoint, (memory_byte_ns, memory_error_byte_ns): (u128, u128)) -> Reading {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use carob_tests::cgroups::Counter;
+use carob_tests::pods::{idle, pod};
 use carob_tests::{Carob, Setup, bill, eventually};
 use serde_json::Value;
 
@@ -78,6 +79,20 @@ fn the_bill_is_exact_when_the_gateway_was_dead_for_a_while_and_also_at_the_end()
     carob.up(&[]);
     carob.wait("pod/burner", "jsonpath={.status.phase}=Succeeded");
     assert_eq!(cpu(&carob.bill(&["--pod", "burner"])), last);
+}
+
+#[test]
+fn a_report_is_hardly_behind_also_of_a_pod_that_does_nothing() {
+    let carob = Carob::start(&["tools"]);
+    carob.start_pod(&pod("idle", &[idle("main")]).to_string(), "idle");
+    let billed_until = || {
+        let all: Value = serde_json::from_str(&carob.kubectl(&["get", "--raw", "/billing/v1/containers"])).unwrap();
+        all["containers"][0]["endedAt"].as_str().expect("a time").parse::<jiff::Timestamp>().expect("a time")
+    };
+    let first = billed_until();
+    eventually("it is billed for the time that passes", || {
+        billed_until().duration_since(first).unsigned_abs() > Duration::from_secs(10)
+    });
 }
 
 #[test]
