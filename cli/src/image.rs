@@ -50,6 +50,9 @@ enum Action {
         /// Names.
         #[arg(required = true)]
         references: Vec<String>,
+        /// Also of images that containers use: these run on, but none is started anew.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -85,9 +88,14 @@ pub async fn run(options: Options) -> Result<()> {
             }
             println!("{table}");
         }
-        Action::Rm { references } => {
+        Action::Rm { references, force } => {
             let mut freed = 0;
             for reference in &references {
+                let users = if force { 0 } else { images.users(reference).await? };
+                if users > 0 {
+                    let containers = if users == 1 { "a container uses" } else { "containers use" };
+                    bail!("{containers} {reference}: with --force they run on, but none is started anew");
+                }
                 match images.remove(reference).await? {
                     Some(collected) => freed += collected.bytes,
                     None => bail!("there is no image {reference}"),

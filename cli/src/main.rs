@@ -20,7 +20,7 @@ mod up;
 mod wiring;
 
 use std::fmt;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -162,5 +162,7 @@ fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_env("CAROB_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     // A line that can't be written is lost: to say so on the same standard error is a panic.
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people, who read terminals.
+    let lines = lines.with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     lines.log_internal_errors(false).init();
 }

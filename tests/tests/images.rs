@@ -272,7 +272,7 @@ fn carob_image_works_beside_a_running_gateway_and_without_one() {
     );
     running["spec"]["terminationGracePeriodSeconds"] = json!(0);
     carob.start_pod(&running.to_string(), "running");
-    let (done, said) = image(&["rm", "archived:2", &pulled]);
+    let (done, said) = image(&["rm", "--force", "archived:2", &pulled]);
     assert!(done && said.contains("freed"), "{said}");
     assert!(!names().contains(&pulled));
     assert_eq!(carob.kubectl(&["exec", "running", "--", "echo", "still here"]), "still here\n");

@@ -47,6 +47,14 @@ impl fmt::Debug for Images {
 }
 
 impl Inner {
+    /// The names of the images that a reference or an id means.
+    fn names(&self, reference: &str) -> Result<Vec<String>, Error> {
+        Ok(match Digest::parse(reference) {
+            Ok(id) => self.store.records_by_id(id.as_str())?.into_iter().map(|record| record.reference).collect(),
+            Err(_) => vec![Reference::parse(reference)?.to_string()],
+        })
+    }
+
     /// Runs what waits for the disk away from the async threads.
     pub async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
@@ -156,10 +164,7 @@ impl Images {
     pub async fn remove(&self, reference: &str) -> Result<Option<Collected>, Error> {
         let reference = reference.to_owned();
         let remove = move |inner: &Inner| {
-            let names: Vec<String> = match Digest::parse(&reference) {
-                Ok(id) => inner.store.records_by_id(id.as_str())?.into_iter().map(|record| record.reference).collect(),
-                Err(_) => vec![Reference::parse(&reference)?.to_string()],
-            };
+            let names = inner.names(&reference)?;
             let mut removed = false;
             for name in names {
                 removed |= inner.store.delete_record(&name)?;
@@ -168,6 +173,22 @@ impl Images {
             Ok(removed.then_some(collected))
         };
         self.inner.blocking(remove).await
+    }
+
+    /// How many owners hold an image that would have no name any more without this one.
+    pub async fn users(&self, reference: &str) -> Result<usize, Error> {
+        let reference = reference.to_owned();
+        let count = move |inner: &Inner| {
+            let names = inner.names(&reference)?;
+            let (going, staying): (Vec<Record>, Vec<Record>) =
+                inner.store.records()?.into_iter().partition(|record| names.contains(&record.reference));
+            let last = going.iter().filter(|record| staying.iter().all(|other| other.layers != record.layers));
+            let last: Vec<&Record> = last.collect();
+            inner.store.count_holds(|layers| {
+                last.iter().any(|record| record.layers.iter().all(|layer| layers.contains(layer)))
+            })
+        };
+        self.inner.blocking(count).await
     }
 
     /// Removes layers that no reference names, nobody leases and no [`Images::hold`] keeps.

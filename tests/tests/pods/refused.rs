@@ -32,6 +32,10 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
         with("accelerated", &|spec| {
             spec["containers"][0]["resources"] = json!({"limits": {"example.com/gpu": "1"}});
         }),
+        // Somebody meant 100M.
+        with("tiny", &|spec| {
+            spec["containers"][0]["resources"] = json!({"limits": {"memory": "100m"}});
+        }),
         with("hooked", &|spec| {
             spec["containers"][0]["lifecycle"] = json!({"postStart": {"tcpSocket": {"port": 1}}});
         }),
@@ -75,6 +79,7 @@ fn what_the_node_has_not_is_refused_left_waiting_or_warned_of_with_its_reason() 
     carob.wait("pod/placed", "condition=Ready");
     carob.wait_event("shared", "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: nfs");
     carob.wait_event("hooked", "PostStartHook failed");
+    carob.wait_event("tiny", "memory limit too low?");
     carob.wait_event("accelerated", "Insufficient example.com/gpu");
     let waits = carob.get(&["pod", "elsewhere"]);
     assert_eq!((&waits["status"]["phase"], &waits["spec"]["nodeName"]), (&json!("Pending"), &Value::Null), "{waits}");

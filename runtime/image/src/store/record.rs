@@ -97,6 +97,11 @@ impl Store {
         Ok(self.holds()?.into_iter().map(|hold| hold.owner).collect())
     }
 
+    /// How many holds are of such layers.
+    pub fn count_holds(&self, of: impl Fn(&BTreeSet<String>) -> bool) -> Result<usize, Error> {
+        Ok(self.holds()?.iter().filter(|hold| of(&hold.layers)).count())
+    }
+
     pub(super) fn held_layers(&self) -> Result<BTreeSet<String>, Error> {
         Ok(self.holds()?.into_iter().flat_map(|hold| hold.layers).collect())
     }

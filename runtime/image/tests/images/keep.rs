@@ -60,7 +60,9 @@ async fn another_process_leaves_leased_and_held_layers_alone() {
 async fn a_hold_that_a_power_failure_emptied_keeps_nothing_and_is_in_nobodys_way() {
     let disk = Disk::new();
     let image = disk.import(&[tar("used")]).await.unwrap();
+    assert_eq!(disk.images.users("test").await.unwrap(), 0);
     disk.images.hold("container-1", &image).await.unwrap();
+    assert_eq!(disk.images.users("test").await.unwrap(), 1);
     drop(image);
     for name in disk.names("holds") {
         fs::write(disk.path("holds").join(name), "").unwrap();

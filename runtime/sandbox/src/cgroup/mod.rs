@@ -42,6 +42,14 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + '_ {
     move |source| CgroupError { path: path.to_owned(), source }
 }
 
+/// A cgroup takes memory itself, of what the pod may have.
+fn no_room(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::ENOMEM) {
+        return io::Error::other("the pod may have too little memory for a container (memory limit too low?)");
+    }
+    error
+}
+
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     fs::write(path, value).map_err(at(path))
 }
@@ -98,7 +106,7 @@ impl<'a> Cgroup<'a> {
             match fs::create_dir(&directory) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(at(&directory)(error)),
+                Err(error) => return Err(at(&directory)(no_room(error))),
             }
             if hierarchy.controls("cpuset") && !hierarchy.v2 {
                 inherit_cpuset(&directory)?;

@@ -116,14 +116,17 @@ impl Service {
 
     /// Compiled once per set of capabilities; a file's profile each time, since the file may change.
     fn filters_of(&mut self, config: &ContainerConfig) -> Result<Filters, Failure> {
-        let invalid = |error: seccomp::SeccompError| {
+        let whole = |error: seccomp::SeccompError| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            Failure::config("seccomp", format!("{error}{source}"))
+            format!("{error}{source}")
         };
+        let invalid = |error| Failure::config("seccomp", whole(error));
+        let invalid_file =
+            |path: &Path, error| Failure::config("seccomp", format!("{}: {}", path.display(), whole(error)));
         match &config.seccomp {
             _ if config.privileged => Ok(Filters::none()),
             Seccomp::Unconfined => Ok(Filters::none()),
-            Seccomp::Localhost(path) => seccomp::from_file(path).map_err(invalid),
+            Seccomp::Localhost(path) => seccomp::from_file(path).map_err(|error| invalid_file(path, error)),
             Seccomp::RuntimeDefault => {
                 let capabilities = CapabilitySet::from_names(&config.capabilities)
                     .map_err(|name| Failure::config("capabilities", format!("unknown capability {name:?}")))?;
