@@ -100,9 +100,7 @@ fn processes(cgroup: &std::path::Path) -> String {
 async fn who_replaces_a_spawner_gives_its_containers_grace_and_hears_of_their_ends() {
     let live = Machine::new().start().await;
     live.runtime.create_pod(live.machine.pod("p")).await.expect("pod");
-    let polite = live
-        .machine
-        .container("p", &["sh", "-c", "trap 'exit 7' TERM; touch /tmp/ready; while :; do sleep 0.01; done"]);
+    let polite = live.machine.container("p", &["sh", "-c", "trap 'exit 7' TERM; touch /tmp/ready; sleep 1000 & wait"]);
     let deaf = live.machine.container("p", &["sleep", "1000"]);
     let (polite_id, deaf_id, ready) = (polite.id.clone(), deaf.id.clone(), polite.rootfs.upper.join("upper/tmp/ready"));
     live.runtime.start_container(polite).await.expect("start");
