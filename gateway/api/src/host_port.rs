@@ -1,6 +1,6 @@
 //! Ports of the machine that pods ask for: of two pods that ask for the same one, a node takes one.
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
 
 /// A port of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +19,17 @@ impl HostPort {
     }
 }
 
-/// Those that a pod asks for, with its sidecars.
-pub fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+/// The containers that hold ports of the machine: an init container that ends holds none.
+pub fn holders(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let wanted = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+    spec.containers.iter().chain(sidecars)
+}
+
+/// Those that a pod asks for.
+pub fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let ports = holders(spec).flat_map(|container| container.ports.iter().flatten());
+    let wanted = |port: &ContainerPort| {
         Some(HostPort {
             number: port.host_port.filter(|number| *number > 0)?,
             address: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned()),

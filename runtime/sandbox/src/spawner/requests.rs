@@ -127,7 +127,7 @@ impl Service {
         if self.pods.contains_key(&config.uid) {
             return Err(Failure::PodExists(config.uid));
         }
-        if self.is_being_removed(&config.uid) || self.half_removed.contains_key(&config.uid) {
+        if self.half_removed.contains_key(&config.uid) {
             return Err(being_removed());
         }
         let missing = || Failure::config("netns", "did not arrive");

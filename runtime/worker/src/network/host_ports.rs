@@ -1,16 +1,16 @@
 //! Ports of this machine that lead to a pod's: `hostPort` and `hostIP` of its containers.
 
 use super::frontends::protocol;
-use crate::container::resources::is_sidecar;
+use carob_api::host_port::holders;
 use carob_network::HostPort;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::Pod;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The host ports of a pod that has a network of its own, each once.
 pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
     let Some(spec) = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true)) else { return Vec::new() };
     let mut all = Vec::new();
-    for port in holding(spec).flat_map(|container| container.ports.iter().flatten()) {
+    for port in holders(spec).flat_map(|container| container.ports.iter().flatten()) {
         let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
         let Some(machine) = port.host_port.and_then(number) else { continue };
         let (Some(pod_port), Some(protocol)) = (number(port.container_port), protocol(port.protocol.as_deref())) else {
@@ -37,7 +37,7 @@ pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
 pub(crate) fn without_way(pod: &Pod, elsewhere: &[HostPort]) -> Vec<String> {
     let others = elsewhere.iter().filter_map(|port| Some((port.port, port.address?.to_string())));
     let spec = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true));
-    let containers = spec.into_iter().flat_map(holding);
+    let containers = spec.into_iter().flat_map(holders);
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     let sixes = ports.filter_map(|port| {
         let address = port.host_ip.as_deref().filter(|ip| *ip != "::" && ip.parse::<Ipv6Addr>().is_ok())?;
@@ -46,12 +46,6 @@ pub(crate) fn without_way(pod: &Pod, elsewhere: &[HostPort]) -> Vec<String> {
     let one =
         |(port, address)| format!("hostPort {port} leads nowhere: hostIP {address} is no IPv4 address of this machine");
     others.chain(sixes).map(one).collect()
-}
-
-/// The containers that hold ports of this machine, which are those that are admitted for them.
-fn holding(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
-    spec.containers.iter().chain(sidecars)
 }
 
 /// As a sandbox's annotation: `TCP/0.0.0.0/8080/80`, with commas between.

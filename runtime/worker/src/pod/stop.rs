@@ -1,6 +1,7 @@
 //! A pod's end: containers are stopped in order and with grace, then everything that was made for the pod is removed.
 
 use super::actor::{Actor, Done, Life, remove_tree};
+use super::backoff::Backoff;
 use super::hooks;
 use super::record::Role;
 use crate::context::Context;
@@ -230,23 +231,18 @@ async fn signal_container(ctx: &Arc<Context>, id: &carob_sandbox::ContainerId, s
     }
 }
 
-/// How long after a failed removal the next is tried, at first and at most.
-const REMOVE_AGAIN: Duration = Duration::from_secs(1);
-const REMOVE_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
-
 /// Removes the pod's sandbox; what has been its own isn't anybody else's before that.
 pub(super) async fn remove_sandbox(ctx: &Arc<Context>, uid: &str) {
     // As long as the sandbox is known, the next process would find it and end this.
     ctx.networks.end(uid, ctx).await;
-    let mut pause = REMOVE_AGAIN;
+    let mut backoff = Backoff::default();
     while let Err(error) = ctx.runtime.remove_pod(uid).await {
         // A process that the kernel can't end yet, on a file system that doesn't answer, holds it.
         tracing::warn!(uid, %error, "a pod's sandbox could not be removed yet");
         if matches!(error, carob_sandbox::Error::Disconnected) {
             return;
         }
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(REMOVE_AGAIN_AT_MOST);
+        tokio::time::sleep(backoff.next(Instant::now())).await;
     }
 }
 
