@@ -167,6 +167,8 @@ impl Site {
             cluster_cidr: self.pod_cidr,
             annexed: worker.number > 1,
             service_cidr: Some(self.instance.service_cidr),
+            cluster_cidr6: None,
+            service_cidr6: None,
             open_metadata: self.open_metadata,
         })
     }

@@ -112,6 +112,8 @@ pub async fn run(options: Options) -> Result<()> {
         cluster_cidr: facts.pod_cidr,
         annexed: false,
         service_cidr: Some(facts.service_cidr),
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: facts.open_metadata,
     })
     .await

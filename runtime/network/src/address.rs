@@ -1,9 +1,9 @@
 //! Which addresses of the pod CIDR are taken.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::Error;
 
@@ -46,6 +46,12 @@ impl Addresses {
     pub(crate) fn free(&mut self, address: Ipv4Addr) {
         self.taken.remove(&address);
     }
+}
+
+/// The address of a range whose last 32 bits are an IPv4 address.
+pub(crate) fn in_range6(range: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    let above = u128::from(range.network()) & !u128::from(u32::MAX);
+    Ipv6Addr::from(above | u128::from(u32::from(address)))
 }
 
 /// The first host address of a CIDR.

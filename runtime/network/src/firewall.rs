@@ -540,6 +540,8 @@ pub(crate) fn probe() -> Result<(), Error> {
             cluster_cidr: Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24),
             annexed: false,
             service_cidr: None,
+            cluster_cidr6: None,
+            service_cidr6: None,
             open_metadata: false,
         })
     })

@@ -27,14 +27,14 @@ mod shaping;
 mod traffic;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use dns::{Dns, DnsSockets, NamedEndpoint, NamedPort, Resolvers, ServiceNames};
 pub use firewall::Side;
 pub use host_port::HostPort;
-pub use ipnet::Ipv4Net;
+pub use ipnet::{Ipv4Net, Ipv6Net};
 pub use nodes::{Doors, Ways};
 pub use policies::{
     Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Rules, block_without, is_port_group, merged,
@@ -61,6 +61,10 @@ pub struct NetworkConfig {
     pub annexed: bool,
     /// Services' addresses: what is sent to one of them that no service has is refused. None where there are no services.
     pub service_cidr: Option<Ipv4Net>,
+    /// Where pods have an IPv6 address as well, those of all workers, a /96 or larger: a pod's ends in its IPv4 one.
+    pub cluster_cidr6: Option<Ipv6Net>,
+    /// Services' IPv6 addresses.
+    pub service_cidr6: Option<Ipv6Net>,
     /// Whether pods may reach 169.254.169.254, where clouds tell a machine's secrets.
     pub open_metadata: bool,
 }
@@ -402,6 +406,16 @@ impl Network {
 /// The first address of a CIDR: the bridge's.
 pub fn gateway_of(pod_cidr: Ipv4Net) -> Result<Ipv4Addr, Error> {
     address::gateway(pod_cidr)
+}
+
+/// The IPv6 address of whoever has this IPv4 one: the last 32 bits of an address of `cidr6`.
+pub fn address6(cidr6: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    address::in_range6(cidr6, address)
+}
+
+/// The IPv6 addresses of those who have the IPv4 ones of a block.
+pub fn block6(cidr6: Ipv6Net, block: Ipv4Net) -> Ipv6Net {
+    Ipv6Net::new_assert(address6(cidr6, block.network()), 96 + block.prefix_len())
 }
 
 /// The first of `candidates` that no other interface of this machine overlaps; `instance`'s own bridge doesn't count.

@@ -48,6 +48,8 @@ impl TestNetwork {
             cluster_cidr: pod_cidr,
             annexed: false,
             service_cidr: Some(services(tag)),
+            cluster_cidr6: None,
+            service_cidr6: None,
             open_metadata: false,
         };
         Self { network: Network::start(config).await.unwrap(), instance }
@@ -299,6 +301,8 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
         cluster_cidr: cidr,
         annexed: false,
         service_cidr: None,
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: false,
     };
     let second = Network::start(config).await.unwrap();
@@ -319,6 +323,8 @@ async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
         cluster_cidr: taken,
         annexed: false,
         service_cidr: None,
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: false,
     };
     let error = Network::start(config).await.err().expect("two networks with one CIDR");
@@ -454,6 +460,8 @@ async fn a_change_that_the_kernel_refused_is_made_when_it_is_asked_for_again() {
         cluster_cidr: cidr,
         annexed: false,
         service_cidr: Some(services(22)),
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: false,
     };
     drop(Network::start(config).await.unwrap());

@@ -92,6 +92,8 @@ async fn counts_go_on_through_a_restart_and_begin_at_zero_with_an_address() {
         cluster_cidr: cidr,
         annexed: false,
         service_cidr: Some(services(17)),
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: false,
     };
     let second = TestNetwork { network: Network::start(config).await.unwrap(), instance };

@@ -44,6 +44,8 @@ async fn services(instance: &str) -> Result<()> {
         cluster_cidr: pod_cidr,
         annexed: false,
         service_cidr,
+        cluster_cidr6: None,
+        service_cidr6: None,
         open_metadata: false,
     };
     let network = Network::start(config).await.context("run this as root")?;
