@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use carob_image::Images;
-use carob_network::{DnsSockets, Ipv4Net, Network};
+use carob_network::{DnsSockets, Ipv4Net, Ipv6Net, Network};
 use carob_sandbox::{Runtime, RuntimeConfig};
 use carob_worker::{
     ClusterInfo, ContainerObserver, CredentialProviders, NodeSettings, Share, Tenants, Worker, WorkerConfig,
@@ -33,6 +33,7 @@ pub struct Plan {
     pub profiles: PathBuf,
     pub runtime: RuntimeConfig,
     pub pod_cidr: Ipv4Net,
+    pub pod_cidr6: Option<Ipv6Net>,
     pub clients: Clients,
     pub images: Images,
     /// Where those are.
@@ -80,6 +81,7 @@ impl Plan {
             cluster: self.cluster,
             dns,
             pod_cidr: self.pod_cidr,
+            pod_cidr6: self.pod_cidr6,
             address: self.address,
             annexed: self.annexed,
             serves: self.serves,

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use carob_network::Ipv4Net;
+use carob_network::{Ipv4Net, Ipv6Net};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -269,8 +269,14 @@ pub struct Instance {
     /// The pods' addresses; chosen anew by the next start after `carob down`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_cidr: Option<Ipv4Net>,
+    /// The pods' IPv6 addresses, in a dual-stack cluster. They stay after `carob down`, until others are chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_cidr6: Option<Ipv6Net>,
     /// The services' addresses.
     pub service_cidr: Ipv4Net,
+    /// Those of IPv6, in a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_cidr6: Option<Ipv6Net>,
 }
 
 /// Eight hexadecimal digits from the kernel.
@@ -370,9 +376,14 @@ mod tests {
         let instance = Instance {
             id: random_id().unwrap(),
             pod_cidr: Some("10.42.0.0/16".parse().unwrap()),
+            pod_cidr6: Some("fd42::/64".parse().unwrap()),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
+            service_cidr6: Some("fd96::/112".parse().unwrap()),
         };
         dir.save_instance(&instance).unwrap();
         assert_eq!(dir.instance().unwrap(), Some(instance));
+        fs::write(dir.instance_file(), r#"{"id": "0123abcd", "serviceCidr": "10.96.0.0/16"}"#).unwrap();
+        let older = dir.instance().unwrap().unwrap();
+        assert_eq!((older.pod_cidr6, older.service_cidr6), (None, None), "of a Carob that knew IPv4 alone");
     }
 }

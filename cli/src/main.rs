@@ -12,6 +12,7 @@ mod machine;
 mod memory;
 mod metrics;
 mod nodes;
+mod ranges;
 mod remote;
 mod rest;
 mod site;

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carob_controllers::NodeRanges;
-use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
+use carob_network::{DnsSockets, Ipv4Net, Ipv6Net, Network, NetworkConfig};
 use carob_worker::ClusterInfo;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::NetworkSettings;
 use crate::data_dir::{DataDir, Instance, WorkerDir, random_id};
+use crate::ranges::{self, Ranges, overlap};
 
 /// What pods are told of the cluster's names.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -32,8 +33,8 @@ const BLOCK_PREFIX: u8 = 21;
 pub struct Wanted {
     /// Where the API is served.
     pub address: SocketAddr,
-    pub pod_cidr: Option<Ipv4Net>,
-    pub service_cidr: Option<Ipv4Net>,
+    pub pod_cidr: Option<Ranges>,
+    pub service_cidr: Option<Ranges>,
     /// Workers on this machine.
     pub workers: u8,
     pub open_metadata: bool,
@@ -143,6 +144,7 @@ impl Site {
     pub fn node_ranges(&self) -> NodeRanges {
         NodeRanges {
             first: self.pod_cidr.network(),
+            first6: self.instance.pod_cidr6.map(|range| range.network()),
             prefix: self.pod_cidr.prefix_len(),
             block: self.pod_cidr.prefix_len().max(BLOCK_PREFIX),
             reserved: self.workers.max(1).into(),
@@ -159,6 +161,11 @@ impl Site {
         block(self.pod_cidr, worker)
     }
 
+    /// The same addresses, of IPv6, in a dual-stack cluster.
+    pub fn block6(&self, block: Ipv4Net) -> Option<Ipv6Net> {
+        self.instance.pod_cidr6.map(|range| carob_network::block6(range, block))
+    }
+
     /// A worker's network.
     pub fn network(&self, worker: &WorkerDir) -> Result<NetworkConfig> {
         Ok(NetworkConfig {
@@ -167,8 +174,8 @@ impl Site {
             cluster_cidr: self.pod_cidr,
             annexed: worker.number > 1,
             service_cidr: Some(self.instance.service_cidr),
-            cluster_cidr6: None,
-            service_cidr6: None,
+            cluster_cidr6: self.instance.pod_cidr6,
+            service_cidr6: self.instance.service_cidr6,
             open_metadata: self.open_metadata,
         })
     }
@@ -211,22 +218,26 @@ fn machine_lock() -> Result<Flock<File>> {
 fn instance(dir: &DataDir, wanted: &Wanted) -> Result<(Instance, Ipv4Net)> {
     let kept = dir.instance()?;
     if let Some(kept) = &kept {
-        let service_cidr = Some(kept.service_cidr);
-        unchanged("--service-cidr", wanted.service_cidr, service_cidr, "Services have their addresses from it")?;
-        unchanged("--pod-cidr", wanted.pod_cidr, kept.pod_cidr, "carob down lets go of it")?;
+        let services = Some(Ranges { v4: kept.service_cidr, v6: kept.service_cidr6 });
+        unchanged("--service-cidr", wanted.service_cidr, services, "Services have their addresses from it")?;
+        let pods = kept.pod_cidr.map(|v4| Ranges { v4, v6: kept.pod_cidr6 });
+        unchanged("--pod-cidr", wanted.pod_cidr, pods, "carob down lets go of it")?;
     }
-    let (id, service_cidr, pod_cidr) = if let Some(Instance { id, service_cidr, pod_cidr }) = kept {
-        (id, service_cidr, pod_cidr)
-    } else {
-        let id = random_id()?;
-        // Each has a range of its own: this machine, too, finds Services by their addresses.
-        let service_cidr = match wanted.service_cidr {
-            Some(cidr) => cidr.trunc(),
-            None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
-        };
-        (id, service_cidr, None)
+    let (id, service_cidr, service_cidr6, pod_cidr, pod_cidr6) = match kept {
+        Some(Instance { id, service_cidr, service_cidr6, pod_cidr, pod_cidr6 }) => {
+            (id, service_cidr, service_cidr6, pod_cidr, pod_cidr6)
+        }
+        None => {
+            let id = random_id()?;
+            // Each has a range of its own: this machine, too, finds Services by their addresses.
+            let service_cidr = match wanted.service_cidr {
+                Some(ranges) => ranges.v4,
+                None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
+            };
+            (id, service_cidr, None, None, None)
+        }
     };
-    let pod_cidr = match pod_cidr.or(wanted.pod_cidr) {
+    let pod_cidr = match pod_cidr.or(wanted.pod_cidr.map(|ranges| ranges.v4)) {
         Some(cidr) => cidr.trunc(),
         None => carob_network::free_cidr(
             &id,
@@ -235,10 +246,11 @@ fn instance(dir: &DataDir, wanted: &Wanted) -> Result<(Instance, Ipv4Net)> {
                 .filter(|candidate| !overlap(*candidate, service_cidr)),
         )?,
     };
-    if overlap(pod_cidr, service_cidr) {
-        bail!("--pod-cidr {pod_cidr} and --service-cidr {service_cidr} overlap");
-    }
-    let instance = Instance { id, pod_cidr: Some(pod_cidr), service_cidr };
+    // A cluster of one family may get the other later.
+    let pod_cidr6 = wanted.pod_cidr.map_or(pod_cidr6, |ranges| ranges.v6);
+    let service_cidr6 = wanted.service_cidr.map_or(service_cidr6, |ranges| ranges.v6);
+    ranges::check(Ranges { v4: pod_cidr, v6: pod_cidr6 }, Ranges { v4: service_cidr, v6: service_cidr6 })?;
+    let instance = Instance { id, pod_cidr: Some(pod_cidr), pod_cidr6, service_cidr, service_cidr6 };
     dir.save_instance(&instance)?;
     Ok((instance, pod_cidr))
 }
@@ -251,13 +263,10 @@ fn sixteens(second: RangeInclusive<u8>) -> impl Iterator<Item = Ipv4Net> {
     second.map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
 }
 
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other) || other.contains(&one)
-}
-
-fn unchanged(flag: &str, wanted: Option<Ipv4Net>, kept: Option<Ipv4Net>, why: &str) -> Result<()> {
+/// Ranges that are in use stay what they are; one of IPv6 may come to one of IPv4.
+fn unchanged(flag: &str, wanted: Option<Ranges>, kept: Option<Ranges>, why: &str) -> Result<()> {
     match (wanted, kept) {
-        (Some(wanted), Some(kept)) if wanted.trunc() != kept => {
+        (Some(wanted), Some(kept)) if wanted.v4 != kept.v4 || kept.v6.is_some() && wanted.v6 != kept.v6 => {
             bail!("{flag} {wanted}: this data directory has {kept}; {why}")
         }
         _ => Ok(()),
@@ -308,5 +317,24 @@ mod tests {
         assert!(of("10.42.0.0/16", 33).unwrap_err().to_string().contains("no room for 33 workers"));
         assert_eq!(of("192.0.2.0/24", 1).unwrap(), "192.0.2.0/24");
         assert!(of("192.0.2.0/24", 2).is_err());
+    }
+
+    #[test]
+    fn ranges_in_use_stay_what_they_are_but_may_get_the_other_family() {
+        let kept = |wanted: &str, kept: &str| {
+            unchanged("--pod-cidr", Some(wanted.parse().unwrap()), Some(kept.parse().unwrap()), "why")
+                .map_err(|error| error.to_string())
+        };
+        kept("10.42.0.0/16", "10.42.0.0/16").unwrap();
+        kept("10.42.0.0/16,fd42::/64", "10.42.0.0/16").unwrap();
+        kept("10.42.0.0/16,fd42::/64", "10.42.0.0/16,fd42::/64").unwrap();
+        for (wanted, there) in [
+            ("10.43.0.0/16", "10.42.0.0/16"),
+            ("10.42.0.0/16", "10.42.0.0/16,fd42::/64"),
+            ("10.42.0.0/16,fd43::/64", "10.42.0.0/16,fd42::/64"),
+        ] {
+            let refused = kept(wanted, there).unwrap_err();
+            assert_eq!(refused, format!("--pod-cidr {wanted}: this data directory has {there}; why"));
+        }
     }
 }

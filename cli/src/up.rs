@@ -11,7 +11,6 @@ use carob_billing::{Ask, Billing, BillingConfig, Keeping};
 use carob_edge::Edge;
 use carob_gateway::{Extension, Gateway};
 use carob_image::Images;
-use carob_network::Ipv4Net;
 use carob_store::redb::RedbStore;
 use carob_worker::{Share, Tenants};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +23,7 @@ use crate::data_dir::{DataDir, Purpose, WorkerDir};
 use crate::down::retire;
 use crate::metrics;
 use crate::nodes;
+use crate::ranges::Ranges;
 use crate::remote;
 use crate::remote::bindings::Bindings;
 use crate::remote::dial::Nodes;
@@ -51,12 +51,14 @@ pub struct Options {
     /// Where the administrator's kubeconfig is written [default: admin.kubeconfig in the data directory]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Pods' addresses [default: the first free /16 from 10.42.0.0/16 on]
-    #[arg(long, value_name = "CIDR")]
-    pod_cidr: Option<Ipv4Net>,
-    /// Services' addresses [default: the first free /16 from 10.96.0.0/16 on]
-    #[arg(long, value_name = "CIDR")]
-    service_cidr: Option<Ipv4Net>,
+    /// Pods' addresses: an IPv4 range and, for a dual-stack cluster, an IPv6 one, a /96 or larger, as in
+    /// 10.42.0.0/16,fd42::/64 [default: the first free /16 from 10.42.0.0/16 on]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pod_cidr: Option<Ranges>,
+    /// Services' addresses: a range of each family that pods have, as in 10.96.0.0/16,fd96::/112 [default: the first free /16
+    /// from 10.96.0.0/16 on]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    service_cidr: Option<Ranges>,
     /// Workers in this process, which share the machine out equally: 0 is a gateway alone, and each beyond the first has a
     /// network namespace of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=MOST_WORKERS), value_name = "N")]
@@ -114,7 +116,9 @@ pub async fn run(options: Options) -> Result<()> {
     );
     nodes.reach(&gateway).context("cannot reach workers on other machines")?;
     bindings.reach(&gateway);
-    Facts::of(&site).publish(&gateway.client("system:carob:up", &["system:masters"])).await?;
+    let admin = gateway.client("system:carob:up", &["system:masters"]);
+    nodes::complete(&admin, &site).await?;
+    Facts::of(&site).publish(&admin).await?;
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| dir.kubeconfig());
     let url = format!("https://{}", reachable(address));
     write_kubeconfig(&kubeconfig, &gateway.admin_kubeconfig(&url))?;
@@ -306,11 +310,13 @@ impl Workers<'_> {
     fn plan(&self, worker: &WorkerDir) -> Result<Plan> {
         let (site, gateway) = (self.site, self.gateway);
         let node = worker.node(self.node);
+        let pod_cidr = site.block(worker.number)?;
         Ok(Plan {
             data_dir: worker.root().to_owned(),
             profiles: agent::profiles(self.dir),
             runtime: agent::spawner(worker, &site.instance.id),
-            pod_cidr: site.block(worker.number)?,
+            pod_cidr,
+            pod_cidr6: site.block6(pod_cidr),
             clients: Clients {
                 node: gateway.client(&format!("system:node:{node}"), &["system:nodes"]),
                 services: gateway.client("system:kube-proxy", &[]),
@@ -331,6 +337,12 @@ impl Workers<'_> {
         })
     }
 
+    /// Has a worker's node have the ranges that its pods have.
+    async fn settle(&self, admin: &kube::Client, node: &str, worker: u8) -> Result<()> {
+        let block = self.site.block(worker)?;
+        nodes::settle(admin, node, &nodes::ranges(block, self.site.block6(block))).await
+    }
+
     /// Starts them, the first in the machine's own network, and has them answer for their pods.
     async fn start(
         &self,
@@ -346,7 +358,7 @@ impl Workers<'_> {
             nodes::remove(&admin, &gone.node(self.node)).await?;
         }
         let first = self.dir.worker(1);
-        nodes::settle(&admin, self.node, self.site.block(1)?).await?;
+        self.settle(&admin, self.node, 1).await?;
         let agent = self.plan(&first)?.begin(network.clone(), Some(dns)).await?;
         nodes.serve(self.node.to_owned(), agent.router(), tokio::runtime::Handle::current());
         self.gateway.register_metrics(|registry| agent.register_metrics(registry));
@@ -354,7 +366,7 @@ impl Workers<'_> {
         for number in 2..=self.site.workers() {
             let worker = self.dir.worker(number);
             let node = worker.node(self.node);
-            nodes::settle(&admin, &node, self.site.block(number)?).await?;
+            self.settle(&admin, &node, number).await?;
             let annex = Annex::start(self.plan(&worker)?, &network, self.site.network(&worker)?)
                 .await
                 .with_context(|| format!("cannot start the worker {node}"))?;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
-use carob_network::Ipv4Net;
+use carob_network::{Ipv4Net, Ipv6Net};
 use carob_worker::ClusterInfo;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -23,7 +23,12 @@ const KEY: &str = "cluster.json";
 pub struct Facts {
     /// All pods' addresses.
     pub pod_cidr: Ipv4Net,
+    /// Their IPv6 addresses, in a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_cidr6: Option<Ipv6Net>,
     pub service_cidr: Ipv4Net,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_cidr6: Option<Ipv6Net>,
     pub api_service: Ipv4Addr,
     pub api_port: u16,
     pub dns_service: Ipv4Addr,
@@ -36,7 +41,9 @@ impl Facts {
     pub fn of(site: &Site) -> Self {
         Self {
             pod_cidr: site.pod_cidr,
+            pod_cidr6: site.instance.pod_cidr6,
             service_cidr: site.instance.service_cidr,
+            service_cidr6: site.instance.service_cidr6,
             api_service: *site.service.ip(),
             api_port: site.service.port(),
             dns_service: *site.dns_service().ip(),

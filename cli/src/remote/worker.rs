@@ -4,6 +4,7 @@
 //! asks for logs and streams, an outbox for the bill. Its pods go on while the gateway can't be reached, and while this
 //! process is away; what was decided meanwhile is carried out when both are back.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use carob_billing::price::PriceBook;
 use carob_billing::{Billing, BillingConfig, Keeping};
 use carob_image::Images;
-use carob_network::{DnsSockets, Ipv4Net, Network, NetworkConfig};
+use carob_network::{DnsSockets, Ipv4Net, Ipv6Net, Network, NetworkConfig};
 use carob_worker::{Share, Tenants};
 use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use kube::Api;
@@ -29,6 +30,8 @@ use crate::DataDirOption;
 use crate::agent::{self, Clients, Plan};
 use crate::config::ConfigFile;
 use crate::data_dir::{DataDir, Instance, Purpose, random_id};
+use crate::nodes;
+use crate::ranges::Ranges;
 use crate::say;
 use crate::site::METER_INTERVAL;
 use crate::tasks::Tasks;
@@ -73,6 +76,27 @@ struct Place {
     facts: Facts,
 }
 
+impl Place {
+    /// The IPv6 addresses of the pods, in a dual-stack cluster.
+    fn block6(&self) -> Option<Ipv6Net> {
+        self.facts.pod_cidr6.map(|range| carob_network::block6(range, self.block))
+    }
+
+    /// Whether pods that have addresses of the one place can keep them at the other: a second family may come.
+    fn holds(&self, other: &Self) -> bool {
+        let six = other.facts.pod_cidr6;
+        self.block == other.block
+            && self.facts.pod_cidr == other.facts.pod_cidr
+            && (six.is_none() || self.facts.pod_cidr6 == six)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.block, Ranges { v4: self.facts.pod_cidr, v6: self.facts.pod_cidr6 })
+    }
+}
+
 pub async fn run(options: Options) -> Result<()> {
     let mut config = ConfigFile::read(options.config.as_deref())?;
     let dir = DataDir::create(&options.data.data_dir)?;
@@ -112,8 +136,8 @@ pub async fn run(options: Options) -> Result<()> {
         cluster_cidr: facts.pod_cidr,
         annexed: false,
         service_cidr: Some(facts.service_cidr),
-        cluster_cidr6: None,
-        service_cidr6: None,
+        cluster_cidr6: facts.pod_cidr6,
+        service_cidr6: facts.service_cidr6,
         open_metadata: facts.open_metadata,
     })
     .await
@@ -134,6 +158,7 @@ pub async fn run(options: Options) -> Result<()> {
         profiles: agent::profiles(&dir),
         runtime: agent::spawner(&worker, &instance.id),
         pod_cidr: place.block,
+        pod_cidr6: place.block6(),
         clients: Clients {
             node: client.clone(),
             services: renewable.client_as("system:kube-proxy"),
@@ -227,16 +252,12 @@ async fn place(dir: &DataDir, client: &kube::Client, node: &str) -> Result<Place
     let kept: Option<Place> = read_kept(&file)?;
     let asked = async {
         let facts = Facts::ask(client).await?;
-        let block = block(client, node, kept.as_ref().map(|kept| kept.block)).await?;
+        let block = block(client, node, kept.as_ref()).await?;
         anyhow::Ok(Place { block, facts })
     };
     match (asked.await, kept) {
-        (Ok(place), Some(kept)) if place.block != kept.block || place.facts.pod_cidr != kept.facts.pod_cidr => bail!(
-            "the gateway gives this worker the addresses {} of {}; it has {} of {}: carob down --data-dir {} lets go of them",
-            place.block,
-            place.facts.pod_cidr,
-            kept.block,
-            kept.facts.pod_cidr,
+        (Ok(place), Some(kept)) if !place.holds(&kept) => bail!(
+            "the gateway gives this worker the addresses {place}; it has {kept}: carob down --data-dir {} lets go of them",
             dir.root().display()
         ),
         (Ok(place), _) => {
@@ -252,7 +273,7 @@ async fn place(dir: &DataDir, client: &kube::Client, node: &str) -> Result<Place
 }
 
 /// The node's block: what its object has, once the gateway has given it one.
-async fn block(client: &kube::Client, name: &str, kept: Option<Ipv4Net>) -> Result<Ipv4Net> {
+async fn block(client: &kube::Client, name: &str, kept: Option<&Place>) -> Result<Ipv4Net> {
     let api: Api<Node> = Api::all(client.clone());
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -260,9 +281,11 @@ async fn block(client: &kube::Client, name: &str, kept: Option<Ipv4Net>) -> Resu
         let node = if let Some(node) = found {
             node
         } else {
-            let kept = kept.map(|kept| kept.to_string());
-            let spec =
-                NodeSpec { pod_cidrs: kept.clone().map(|kept| vec![kept]), pod_cidr: kept, ..NodeSpec::default() };
+            let spec = NodeSpec {
+                pod_cidr: kept.map(|kept| kept.block.to_string()),
+                pod_cidrs: kept.map(|kept| nodes::ranges(kept.block, kept.block6())),
+                ..NodeSpec::default()
+            };
             let mut node = Node { spec: Some(spec), ..Node::default() };
             node.metadata.name = Some(name.to_owned());
             match api.create(&PostParams::default(), &node).await {
@@ -285,7 +308,14 @@ fn instance(dir: &DataDir, place: &Place) -> Result<Instance> {
         Some(kept) => kept.id,
         None => random_id()?,
     };
-    let instance = Instance { id, pod_cidr: Some(place.block), service_cidr: place.facts.service_cidr };
+    let facts = &place.facts;
+    let instance = Instance {
+        id,
+        pod_cidr: Some(place.block),
+        pod_cidr6: place.block6(),
+        service_cidr: facts.service_cidr,
+        service_cidr6: facts.service_cidr6,
+    };
     dir.save_instance(&instance)?;
     Ok(instance)
 }

@@ -2,7 +2,7 @@
 //! take theirs from the beginning of the range, so these are given from its end.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
@@ -22,6 +22,8 @@ use crate::replica_set::tolerate_gone;
 pub struct NodeRanges {
     /// The first address.
     pub first: Ipv4Addr,
+    /// The first address of the pods' IPv6 range, in a dual-stack cluster: a pod's of it ends in its IPv4 one.
+    pub first6: Option<Ipv6Addr>,
     /// How long the prefix of all pods' addresses is.
     pub prefix: u8,
     /// How long that of one node's is.
@@ -35,14 +37,18 @@ impl NodeRanges {
         1_u32.checked_shl(u32::from(self.block.saturating_sub(self.prefix))).unwrap_or(0)
     }
 
-    fn block(&self, index: u32) -> String {
+    /// A block, of each family.
+    fn block(&self, index: u32) -> Vec<String> {
         let first = u32::from(self.first) + (index << (32 - u32::from(self.block)));
-        format!("{}/{}", Ipv4Addr::from(first), self.block)
+        let first6 = self.first6.map(|range| Ipv6Addr::from(u128::from(range) | u128::from(first)));
+        let mut block = vec![format!("{}/{}", Ipv4Addr::from(first), self.block)];
+        block.extend(first6.map(|first| format!("{first}/{}", 96 + self.block)));
+        block
     }
 
     /// The last block that nobody has.
-    fn free(&self, taken: impl Fn(&str) -> bool) -> Option<String> {
-        (self.reserved..self.blocks()).rev().map(|index| self.block(index)).find(|block| !taken(block))
+    fn free(&self, taken: impl Fn(&str) -> bool) -> Option<Vec<String>> {
+        (self.reserved..self.blocks()).rev().map(|index| self.block(index)).find(|block| !taken(&block[0]))
     }
 }
 
@@ -97,9 +103,9 @@ impl Controller for Ranges {
             return Ok(None);
         };
         let api: Api<Node> = Api::all(self.cluster.client.clone());
-        let patch = json!({"spec": {"podCIDR": block, "podCIDRs": [block]}});
+        let patch = json!({"spec": {"podCIDR": block[0], "podCIDRs": block}});
         let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await;
-        given.insert(name, block);
+        given.extend(block.into_iter().next().map(|first| (name, first)));
         tolerate_gone(patched.map(drop)).map(|()| None)
     }
 }
@@ -114,11 +120,15 @@ mod tests {
 
     #[test]
     fn blocks_are_given_from_the_end_and_the_first_ones_never() {
-        let ranges = NodeRanges { first: Ipv4Addr::new(10, 42, 0, 0), prefix: 20, block: 22, reserved: 2 };
-        assert_eq!(ranges.free(|_| false).as_deref(), Some("10.42.12.0/22"));
-        assert_eq!(ranges.free(|block| block == "10.42.12.0/22").as_deref(), Some("10.42.8.0/22"));
+        let ranges =
+            NodeRanges { first: Ipv4Addr::new(10, 42, 0, 0), first6: None, prefix: 20, block: 22, reserved: 2 };
+        let first = |free: Option<Vec<String>>| free.map(|free| free.join(" "));
+        assert_eq!(first(ranges.free(|_| false)).as_deref(), Some("10.42.12.0/22"));
+        assert_eq!(first(ranges.free(|block| block == "10.42.12.0/22")).as_deref(), Some("10.42.8.0/22"));
         assert_eq!(ranges.free(|block| block != "10.42.4.0/22"), None);
         let one = NodeRanges { prefix: 24, block: 24, reserved: 1, ..ranges };
         assert_eq!(one.free(|_| false), None);
+        let both = NodeRanges { first6: Some("fd42::".parse().unwrap()), ..ranges };
+        assert_eq!(first(both.free(|_| false)).as_deref(), Some("10.42.12.0/22 fd42::a2a:c00/118"));
     }
 }

@@ -16,7 +16,7 @@ use crate::users::{Homes, Ranges, UserNamespacePolicy, possible};
 use crate::volumes::InUse;
 use crate::{ContainerObserver, Error};
 use carob_image::Images;
-use carob_network::{Dns, DnsSockets, Ipv4Net, Network};
+use carob_network::{Dns, DnsSockets, Ipv4Net, Ipv6Net, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use std::collections::BTreeMap;
@@ -66,6 +66,8 @@ pub struct WorkerConfig {
     pub settings: NodeSettings,
     /// Addresses of this worker's pods, as the Node object shows them.
     pub pod_cidr: Ipv4Net,
+    /// The same, of IPv6, in a dual-stack cluster.
+    pub pod_cidr6: Option<Ipv6Net>,
     /// The node's address; without it, that which the machine uses towards the world.
     pub address: Option<IpAddr>,
     /// In a network namespace of its own on somebody else's machine: the address of that.
@@ -179,6 +181,7 @@ pub(crate) struct Context {
     pub machine: Machine,
     pub machine_network: Handle,
     pub pod_cidr: Ipv4Net,
+    pub pod_cidr6: Option<Ipv6Net>,
     pub machine_address: Option<IpAddr>,
     pub annexed: bool,
     pub serves: Option<u16>,
@@ -270,6 +273,7 @@ impl Context {
             machine,
             machine_network: config.machine,
             pod_cidr: config.pod_cidr,
+            pod_cidr6: config.pod_cidr6,
             machine_address: config.annexed,
             annexed: config.annexed.is_some(),
             serves: config.serves,

@@ -225,6 +225,11 @@ pub(crate) fn sends_away(ctx: &Context, spec: &PodSpec) -> bool {
     node.as_ref().is_some_and(|node| placement::untolerated(spec, node, &["NoExecute"]).is_some())
 }
 
+/// The ranges of its pods, one of each family that they have.
+fn pod_cidrs(ctx: &Context) -> Vec<String> {
+    [ctx.pod_cidr.to_string()].into_iter().chain(ctx.pod_cidr6.map(|range| range.to_string())).collect()
+}
+
 /// Creates the node if it isn't there, and writes its labels and status.
 async fn register(ctx: &Context) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(ctx.client.clone());
@@ -238,7 +243,7 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
         if without_range || moved || labels.iter().any(|(key, value)| has.get(key) != Some(value)) {
             let mut patch = json!({"metadata": {"labels": labels, "annotations": {MACHINE_ADDRESS: machine}}});
             if without_range {
-                patch["spec"] = json!({"podCIDR": ctx.pod_cidr.to_string(), "podCIDRs": [ctx.pod_cidr.to_string()]});
+                patch["spec"] = json!({"podCIDR": ctx.pod_cidr.to_string(), "podCIDRs": pod_cidrs(ctx)});
             }
             api.patch(&ctx.node, &PatchParams::default(), &Patch::Merge(patch)).await?
         } else {
@@ -256,7 +261,7 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
             },
             spec: Some(NodeSpec {
                 pod_cidr: Some(ctx.pod_cidr.to_string()),
-                pod_cidrs: Some(vec![ctx.pod_cidr.to_string()]),
+                pod_cidrs: Some(pod_cidrs(ctx)),
                 ..NodeSpec::default()
             }),
             status: None,
