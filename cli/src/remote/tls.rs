@@ -7,7 +7,6 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The cryptography that all of Carob uses.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -40,8 +39,34 @@ pub fn pair(certificate: &str, key: &str) -> Result<(Vec<CertificateDer<'static>
     Ok((chain.context("a certificate is no PEM")?, key))
 }
 
-/// The common name of the certificate that the other side showed.
+/// The common name of the certificate that the other side showed; none of one with several.
 pub fn common_name(chain: Option<&[CertificateDer<'_>]>) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(chain?.first()?).ok()?;
-    certificate.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
+    carob_gateway::certified_name(chain?.first()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+    #[test]
+    fn who_shows_a_certificate_with_two_names_is_nobody() {
+        let shown = |names: &[&str]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            // rcgen keeps one value of each type; the second is the common name's again.
+            for (kind, name) in [DnType::CommonName, DnType::CustomDnType(vec![2, 5, 4, 3])].into_iter().zip(names) {
+                params.distinguished_name.push(kind, *name);
+            }
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            common_name(Some(&[certificate.der().clone()]))
+        };
+        let (gateway, node) = (carob_gateway::WORKER_CLIENT, "system:node:x");
+        assert_eq!(shown(&[gateway]).as_deref(), Some(gateway));
+        for names in [[gateway, node], [node, gateway]] {
+            assert_eq!(shown(&names), None);
+        }
+        assert_eq!(shown(&[]), None);
+        assert_eq!(common_name(None), None);
+    }
 }

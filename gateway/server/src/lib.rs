@@ -152,6 +152,7 @@ impl Requester {
     }
 }
 
+pub use authn::certified_name;
 /// The common name of what the gateway shows to workers on other machines.
 pub use pki::WORKER_CLIENT;
 

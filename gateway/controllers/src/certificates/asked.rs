@@ -19,16 +19,22 @@ const NODE_PREFIX: &str = "system:node:";
 const NODE_CLIENT_USAGES: [&str; 3] = ["client auth", "digital signature", "key encipherment"];
 const NODE_SERVING_USAGES: [&str; 3] = ["digital signature", "key encipherment", "server auth"];
 const ENCIPHERMENT: &str = "key encipherment";
+/// Subjects are signed as they stand. Who reads another name of two than was judged here would take the node for another, so
+/// nodes have one. (Kubernetes signs what it read of the subject.)
+const NOT_PLAIN: &str = "subject is not exactly one common name and one organization";
 
 /// The contents of a request.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
+    /// The last one, as Go's library has it.
     pub(super) common_name: String,
     pub(super) organizations: Vec<String>,
     pub(super) dns_names: Vec<String>,
     emails: usize,
     pub(super) addresses: Vec<IpAddr>,
     uris: usize,
+    /// Whether the subject says one common name, one organization, and nothing else.
+    plain: bool,
     /// The subject as it stands in the request, DER.
     pub(super) subject: Vec<u8>,
     /// Its public key, DER.
@@ -62,9 +68,12 @@ impl Asked {
             let values = info.subject.iter_attributes().filter(move |attribute| *attribute.attr_type() == wanted);
             values.filter_map(|attribute| attribute.as_str().ok()).map(str::to_owned).collect::<Vec<_>>()
         };
+        let (mut common_names, organizations) = (texts(OID_X509_COMMON_NAME), texts(OID_X509_ORGANIZATION_NAME));
+        let attributes = info.subject.iter_attributes().count();
         let mut asked = Self {
-            common_name: texts(OID_X509_COMMON_NAME).pop().unwrap_or_default(),
-            organizations: texts(OID_X509_ORGANIZATION_NAME),
+            plain: (common_names.len(), organizations.len(), attributes) == (1, 1, 2),
+            common_name: common_names.pop().unwrap_or_default(),
+            organizations,
             subject: info.subject.as_raw().to_vec(),
             public_key: info.subject_pki.raw.to_vec(),
             ..Self::default()
@@ -111,7 +120,11 @@ impl Asked {
             (self.uris > 0, "URI subjectAltNames are not allowed"),
             (!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:"),
         ];
-        first(&refusals).or_else(|| usages_problem(usages, &NODE_CLIENT_USAGES))
+        first(&refusals).or_else(|| usages_problem(usages, &NODE_CLIENT_USAGES)).or_else(|| first(&[self.not_plain()]))
+    }
+
+    fn not_plain(&self) -> (bool, &'static str) {
+        (!self.plain, NOT_PLAIN)
     }
 
     fn node_serving_problem(&self, usages: &BTreeSet<&str>) -> Option<String> {
@@ -121,8 +134,10 @@ impl Asked {
             (self.emails > 0, "Email subjectAltNames are not allowed"),
             (self.uris > 0, "URI subjectAltNames are not allowed"),
         ];
-        let name =
-            [(!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:")];
+        let name = [
+            (!self.common_name.starts_with(NODE_PREFIX), "subject common name does not begin with system:node:"),
+            self.not_plain(),
+        ];
         first(&refusals).or_else(|| usages_problem(usages, &NODE_SERVING_USAGES)).or_else(|| first(&name))
     }
 }
@@ -162,10 +177,17 @@ pub(super) mod tests {
 
     /// A request for this subject and these names.
     pub(in super::super) fn request(common_name: &str, organization: &str, names: &[&str]) -> String {
+        let subject = [(DnType::CommonName, common_name), (DnType::OrganizationName, organization)];
+        request_of(subject, names)
+    }
+
+    fn request_of<'a>(subject: impl IntoIterator<Item = (DnType, &'a str)>, names: &[&str]) -> String {
         let names = names.iter().map(ToString::to_string).collect::<Vec<_>>();
         let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for (kind, text) in subject {
+            params.distinguished_name.push(kind, text);
+        }
         params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
     }
 
@@ -187,6 +209,26 @@ pub(super) mod tests {
         let other = request("ann", NODES, &["10.0.0.1"]);
         let name = "subject common name does not begin with system:node:";
         assert_eq!(problem(&other, NODE_SERVING, &NODE_SERVING_USAGES).unwrap(), name);
+    }
+
+    #[test]
+    fn a_node_has_one_name() {
+        // rcgen keeps one value of each type; this is the common name's again.
+        let again = || DnType::CustomDnType(vec![2, 5, 4, 3]);
+        let (name, group) = (|| DnType::CommonName, || DnType::OrganizationName);
+        let node = "system:node:n1";
+        for subject in [
+            vec![(name(), "kube-apiserver-kubelet-client"), (group(), NODES), (again(), node)],
+            vec![(name(), node), (group(), NODES), (again(), node)],
+            vec![(name(), node), (group(), NODES), (DnType::OrganizationalUnitName, "x")],
+        ] {
+            for (signer, names, usages) in
+                [(NODE_CLIENT, &[][..], &NODE_CLIENT_USAGES), (NODE_SERVING, &["n1.example"][..], &NODE_SERVING_USAGES)]
+            {
+                let asked = request_of(subject.clone(), names);
+                assert_eq!(problem(&asked, signer, usages).as_deref(), Some(NOT_PLAIN), "{subject:?}");
+            }
+        }
     }
 
     #[test]

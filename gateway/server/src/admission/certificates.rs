@@ -9,7 +9,7 @@ use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::FromDer as _;
 
 use super::request::Request;
-use crate::authn::{Identity, MASTERS};
+use crate::authn::{Identity, MASTERS, common_name};
 use crate::authz::Attributes;
 use crate::objects::text;
 
@@ -50,7 +50,7 @@ pub(super) fn restrict_subject(request: &Request<'_>) -> Result<(), Status> {
 /// Whom a certificate is requested for.
 #[derive(Debug, Default)]
 pub(super) struct Subject {
-    /// The last one, which is what counts; empty if it cannot be read.
+    /// Empty if there isn't exactly one that can be read.
     pub(super) common_name: String,
     organizations: Vec<String>,
 }
@@ -65,7 +65,7 @@ pub(super) fn subject(object: &Value) -> Result<Subject, &'static str> {
     }
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|_| "not a certificate request")?;
     let subject = &request.certification_request_info.subject;
-    let common_name = subject.iter_common_name().last().and_then(|name| name.as_str().ok()).unwrap_or_default();
+    let common_name = common_name(subject).unwrap_or_default();
     let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned);
     Ok(Subject { common_name: common_name.to_owned(), organizations: organizations.collect() })
 }

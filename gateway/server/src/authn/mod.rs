@@ -20,6 +20,7 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::x509::X509Name;
 
 use crate::Server;
 use crate::pki::Pki;
@@ -81,7 +82,7 @@ impl Identity {
     pub fn of_certificate(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let subject = certificate.subject();
-        let user = subject.iter_common_name().last()?.as_str().ok().filter(|user| !user.is_empty())?;
+        let user = common_name(subject).filter(|user| !user.is_empty())?;
         let groups = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(ToOwned::to_owned);
         Some(Self::authenticated(user, groups))
     }
@@ -90,6 +91,18 @@ impl Identity {
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|member| member == group)
     }
+}
+
+/// The common name of a subject. One with several has none: whoever took another of them would know its holder as another.
+pub(crate) fn common_name<'a>(subject: &'a X509Name<'_>) -> Option<&'a str> {
+    let mut names = subject.iter_common_name();
+    names.next().filter(|_| names.next().is_none())?.as_str().ok()
+}
+
+/// Who holds a verified certificate: the common name of its subject (DER).
+pub fn certified_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    common_name(certificate.subject()).map(str::to_owned)
 }
 
 /// A token's owner, and those of the wanted audiences for which it is meant.
