@@ -1,14 +1,13 @@
 //! The file of `--config`: what is too large for a flag.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use carob_edge::IpNet;
 use carob_image::RegistryConfig;
-use carob_network::Ipv4Net;
 use carob_worker::{CredentialProviders, NodeSettings};
 use serde::Deserialize;
 
@@ -61,7 +60,8 @@ impl<const LEAST: u64, const MOST: u64> TryFrom<u64> for Seconds<LEAST, MOST> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct NetworkSettings {
-    /// Addresses for Services of type LoadBalancer: `192.0.2.10`, `192.0.2.16/28` or `192.0.2.10-192.0.2.20`.
+    /// Addresses for Services of type LoadBalancer: `192.0.2.10`, `192.0.2.16/28` or `192.0.2.10-192.0.2.20`, and of IPv6
+    /// likewise.
     pub load_balancers: Vec<AddressRange>,
     /// `ADDR:PORT` of the resolvers of names that aren't the cluster's; the machine's own where none is given.
     pub resolvers: Vec<SocketAddr>,
@@ -103,7 +103,7 @@ impl Default for EdgeSettings {
 
 impl NetworkSettings {
     /// The load balancers' addresses, from the first to the last of each range.
-    pub fn pool(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+    pub fn pool(&self) -> Vec<(IpAddr, IpAddr)> {
         self.load_balancers.iter().map(|range| (range.first, range.last)).collect()
     }
 }
@@ -112,8 +112,8 @@ impl NetworkSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct AddressRange {
-    first: Ipv4Addr,
-    last: Ipv4Addr,
+    first: IpAddr,
+    last: IpAddr,
 }
 
 impl TryFrom<String> for AddressRange {
@@ -121,16 +121,16 @@ impl TryFrom<String> for AddressRange {
 
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || format!("{text:?} is no address, CIDR or range of addresses");
-        let address = |text: &str| text.trim().parse::<Ipv4Addr>().map_err(|_| wrong());
+        let address = |text: &str| text.trim().parse::<IpAddr>().map_err(|_| wrong());
         let (first, last) = if let Some((first, last)) = text.split_once('-') {
             (address(first)?, address(last)?)
         } else if text.contains('/') {
-            let network: Ipv4Net = text.trim().parse().map_err(|_| wrong())?;
+            let network: IpNet = text.trim().parse().map_err(|_| wrong())?;
             (network.network(), network.broadcast())
         } else {
             (address(&text)?, address(&text)?)
         };
-        if first > last { Err(wrong()) } else { Ok(Self { first, last }) }
+        if first > last || first.is_ipv4() != last.is_ipv4() { Err(wrong()) } else { Ok(Self { first, last }) }
     }
 }
 
@@ -197,7 +197,10 @@ mod tests {
         assert_eq!(read("192.0.2.7").unwrap(), "192.0.2.7-192.0.2.7");
         assert_eq!(read("192.0.2.16/30").unwrap(), "192.0.2.16-192.0.2.19");
         assert_eq!(read("192.0.2.7 - 192.0.2.9").unwrap(), "192.0.2.7-192.0.2.9");
-        for wrong in ["", "192.0.2", "192.0.2.9-192.0.2.7", "192.0.2.0/40", "2001:db8::1"] {
+        assert_eq!(read("2001:db8::7").unwrap(), "2001:db8::7-2001:db8::7");
+        assert_eq!(read("2001:db8::10/126").unwrap(), "2001:db8::10-2001:db8::13");
+        assert_eq!(read("2001:db8::7 - 2001:db8::9").unwrap(), "2001:db8::7-2001:db8::9");
+        for wrong in ["", "192.0.2", "192.0.2.9-192.0.2.7", "192.0.2.0/40", "192.0.2.1-2001:db8::1", "2001:db8::/129"] {
             assert!(read(wrong).unwrap_err().contains("no address"), "{wrong}");
         }
     }

@@ -262,6 +262,7 @@ async fn gateway(
             service: site.service,
             endpoint: site.api_endpoint(),
             range: site.instance.service_cidr,
+            range6: site.instance.service_cidr6,
             dns: Some(site.dns()),
         }),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),

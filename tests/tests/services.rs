@@ -1,5 +1,8 @@
 //! Services: real connections between pods, and from the machine, by way of a Service.
 
+#[path = "services/dual_stack.rs"]
+mod dual_stack;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};

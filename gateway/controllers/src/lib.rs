@@ -45,7 +45,7 @@ mod status;
 mod taint_eviction;
 mod volumes;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ pub struct Options {
     /// Where the directories of volumes of the default StorageClass are made; none if nobody here could mount them.
     pub volumes: Option<PathBuf>,
     /// Addresses for Services of type LoadBalancer, from the first to the last of each range; without any, they wait.
-    pub load_balancers: Vec<(Ipv4Addr, Ipv4Addr)>,
+    pub load_balancers: Vec<(IpAddr, IpAddr)>,
     /// Whence nodes that join get the addresses of their pods; without it, somebody else gives them.
     pub node_ranges: Option<NodeRanges>,
     /// How long a node may be silent before it counts as lost. Leases are renewed every ten seconds.

@@ -62,7 +62,7 @@ use async_trait::async_trait;
 use carob_api::kind::KindRef;
 use carob_api::kinds;
 use carob_store::Store;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -102,6 +102,8 @@ pub struct ApiService {
     pub endpoint: SocketAddrV4,
     /// Addresses of Services.
     pub range: Ipv4Net,
+    /// Their IPv6 addresses, in a dual-stack cluster.
+    pub range6: Option<Ipv6Net>,
     /// The cluster's DNS: the address and port of the `kube-dns` Service, and what it leads to where a node's own worker
     /// doesn't answer.
     pub dns: Option<(SocketAddrV4, Option<SocketAddrV4>)>,
@@ -299,7 +301,10 @@ impl Gateway {
             converters: conversion::Converters::default(),
             aggregation: Arc::new(aggregation::Aggregation::new(pki.front_proxy.clone())),
             proxy,
-            services: services::Pool::new(config.api_service.map_or(SERVICE_RANGE, |api| api.range)),
+            services: services::Pool::new(
+                config.api_service.map_or(SERVICE_RANGE, |api| api.range),
+                config.api_service.and_then(|api| api.range6),
+            ),
             stopping: stopping.clone(),
         };
         let gateway = Self {

@@ -7,7 +7,7 @@ pub(crate) mod api;
 mod taken;
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +15,9 @@ use carob_api::field::{FieldError, Path};
 use carob_api::status::Status;
 use carob_api::strategy::service;
 use carob_api::validation::addresses;
+use carob_api::validation::service::HEADLESS;
 use carob_store::{KeyRange, Store};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::Value;
 
 use crate::call::Call;
@@ -33,7 +34,8 @@ const TAKEN_PORT: &str = "provided port is already allocated";
 
 /// All that Services can have.
 pub(crate) struct Pool {
-    range: Ipv4Net,
+    /// One of each family that Services can have, of the primary one first.
+    ranges: Vec<IpNet>,
     taken: tokio::sync::Mutex<Taken>,
     reserved: Reserved,
 }
@@ -70,10 +72,11 @@ pub(crate) async fn complete(call: &Call, object: &mut Value, old: Option<&Value
         return Ok(None);
     }
     let invalid = |object: &Value, errors| Status::invalid(("", "Service"), text(object, "/metadata/name"), errors);
-    if let Err(errors) = service::complete_families(object, old) {
+    let pool = &call.server.services;
+    let families: Vec<&str> = pool.ranges.iter().map(family).collect();
+    if let Err(errors) = service::complete_families(object, old, &families) {
         return Err(invalid(object, errors));
     }
-    let pool = &call.server.services;
     let mut choice = pool.reserve(call.server.store.as_ref()).await?;
     match choice.give(object, old) {
         Ok(()) => Ok(Some(choice.hold)),
@@ -83,9 +86,10 @@ pub(crate) async fn complete(call: &Call, object: &mut Value, old: Option<&Value
 }
 
 impl Pool {
-    /// A pool of the addresses of a range.
-    pub fn new(range: Ipv4Net) -> Self {
-        Self { range, taken: tokio::sync::Mutex::default(), reserved: Reserved::default() }
+    /// A pool of the addresses of a range, and of one of IPv6 in a dual-stack cluster.
+    pub fn new(range: Ipv4Net, range6: Option<Ipv6Net>) -> Self {
+        let ranges = [IpNet::V4(range)].into_iter().chain(range6.map(IpNet::V6)).collect();
+        Self { ranges, taken: tokio::sync::Mutex::default(), reserved: Reserved::default() }
     }
 
     /// Begins a choice; one at a time. First come the reservations, then the stored Services: whoever gave up a
@@ -96,13 +100,13 @@ impl Pool {
         let page = store.range(&KeyRange::prefix(SERVICES), None, None).await.map_err(|error| store_failure(&error))?;
         taken.follow(&page.entries);
         let hold = Hold { claims: Vec::new(), reserved: Arc::clone(&self.reserved) };
-        Ok(Choice { range: self.range, taken, reserved, hold })
+        Ok(Choice { ranges: &self.ranges, taken, reserved, hold })
     }
 }
 
 /// The choice of what one Service gets.
 struct Choice<'a> {
-    range: Ipv4Net,
+    ranges: &'a [IpNet],
     taken: tokio::sync::MutexGuard<'a, Taken>,
     reserved: HashSet<Claim>,
     hold: Hold,
@@ -112,7 +116,7 @@ impl Choice<'_> {
     fn give(&mut self, object: &mut Value, old: Option<&Value>) -> Result<(), Refusal> {
         let mut own: HashSet<Claim> = old.map(taken::claims).unwrap_or_default();
         let Some(spec) = object.get_mut("spec") else { return Ok(()) };
-        self.address(spec, &own)?;
+        self.addresses(spec, old.and_then(|old| old.get("spec")))?;
         if old.is_some() {
             self.ports_of_changed(spec, &mut own)?;
         } else {
@@ -121,46 +125,56 @@ impl Choice<'_> {
         self.health_check(spec, &own)
     }
 
-    fn address(&mut self, spec: &mut Value, own: &HashSet<Claim>) -> Result<(), Refusal> {
-        if !service::needs_cluster_ip(spec) {
+    /// Gives the addresses that a Service lacks: all to one that had none, the second to one that gets a second family. What
+    /// else is changed of them is refused by validation.
+    fn addresses(&mut self, spec: &mut Value, old: Option<&Value>) -> Result<(), Refusal> {
+        let headless = |spec: &Value| text(spec, "/clusterIPs/0") == HEADLESS;
+        if !service::needs_cluster_ip(spec) || headless(spec) {
             return Ok(());
         }
-        let asked = text(spec, "/clusterIPs/0").to_owned();
-        if asked.is_empty() {
-            let address = self
-                .any_address()
-                .ok_or_else(|| Refusal::Empty("failed to allocate a serviceIP: range is full".to_owned()))?;
-            self.claim(Claim::Address(address));
-            spec["clusterIP"] = address.to_string().into();
-            spec["clusterIPs"] = vec![address.to_string()].into();
-            return Ok(());
-        }
-        let Some(ip) = addresses::parse_ip(&asked) else { return Ok(()) };
-        let why = match ip {
-            IpAddr::V4(ip) if own.contains(&Claim::Address(ip)) => return Ok(()),
-            IpAddr::V4(ip) if self.range.contains(&ip) => {
-                if ip == self.range.network() || ip == self.range.broadcast() {
-                    format!(
-                        "the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
-                        self.range
-                    )
-                } else if self.is_free(&Claim::Address(ip)) {
-                    self.claim(Claim::Address(ip));
-                    return Ok(());
-                } else {
-                    "provided IP is already allocated".to_owned()
-                }
-            }
-            _ => "the provided network does not match the current range".to_owned(),
+        let families = list(spec, "ipFamilies");
+        let lacks = match old.filter(|old| service::needs_cluster_ip(old)) {
+            None => 0,
+            Some(old) if !headless(old) && list(old, "ipFamilies").len() == 1 && families.len() == 2 => 1,
+            Some(_) => return Ok(()),
         };
-        // An update that asks for another address than the Service has is refused by validation, in better words.
-        if own.iter().any(|claim| matches!(claim, Claim::Address(_))) {
-            return Ok(());
+        let mut given = list(spec, "clusterIPs");
+        given.resize(families.len().max(given.len()), Value::from(""));
+        for (index, family) in families.iter().enumerate().skip(lacks) {
+            let range = self.ranges.iter().find(|range| self::family(range) == family).copied();
+            let Some(range) = range else { continue };
+            let asked = given[index].as_str().unwrap_or_default();
+            if asked.is_empty() {
+                let address = self
+                    .any_address(range)
+                    .ok_or_else(|| Refusal::Empty("failed to allocate a serviceIP: range is full".to_owned()))?;
+                self.claim(Claim::Address(address));
+                given[index] = address.to_string().into();
+            } else if let Err(why) = self.this_address(range, asked) {
+                let why = format!("failed to allocate IP {asked}: {why}");
+                let path = Path::new("spec").child("clusterIPs");
+                return Err(Refusal::Asked(Box::new(path.invalid(Value::from(list(spec, "clusterIPs")), why))));
+            }
         }
-        let path = Path::new("spec").child("clusterIPs");
-        Err(Refusal::Asked(Box::new(
-            path.invalid(spec["clusterIPs"].clone(), format!("failed to allocate IP {asked}: {why}")),
-        )))
+        spec["clusterIP"] = given.first().cloned().unwrap_or_default();
+        spec["clusterIPs"] = given.into();
+        Ok(())
+    }
+
+    fn this_address(&mut self, range: IpNet, asked: &str) -> Result<(), String> {
+        let Some(ip) = addresses::parse_ip(asked).filter(|ip| range.contains(ip)) else {
+            return Err("the provided network does not match the current range".to_owned());
+        };
+        if !usable(range).contains(&number_of(ip)) {
+            return Err(format!(
+                "the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
+            ));
+        }
+        if !self.is_free(&Claim::Address(ip)) {
+            return Err("provided IP is already allocated".to_owned());
+        }
+        self.claim(Claim::Address(ip));
+        Ok(())
     }
 
     /// Ports of one number share a port on the nodes, whatever their protocols.
@@ -267,14 +281,15 @@ impl Choice<'_> {
     }
 
     /// Any free address. The first of the range are for those who choose one themselves, and are given last.
-    fn any_address(&self) -> Option<Ipv4Addr> {
-        let (first, last) = (u32::from(self.range.network()) + 1, u32::from(self.range.broadcast()).checked_sub(1)?);
-        let size = last.checked_sub(first)? + 1;
+    fn any_address(&self, range: IpNet) -> Option<IpAddr> {
+        let usable = usable(range);
+        let (first, last) = (*usable.start(), *usable.end());
+        let size = u32::try_from(last.checked_sub(first)? + 1).unwrap_or(u32::MAX);
         let chosen = if size < 16 { 0 } else { (size / 16).clamp(16, 256).min(size) };
-        let split = first + chosen;
-        let free = |ip: &Ipv4Addr| self.is_free(&Claim::Address(*ip));
-        let mut upper = around(split..=last).map(Ipv4Addr::from);
-        let mut lower = (first..split).map(Ipv4Addr::from);
+        let address = |offset: u32| address_of(range, first + u128::from(offset));
+        let free = |ip: &IpAddr| self.is_free(&Claim::Address(*ip));
+        let mut upper = around(chosen..=size - 1).filter_map(address);
+        let mut lower = (0..chosen).filter_map(address);
         upper.find(free).or_else(|| lower.find(free))
     }
 
@@ -287,6 +302,40 @@ impl Choice<'_> {
         self.hold.claims.push(claim);
         self.hold.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(claim);
     }
+}
+
+/// The family of a range's addresses.
+fn family(range: &IpNet) -> &'static str {
+    match range {
+        IpNet::V4(_) => "IPv4",
+        IpNet::V6(_) => "IPv6",
+    }
+}
+
+/// The addresses of a range that can be given, as numbers: not the network's, nor in IPv4 the one for all.
+fn usable(range: IpNet) -> RangeInclusive<u128> {
+    let last = number_of(range.broadcast());
+    let last = if matches!(range, IpNet::V4(_)) { last.saturating_sub(1) } else { last };
+    number_of(range.network()) + 1..=last
+}
+
+fn number_of(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).into(),
+        IpAddr::V6(ip) => ip.into(),
+    }
+}
+
+/// The address of a number, of the family of a range.
+fn address_of(range: IpNet, number: u128) -> Option<IpAddr> {
+    match range {
+        IpNet::V4(_) => u32::try_from(number).ok().map(|number| Ipv4Addr::from(number).into()),
+        IpNet::V6(_) => Some(Ipv6Addr::from(number).into()),
+    }
+}
+
+fn list(spec: &Value, field: &str) -> Vec<Value> {
+    spec.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
 fn number(value: &Value, field: &str) -> i64 {

@@ -110,7 +110,7 @@ pub struct ClusterInfo {
     /// Where names are asked that aren't the cluster's; without any, the machine's resolvers.
     pub upstream_dns: Vec<SocketAddr>,
     /// The addresses of load balancers that this machine answers for, from the first to the last of each range.
-    pub load_balancers: Vec<(Ipv4Addr, Ipv4Addr)>,
+    pub load_balancers: Vec<(IpAddr, IpAddr)>,
 }
 
 /// Where resolvers are asked.

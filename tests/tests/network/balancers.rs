@@ -82,7 +82,7 @@ fn balancers_have_addresses_of_the_pool_that_the_machines_network_reaches() {
     assert_ne!(address("two"), one);
     assert_eq!(carob.jsonpath("service/two", ".spec.ports[0].nodePort"), "");
     carob.apply(&list(&[balanced("three", &json!({}))]));
-    carob.wait_event("three", "All addresses of the pool are taken");
+    carob.wait_event("three", "All IPv4 addresses of the pool are taken");
     assert!(address("other").is_empty() && address("three").is_empty());
     carob.kubectl(&["delete", "service", "one"]);
     carob.wait("service/three", "jsonpath={.status.loadBalancer.ingress[0].ip}");

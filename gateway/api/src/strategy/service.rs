@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{BASE, at, keep_field, keep_generation, metadata_field, object_at, set_default, set_default_text};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Part, Strategy};
-use crate::validation::json::{dig, flag, get, int, items, map, str_at, texts};
+use crate::validation::json::{flag, get, int, items, map, str_at, texts};
 use crate::validation::service::{self, HEADLESS};
 use crate::validation::{addresses, names};
 
@@ -248,91 +248,119 @@ fn copy(new: &mut Value, old: &Value, field: &str) {
     }
 }
 
-/// Decides for which families of addresses a Service is, in a cluster whose Services have addresses of IPv4.
+/// Decides for which families of addresses a Service is, in a cluster whose Services have addresses of `configured`, the
+/// primary family first.
 ///
 /// # Errors
 /// What stands in the way; its addresses and families cannot be looked at further then.
-pub fn complete_families(object: &mut Value, old: Option<&Value>) -> Result<(), ErrorList> {
-    let empty = json!({});
-    let before = old.and_then(|old| old.get("spec")).unwrap_or(&empty);
+pub fn complete_families(object: &mut Value, old: Option<&Value>, configured: &[&str]) -> Result<(), ErrorList> {
+    let old = old.and_then(|old| old.get("spec"));
     let Some(spec) = object.get_mut("spec") else { return Ok(()) };
-    if str_at(spec, "type") == "ExternalName" {
+    if str_at(spec, "type") == "ExternalName" || old.is_some_and(|old| prefers_as_before(spec, old)) {
         return Ok(());
+    }
+    let headless = texts(spec, "clusterIPs").next() == Some(HEADLESS);
+    // Somebody else fills in its endpoints, of whatever family.
+    let unmanaged = headless && map(spec, "selector").is_none_or(Map::is_empty);
+    if str_at(spec, "ipFamilyPolicy").is_empty() {
+        let before = old.map_or("", |old| str_at(old, "ipFamilyPolicy"));
+        spec["ipFamilyPolicy"] = match before {
+            "" if unmanaged => "RequireDualStack",
+            "" => "SingleStack",
+            before => before,
+        }
+        .into();
     }
     let errors = service::cluster_ips(spec);
     if !errors.is_empty() {
         return Err(errors);
     }
-    drop_second(spec, before);
-    let families: Vec<&str> = texts(spec, "clusterIPs")
-        .filter_map(addresses::parse_ip)
-        .map(|ip| if ip.is_ipv4() { "IPv4" } else { "IPv6" })
-        .collect();
-    let mut wanted: Vec<String> = texts(spec, "ipFamilies").map(str::to_owned).collect();
-    wanted.extend(families.iter().skip(wanted.len()).map(|family| (*family).to_owned()));
-    let policy = str_at(spec, "ipFamilyPolicy").to_owned();
-    let headless = texts(spec, "clusterIPs").next() == Some(HEADLESS);
-    let selects = map(spec, "selector").is_some_and(|selector| !selector.is_empty());
-    let path = Path::new("spec");
-    if headless && !selects {
-        // Somebody else fills in its endpoints, of whatever family.
-        let policy = if policy.is_empty() { "RequireDualStack".to_owned() } else { policy };
-        if wanted.is_empty() {
-            wanted.push("IPv4".to_owned());
-        }
-        if policy != "SingleStack" && wanted.len() == 1 {
-            wanted.push(if wanted[0] == "IPv4" { "IPv6" } else { "IPv4" }.to_owned());
-        }
-        set(spec, &policy, &wanted);
-        return Ok(());
-    }
-    let policy = match policy.as_str() {
-        "" if wanted.len() == 2 => "RequireDualStack",
-        "" => "SingleStack",
-        policy => policy,
-    }
-    .to_owned();
-    let mut errors = ErrorList::new();
-    if policy == "RequireDualStack" {
-        let why = "this cluster is not configured for dual-stack services";
-        errors.push(path.child("ipFamilyPolicy").invalid(policy.as_str(), why));
-    } else if policy == "SingleStack" && wanted.len() == 2 {
-        let why = "must be RequireDualStack or PreferDualStack when multiple IP families are specified";
-        errors.push(path.child("ipFamilyPolicy").invalid(policy.as_str(), why));
-    }
-    for (index, family) in wanted.iter().enumerate().filter(|(_, family)| *family != "IPv4") {
-        let why = "not configured on this cluster";
-        errors.push(path.child("ipFamilies").index(index).invalid(family.as_str(), why));
-    }
+    let errors = settle_second(spec, old, configured);
     if !errors.is_empty() {
         return Err(errors);
     }
-    if wanted.is_empty() {
-        wanted.push("IPv4".to_owned());
+    let policy = str_at(spec, "ipFamilyPolicy").to_owned();
+    let mut families: Vec<String> = texts(spec, "ipFamilies").map(str::to_owned).collect();
+    if !unmanaged {
+        let path = Path::new("spec");
+        let mut errors = ErrorList::new();
+        if policy == "RequireDualStack" && configured.len() < 2 {
+            let why = "this cluster is not configured for dual-stack services";
+            errors.push(path.child("ipFamilyPolicy").invalid(policy.as_str(), why));
+        }
+        let unknown = families.iter().enumerate().filter(|(_, family)| !configured.contains(&family.as_str()));
+        errors.extend(unknown.map(|(index, family)| {
+            path.child("ipFamilies").index(index).invalid(family.as_str(), "not configured on this cluster")
+        }));
+        if !errors.is_empty() {
+            return Err(errors);
+        }
     }
-    set(spec, &policy, &wanted);
+    if families.is_empty() {
+        families.extend(configured.first().map(|family| (*family).to_owned()));
+    }
+    if policy != "SingleStack" && families.len() == 1 && (unmanaged || configured.len() == 2) {
+        families.push(if families[0] == "IPv4" { "IPv6" } else { "IPv4" }.to_owned());
+    }
+    spec["ipFamilies"] = families.into();
     Ok(())
 }
 
-/// An update to a single stack drops the second family by itself.
-fn drop_second(new: &mut Value, old: &Value) {
-    let narrowed = str_at(new, "ipFamilyPolicy") == "SingleStack" && str_at(old, "ipFamilyPolicy") != "SingleStack";
-    if !narrowed || dig(old, &["type"]).is_none() {
-        return;
-    }
-    for field in ["clusterIPs", "ipFamilies"] {
-        if items(new, field).len() == 2
-            && items(new, field) == items(old, field)
-            && let Some(list) = new.get_mut(field).and_then(Value::as_array_mut)
-        {
-            list.truncate(1);
-        }
-    }
+/// Whether a Service prefers two families and what it has of them isn't touched: it then keeps that, also in a cluster that
+/// has become dual-stack meanwhile.
+fn prefers_as_before(new: &Value, old: &Value) -> bool {
+    let prefers = |policy: &str| policy == "PreferDualStack";
+    str_at(new, "type") == str_at(old, "type")
+        && needs_cluster_ip(new)
+        && prefers(str_at(new, "ipFamilyPolicy"))
+        && (str_at(old, "ipFamilyPolicy").is_empty() || prefers(str_at(old, "ipFamilyPolicy")))
+        && items(new, "clusterIPs") == items(old, "clusterIPs")
+        && items(new, "ipFamilies") == items(old, "ipFamilies")
 }
 
-fn set(spec: &mut Value, policy: &str, families: &[String]) {
-    spec["ipFamilies"] = families.into();
-    spec["ipFamilyPolicy"] = policy.into();
+/// Makes families of addresses that are named, and of a policy of one family the first alone, where an update says just that.
+/// Gives what doesn't go together.
+fn settle_second(spec: &mut Value, old: Option<&Value>, configured: &[&str]) -> ErrorList {
+    let path = Path::new("spec");
+    let policy = str_at(spec, "ipFamilyPolicy").to_owned();
+    let mut errors = ErrorList::new();
+    let mut refuse = |why: &str| errors.push(path.child("ipFamilyPolicy").invalid(policy.as_str(), why));
+    let lists = [("clusterIPs", "cluster IP"), ("ipFamilies", "IP family")];
+    for (field, what) in lists {
+        let Some(before) = old.map(|old| items(old, field)) else { continue };
+        let now = items(spec, field);
+        if policy == "SingleStack" {
+            if now == before
+                && let Some(list) = spec.get_mut(field).and_then(Value::as_array_mut)
+            {
+                list.truncate(1);
+            }
+        } else if !now.is_empty() && now.len() < before.len() {
+            refuse(&format!("must be 'SingleStack' to release the secondary {what}"));
+        }
+    }
+    for (field, what) in [("clusterIPs", "cluster IPs"), ("ipFamilies", "IP families")] {
+        if policy == "SingleStack" && items(spec, field).len() == 2 {
+            refuse(&format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"));
+        }
+    }
+    let named = texts(spec, "ipFamilies").count();
+    let mut families = items(spec, "ipFamilies").to_vec();
+    let addresses = texts(spec, "clusterIPs").enumerate().skip(named);
+    for (index, ip) in addresses.filter_map(|(index, text)| Some((index, addresses::parse_ip(text)?))) {
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        if configured.contains(&family) {
+            families.push(family.into());
+        } else {
+            let all = Value::from(items(spec, "clusterIPs"));
+            let why = format!("{family} is not configured on this cluster");
+            errors.push(path.child("clusterIPs").index(index).invalid(all, why));
+        }
+    }
+    if !families.is_empty() {
+        spec["ipFamilies"] = families.into();
+    }
+    errors
 }
 
 #[cfg(test)]
@@ -394,7 +422,7 @@ mod tests {
     fn another_type_drops_what_it_has_no_use_for() {
         let mut old = made(&json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalTrafficPolicy": "Local",
             "healthCheckNodePort": 30009, "loadBalancerClass": "a/b", "ports": [{"port": 80, "nodePort": 30001}]}));
-        complete_families(&mut old, None).unwrap();
+        complete_families(&mut old, None, &["IPv4"]).unwrap();
         let new = updated(&old, &json!({"type": "ClusterIP"}));
         for field in
             ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerClass"]
@@ -408,15 +436,19 @@ mod tests {
         }
     }
 
+    const SINGLE: [&str; 1] = ["IPv4"];
+    const DUAL: [&str; 2] = ["IPv4", "IPv6"];
+
+    /// The families and the policy of a Service, or why it is refused.
+    fn families(object: &mut Value, old: Option<&Value>, configured: &[&str]) -> Result<(Value, Value), Vec<String>> {
+        complete_families(object, old, configured)
+            .map(|()| (object["spec"]["ipFamilies"].clone(), object["spec"]["ipFamilyPolicy"].clone()))
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    }
+
     #[test]
-    fn families_follow_addresses_and_policy() {
-        let families = |spec: Value| {
-            let mut object = made(&spec);
-            let result = complete_families(&mut object, None);
-            result
-                .map(|()| (object["spec"]["ipFamilies"].clone(), object["spec"]["ipFamilyPolicy"].clone()))
-                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
+    fn families_of_a_single_stack_cluster_follow_addresses_and_policy() {
+        let families = |spec: Value| families(&mut made(&spec), None, &SINGLE);
         assert_eq!(families(json!({})), Ok((json!(["IPv4"]), json!("SingleStack"))));
         assert_eq!(
             families(json!({"ipFamilyPolicy": "PreferDualStack"})),
@@ -427,15 +459,94 @@ mod tests {
             families(json!({"clusterIP": "None", "selector": {"a": "b"}})),
             Ok((json!(["IPv4"]), json!("SingleStack")))
         );
+        for (spec, why) in [
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack"}),
+                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
+            ),
+            (
+                json!({"ipFamilies": ["IPv6"]}),
+                "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster",
+            ),
+            (
+                json!({"clusterIP": "fd96::9"}),
+                "spec.clusterIPs[0]: Invalid value: [\"fd96::9\"]: IPv6 is not configured on this cluster",
+            ),
+        ] {
+            assert_eq!(families(spec).unwrap_err(), [why]);
+        }
+    }
+
+    #[test]
+    fn families_of_a_dual_stack_cluster_follow_addresses_and_policy() {
+        let families = |spec: Value| families(&mut made(&spec), None, &DUAL);
+        let (four, six) = (json!(["IPv4"]), json!(["IPv6"]));
+        let (both, six_first) = (json!(["IPv4", "IPv6"]), json!(["IPv6", "IPv4"]));
+        for (spec, expected) in [
+            (json!({}), (&four, "SingleStack")),
+            (json!({"ipFamilyPolicy": "PreferDualStack"}), (&both, "PreferDualStack")),
+            (json!({"ipFamilyPolicy": "RequireDualStack"}), (&both, "RequireDualStack")),
+            (json!({"ipFamilies": ["IPv6"]}), (&six, "SingleStack")),
+            (json!({"ipFamilies": ["IPv6"], "ipFamilyPolicy": "PreferDualStack"}), (&six_first, "PreferDualStack")),
+            (json!({"clusterIP": "fd96::9"}), (&six, "SingleStack")),
+            (json!({"clusterIP": "fd96::9", "ipFamilyPolicy": "RequireDualStack"}), (&six_first, "RequireDualStack")),
+            (json!({"clusterIP": "None"}), (&both, "RequireDualStack")),
+            (json!({"clusterIP": "None", "ipFamilies": ["IPv6"]}), (&six_first, "RequireDualStack")),
+            (json!({"clusterIP": "None", "ipFamilyPolicy": "SingleStack"}), (&four, "SingleStack")),
+            (json!({"clusterIP": "None", "selector": {"a": "b"}}), (&four, "SingleStack")),
+            (
+                json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilyPolicy": "PreferDualStack"}),
+                (&both, "PreferDualStack"),
+            ),
+        ] {
+            assert_eq!(families(spec.clone()), Ok((expected.0.clone(), json!(expected.1))), "{spec}");
+        }
+        let two = "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple";
         assert_eq!(
-            families(json!({"ipFamilyPolicy": "RequireDualStack"})).unwrap_err(),
-            [
-                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
-            ]
+            families(json!({"ipFamilies": ["IPv4", "IPv6"]})).unwrap_err(),
+            [format!("{two} IP families are specified")]
         );
         assert_eq!(
-            families(json!({"ipFamilies": ["IPv6"]})).unwrap_err(),
-            ["spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"]
+            families(json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd96::9"]})).unwrap_err(),
+            [format!("{two} cluster IPs are specified")]
         );
+    }
+
+    #[test]
+    fn a_second_family_comes_and_goes_by_the_policy() {
+        let mut single = made(&json!({"clusterIP": "10.96.0.9"}));
+        families(&mut single, None, &DUAL).unwrap();
+        let change = |old: &Value, change: Value| {
+            let mut new = updated(old, &change);
+            families(&mut new, Some(old), &DUAL).map(|families| (families, new["spec"]["clusterIPs"].clone()))
+        };
+        let four = (json!(["IPv4"]), json!(["10.96.0.9"]));
+        let expect = |families: &Value, policy: &str, ips: &Value| Ok(((families.clone(), json!(policy)), ips.clone()));
+        let both = json!(["IPv4", "IPv6"]);
+        let upgrade = json!({"ipFamilyPolicy": "PreferDualStack"});
+        assert_eq!(change(&single, upgrade.clone()), expect(&both, "PreferDualStack", &four.1));
+        let mut dual = updated(&single, &upgrade);
+        families(&mut dual, Some(&single), &DUAL).unwrap();
+        dual["spec"]["clusterIPs"] = json!(["10.96.0.9", "fd96::9"]);
+        let ips = &dual["spec"]["clusterIPs"];
+        assert_eq!(change(&dual, json!({"ipFamilyPolicy": "SingleStack"})), expect(&four.0, "SingleStack", &four.1));
+        assert_eq!(change(&dual, json!({"ipFamilyPolicy": null})), expect(&both, "PreferDualStack", ips), "as before");
+        let unsaid = json!({"ipFamilyPolicy": null, "clusterIP": null, "clusterIPs": null, "ipFamilies": null});
+        assert_eq!(change(&dual, unsaid), expect(&both, "PreferDualStack", ips));
+        let refused = |field: &str, value: Value| change(&dual, json!({ field: value })).unwrap_err();
+        let release =
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be 'SingleStack' to release the secondary";
+        assert_eq!(refused("clusterIPs", json!(["10.96.0.9"])), [format!("{release} cluster IP")]);
+        assert_eq!(refused("ipFamilies", json!(["IPv4"])), [format!("{release} IP family")]);
+    }
+
+    #[test]
+    fn who_prefers_two_families_keeps_one_when_the_cluster_gets_the_other() {
+        let mut old = made(&json!({"clusterIP": "10.96.0.9", "ipFamilyPolicy": "PreferDualStack"}));
+        families(&mut old, None, &SINGLE).unwrap();
+        let mut new = updated(&old, &json!({"sessionAffinity": "ClientIP"}));
+        assert_eq!(families(&mut new, Some(&old), &DUAL), Ok((json!(["IPv4"]), json!("PreferDualStack"))));
+        let mut new = updated(&old, &json!({"ipFamilyPolicy": "RequireDualStack"}));
+        assert_eq!(families(&mut new, Some(&old), &DUAL), Ok((json!(["IPv4", "IPv6"]), json!("RequireDualStack"))));
     }
 }

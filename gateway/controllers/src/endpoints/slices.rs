@@ -82,6 +82,7 @@ impl Controller for Slices {
         let pods = super::pods(&self.cluster, &service, &selector);
         let mut wanted: BTreeMap<Shape, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
         for family in families(&service) {
+            let others = wanted.len();
             for pod in &pods {
                 let Some(address) = addresses(pod).into_iter().find(|address| address.is_ipv6() == (family == "IPv6"))
                 else {
@@ -92,10 +93,8 @@ impl Controller for Slices {
                 let shape = (family.clone(), ports.iter().map(port_text).collect());
                 wanted.entry(shape).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
             }
-        }
-        if wanted.is_empty() {
-            // A slice without endpoints says that somebody has looked.
-            for family in families(&service) {
+            if wanted.len() == others {
+                // A slice without endpoints says that somebody has looked.
                 wanted.insert((family, Vec::new()), (Vec::new(), Vec::new()));
             }
         }
@@ -374,6 +373,18 @@ mod tests {
         let few = changes(&meta, &known, wanted(0..10));
         assert!(few.create.is_empty());
         assert_eq!(few.replace.iter().map(|slice| slice.endpoints.len()).sum::<usize>(), 10);
+    }
+
+    #[test]
+    fn slices_of_a_family_that_is_no_longer_wanted_go() {
+        let meta = ObjectMeta::default();
+        let mut both = wanted(0..3);
+        both.insert(("IPv6".to_owned(), Vec::new()), (Vec::new(), Vec::new()));
+        let first = changes(&meta, &[], both).create;
+        assert_eq!(first.iter().map(|slice| &*slice.address_type).collect::<Vec<_>>(), ["IPv4", "IPv6"]);
+        let after = changes(&meta, &laid_out(first), wanted(0..3));
+        assert!(after.create.is_empty() && after.replace.is_empty());
+        assert_eq!(after.delete.iter().map(|slice| &*slice.address_type).collect::<Vec<_>>(), ["IPv6"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use carob_api::kind::Part;
 use carob_api::status::Status;
 use carob_api::strategy::flow_control;
 use carob_api::strategy::priority_class::SYSTEM_CLASSES;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -68,7 +68,8 @@ pub(super) async fn reconcile(server: &Arc<Server>, api: Option<&ApiService>) ->
     });
     futures::future::try_join_all(local).await?;
     let range = api.map_or(SERVICE_RANGE, |api| api.range);
-    ensure(server, ("networking.k8s.io", "v1", "servicecidrs"), ranges(range), |_, _| Existing::Keep).await?;
+    let ranges = ranges(range, api.and_then(|api| api.range6));
+    ensure(server, ("networking.k8s.io", "v1", "servicecidrs"), ranges, settle_ranges).await?;
     set_status(server, ("networking.k8s.io", "v1", "servicecidrs"), "kubernetes", "Ready", RANGE_READY).await
 }
 
@@ -138,11 +139,19 @@ fn apis() -> Vec<Value> {
     APIS.into_iter().map(api).collect()
 }
 
-fn ranges(range: Ipv4Net) -> Vec<Value> {
+fn ranges(range: Ipv4Net, range6: Option<Ipv6Net>) -> Vec<Value> {
+    let ranges: Vec<String> = [range.to_string()].into_iter().chain(range6.map(|range| range.to_string())).collect();
     vec![json!({
         "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": { "name": "kubernetes" },
-        "spec": { "cidrs": [range.to_string()] },
+        "spec": { "cidrs": ranges },
     })]
+}
+
+/// A range of the other family is added to that of a cluster that has become dual-stack.
+fn settle_ranges(found: &Value, wanted: &Value) -> Existing {
+    let first = |object: &Value| object["spec"]["cidrs"][0].clone();
+    let one = found["spec"]["cidrs"].as_array().is_some_and(|ranges| ranges.len() == 1);
+    if one && first(found) == first(wanted) { settle_spec(found, wanted) } else { Existing::Keep }
 }
 
 /// Sets a condition to True, with its reason and message, that the object doesn't have yet.

@@ -1,7 +1,7 @@
 //! What stored Services have.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use carob_api::validation::addresses;
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Something that only one Service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Claim {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// On every node.
     Port(u16),
 }
@@ -70,10 +70,7 @@ impl Taken {
 /// What a Service has.
 pub(super) fn claims(object: &Value) -> HashSet<Claim> {
     let list = |pointer: &str| object.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
-    let addresses = list("/spec/clusterIPs").filter_map(|ip| match addresses::parse_ip(ip.as_str()?)? {
-        IpAddr::V4(ip) => Some(Claim::Address(ip)),
-        IpAddr::V6(_) => None,
-    });
+    let addresses = list("/spec/clusterIPs").filter_map(|ip| addresses::parse_ip(ip.as_str()?)).map(Claim::Address);
     let ports = list("/spec/ports").filter_map(|port| port.get("nodePort"));
     let ports = ports.chain(object.pointer("/spec/healthCheckNodePort")).filter_map(Value::as_u64);
     let ports = ports.filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0).map(Claim::Port);

@@ -12,9 +12,17 @@ struct Fixture {
 
 impl Fixture {
     fn new(range: &str) -> Self {
+        Self::dual(range, None)
+    }
+
+    fn dual(range: &str, range6: Option<&str>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = RedbStore::open(dir.path().join("store.redb"), Options::default()).expect("a store");
-        Self { store, pool: Pool::new(range.parse().expect("a range")), _dir: dir }
+        Self {
+            store,
+            pool: Pool::new(range.parse().expect("a range"), range6.map(|range| range.parse().expect("a range"))),
+            _dir: dir,
+        }
     }
 
     async fn give(&self, mut object: Value, old: Option<&Value>) -> Result<(Value, Hold), String> {
@@ -37,8 +45,16 @@ fn key(name: &str) -> String {
     format!("{SERVICES}default/{name}")
 }
 
-fn service(spec: Value) -> Value {
+fn service(mut spec: Value) -> Value {
+    if spec.get("ipFamilies").is_none() {
+        spec["ipFamilies"] = json!(["IPv4"]);
+    }
     json!({ "spec": spec })
+}
+
+fn addresses_of(object: &Value) -> Vec<IpAddr> {
+    let addresses = list(&object["spec"], "clusterIPs").into_iter();
+    addresses.map(|ip| ip.as_str().expect("text").parse().expect("an address")).collect()
 }
 
 #[tokio::test]
@@ -85,6 +101,56 @@ async fn a_wanted_address_is_given_or_refused_with_the_reason() {
     }
     let none = fixture.give(with("None"), None).await.expect("no address is needed").1;
     assert!(none.claims.is_empty());
+}
+
+#[tokio::test]
+async fn each_family_has_addresses_of_its_own_range() {
+    let fixture = Fixture::dual("10.96.0.0/16", Some("fd96::/112"));
+    let six: Ipv6Net = "fd96::/112".parse().unwrap();
+    let spec = json!({"type": "ClusterIP", "ipFamilies": ["IPv6", "IPv4"]});
+    let (object, _hold) = fixture.give(service(spec), None).await.expect("free");
+    let [IpAddr::V6(first), IpAddr::V4(second)] = addresses_of(&object)[..] else { panic!("{object}") };
+    assert!(six.contains(&first) && second.octets()[..2] == [10, 96], "{object}");
+    assert_eq!(object["spec"]["clusterIP"], first.to_string());
+    let asked = |families: Value, ips: Value| {
+        service(json!({"type": "ClusterIP", "ipFamilies": families, "clusterIP": ips[0], "clusterIPs": ips}))
+    };
+    let both = json!(["10.96.0.9", "fd96::9"]);
+    let (object, _both) = fixture.give(asked(json!(["IPv4", "IPv6"]), both.clone()), None).await.expect("free");
+    assert_eq!(object["spec"]["clusterIPs"], both);
+    for (ip, why) in [
+        ("fd96::9", "provided IP is already allocated"),
+        ("fd96::", "the provided IP (fd96::) is not in the valid range. The range of valid IPs is fd96::/112"),
+        ("fd97::9", "the provided network does not match the current range"),
+    ] {
+        let error = fixture.give(asked(json!(["IPv6"]), json!([ip])), None).await.err().expect("refused");
+        assert_eq!(error, format!("spec.clusterIPs: Invalid value: [\"{ip}\"]: failed to allocate IP {ip}: {why}"));
+    }
+    // The last address of a range is one as any other in IPv6.
+    fixture.give(asked(json!(["IPv6"]), json!(["fd96::ffff"])), None).await.expect("free");
+}
+
+#[tokio::test]
+async fn a_service_that_gets_a_second_family_gets_an_address_and_one_that_loses_it_gives_it_back() {
+    let fixture = Fixture::dual("10.96.0.0/16", Some("fd96::/112"));
+    let (single, hold) = fixture.give(service(json!({"type": "ClusterIP"})), None).await.expect("free");
+    fixture.store("s", &single).await;
+    drop(hold);
+    let mut wider = single.clone();
+    wider["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
+    let (dual, hold) = fixture.give(wider, Some(&single)).await.expect("free");
+    let (before, now) = (addresses_of(&single), addresses_of(&dual));
+    assert_eq!((now.len(), now[0]), (2, before[0]));
+    assert_eq!(dual["spec"]["clusterIP"], single["spec"]["clusterIP"]);
+    fixture.store("s", &dual).await;
+    drop(hold);
+    let second = dual["spec"]["clusterIPs"][1].clone();
+    let other =
+        service(json!({"type": "ClusterIP", "ipFamilies": ["IPv6"], "clusterIP": second, "clusterIPs": [second]}));
+    let refused = fixture.give(other.clone(), None).await.err().expect("taken");
+    assert!(refused.ends_with("provided IP is already allocated"), "{refused}");
+    fixture.store("s", &single).await;
+    fixture.give(other, None).await.expect("given back");
 }
 
 #[tokio::test]

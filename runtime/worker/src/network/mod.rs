@@ -215,7 +215,8 @@ impl Proxy {
     /// Has the machine answer for the addresses of the pool that Services have.
     async fn hold_addresses(&mut self) -> Result<(), carob_network::Error> {
         let pool = &self.ctx.cluster.load_balancers;
-        let ours = |address: &Ipv4Addr| pool.iter().any(|(first, last)| (*first..=*last).contains(address));
+        let ours =
+            |address: &Ipv4Addr| pool.iter().any(|(first, last)| (*first..=*last).contains(&IpAddr::V4(*address)));
         let services = self.services.keys().filter(|_| !pool.is_empty()).filter_map(|key| self.services.get(key));
         let wanted: BTreeSet<Ipv4Addr> = services
             .flat_map(|service| frontends::balanced_addresses(service).collect::<Vec<_>>())
