@@ -104,6 +104,42 @@ fn each_type_of_record_is_what_the_specification_says() {
 }
 
 #[test]
+fn endpoints_of_both_families_have_their_names() {
+    let carob = Carob::start(&["tools"]);
+    let slice = |kind: &str, endpoints: serde_json::Value| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {"name": format!("db-{}", kind.to_lowercase()), "labels": {"kubernetes.io/service-name": "db"}},
+            "ports": [{"name": "sql", "port": 5432}], "endpoints": endpoints})
+    };
+    carob.apply(&list(&[
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"},
+            "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}}),
+        slice("IPv4", json!([{"addresses": ["192.0.2.7"], "hostname": "db-0"}])),
+        slice("IPv6", json!([{"addresses": ["2001:db8::7"], "hostname": "db-0"}, {"addresses": ["2001:db8::8"]}])),
+        slice("FQDN", json!([{"addresses": ["db.example.test"]}])),
+    ]));
+    let dns = cluster_dns(&carob);
+    let asked =
+        |name: &str, kind| wire::ask(dns, &format!("{name}.default.svc.cluster.local"), kind).expect("an answer");
+    eventually("both addresses are known", || asked("db", wire::AAAA).data() == ["2001:db8::7", "2001:db8::8"]);
+    eventually("and the other family's", || asked("db", wire::A).data() == ["192.0.2.7"]);
+    assert_eq!(asked("db-0.db", wire::AAAA).data(), ["2001:db8::7"]);
+    assert_eq!(asked("2001-db8--8.db", wire::AAAA).data(), ["2001:db8::8"]);
+    let nothing = asked("2001-db8--8.db", wire::A);
+    assert_eq!((nothing.code, nothing.answers.len()), (0, 0), "it is there, in the other family");
+    assert_eq!(
+        asked("_sql._tcp.db", wire::SRV).data(),
+        ["5432 2001-db8--8.db.default.svc.cluster.local.", "5432 db-0.db.default.svc.cluster.local."]
+    );
+    let reverse = |last: u8| format!("{last}.{}8.b.d.0.1.0.0.2.ip6.arpa", "0.".repeat(23));
+    let pointer = |last| wire::ask(dns, &reverse(last), wire::PTR).expect("an answer");
+    assert_eq!(pointer(7).data(), ["db-0.db.default.svc.cluster.local."]);
+    assert_eq!(pointer(8).data(), ["2001-db8--8.db.default.svc.cluster.local."]);
+    let pod = wire::ask(dns, "2001-db8--9.default.pod.cluster.local", wire::AAAA).expect("an answer");
+    assert_eq!(pod.data(), ["2001:db8::9"]);
+}
+
+#[test]
 fn other_names_are_asked_for_once_and_a_silent_resolver_holds_nobody_up() {
     let resolver = wire::Resolver::start();
     let config = format!("network:\n  resolvers: ['{}']\n", resolver.address);
@@ -122,6 +158,11 @@ fn other_names_are_asked_for_once_and_a_silent_resolver_holds_nobody_up() {
         assert_eq!(ask("nothing.example.test").expect("an answer").code, wire::NXDOMAIN);
     }
     assert_eq!((resolver.asked("one.example.test."), resolver.asked("nothing.example.test.")), (1, 1), "remembered");
+    // An address that nobody here has, of either family.
+    for name in ["7.2.0.192.in-addr.arpa", &format!("7.{}8.b.d.0.1.0.0.2.ip6.arpa", "0.".repeat(23))] {
+        assert_eq!(wire::ask(dns, name, wire::PTR).expect("an answer").code, wire::NXDOMAIN);
+        assert_eq!(resolver.asked(&format!("{name}.")), 1, "{name}");
+    }
     // Too much for a datagram: the resolver is asked over a connection, and so are we.
     let cut = ask("many.example.test").expect("an answer");
     assert!(cut.truncated || cut.answers.len() == 60, "{cut:?}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -88,6 +88,7 @@ fn read(bytes: &[u8]) -> Said {
             times.push(u32::from(number(bytes, end + 4)) << 16 | u32::from(number(bytes, end + 6)));
             let text = match kind {
                 A => Ipv4Addr::new(bytes[data], bytes[data + 1], bytes[data + 2], bytes[data + 3]).to_string(),
+                AAAA => Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[data..at]).expect("16 bytes")).to_string(),
                 SRV => format!("{} {}", number(bytes, data + 4), name_at(bytes, data + 6).0),
                 _ => name_at(bytes, data).0,
             };

@@ -1,9 +1,9 @@
 //! The names of the cluster, and what they stand for.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use hickory_proto::rr::rdata::{A, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::Protocol;
@@ -30,7 +30,7 @@ pub struct NamedEndpoint {
     /// The pod's host name, where it is published; otherwise the address makes a name.
     pub hostname: Option<String>,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its ports.
     pub ports: Vec<NamedPort>,
 }
@@ -38,10 +38,10 @@ pub struct NamedEndpoint {
 /// What a Service's name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceNames {
-    /// The Service's own address.
+    /// The Service's own addresses.
     Address {
-        /// The address.
-        address: Ipv4Addr,
+        /// One of each family that the Service has.
+        addresses: Vec<IpAddr>,
         /// The Service's ports.
         ports: Vec<NamedPort>,
     },
@@ -72,12 +72,46 @@ pub(super) struct Names {
     /// How many Services a namespace has.
     namespaces: HashMap<String, usize>,
     /// The names of addresses: of which Service, and how it is called there.
-    addresses: HashMap<Ipv4Addr, BTreeSet<String>>,
+    addresses: HashMap<IpAddr, BTreeSet<String>>,
     pub(super) complete: bool,
 }
 
-fn dashed(address: Ipv4Addr) -> String {
-    address.to_string().replace('.', "-")
+/// An address as a label, as CoreDNS makes it: in its short form, and never with a dash at its end.
+fn dashed(address: IpAddr) -> String {
+    let mut label = address.to_string().replace(['.', ':'], "-");
+    if label.ends_with('-') {
+        label.push('0');
+    }
+    label
+}
+
+/// A name as it is written: the label of an address may begin with a dash.
+fn named(text: &str) -> Option<Name> {
+    Name::from_labels(text.trim_end_matches('.').split('.').map(str::as_bytes)).ok()
+}
+
+/// The address that the name of a pod consists of: three dashes, none beside another, are IPv4's dots.
+fn undashed(label: &str) -> Option<IpAddr> {
+    if label.matches('-').count() == 3 && !label.contains("--") {
+        return label.replace('-', ".").parse().ok().map(IpAddr::V4);
+    }
+    label.replace('-', ":").parse().ok().map(IpAddr::V6)
+}
+
+/// The address that a reverse name is about (RFC 1035, 3.5; RFC 3596, 2.5).
+fn reversed(labels: &[&str]) -> Option<IpAddr> {
+    match labels {
+        [d, c, b, a, "in-addr", "arpa"] => [*a, *b, *c, *d].join(".").parse().ok().map(IpAddr::V4),
+        [nibbles @ .., "ip6", "arpa"] if nibbles.len() == 32 => {
+            let digit = |label: &&str| match label.as_bytes() {
+                [digit] => char::from(*digit).to_digit(16),
+                _ => None,
+            };
+            let shifted = |bits: u128, label| Some(bits << 4 | u128::from(digit(label)?));
+            nibbles.iter().rev().try_fold(0, shifted).map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)))
+        }
+        _ => None,
+    }
 }
 
 impl NamedEndpoint {
@@ -129,10 +163,12 @@ impl Names {
     }
 
     /// Which addresses lead back to a Service's names.
-    fn pointers(&self, (namespace, service): &(String, String), names: &ServiceNames) -> Vec<(Ipv4Addr, String)> {
+    fn pointers(&self, (namespace, service): &(String, String), names: &ServiceNames) -> Vec<(IpAddr, String)> {
         let whole = self.service_name(namespace, service);
         match names {
-            ServiceNames::Address { address, .. } => vec![(*address, whole)],
+            ServiceNames::Address { addresses, .. } => {
+                addresses.iter().map(|address| (*address, whole.clone())).collect()
+            }
             ServiceNames::Endpoints(endpoints) => {
                 endpoints.iter().map(|one| (one.address, format!("{}.{whole}", one.label()))).collect()
             }
@@ -163,8 +199,8 @@ impl Names {
     pub(super) fn answer(&self, name: &Name, kind: RecordType) -> Answer {
         let labels: Vec<String> =
             name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
-        if let [d, c, b, a, "in-addr", "arpa"] = labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            return self.pointer(name, kind, &[a, b, c, d].join("."));
+        if let Some(address) = reversed(&labels.iter().map(String::as_str).collect::<Vec<_>>()) {
+            return self.pointer(name, kind, address);
         }
         let Some(below) = labels.len().checked_sub(self.domain.len()) else { return Answer::Elsewhere };
         if labels[below..] != self.domain {
@@ -175,12 +211,10 @@ impl Names {
         if matches!(answer, Answer::Unknown) && !self.complete { Answer::NotYet } else { answer }
     }
 
-    fn pointer(&self, name: &Name, kind: RecordType, address: &str) -> Answer {
-        let Some(names) = address.parse().ok().and_then(|address: Ipv4Addr| self.addresses.get(&address)) else {
-            return Answer::Elsewhere;
-        };
+    fn pointer(&self, name: &Name, kind: RecordType, address: IpAddr) -> Answer {
+        let Some(names) = self.addresses.get(&address) else { return Answer::Elsewhere };
         let wanted = names.iter().filter(|_| kind == RecordType::PTR);
-        let targets = wanted.filter_map(|target| Name::from_ascii(target).ok());
+        let targets = wanted.filter_map(|target| named(target));
         records(targets.map(|target| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))).collect())
     }
 
@@ -195,9 +229,9 @@ impl Names {
             }
             [namespace, "svc" | "pod"] if self.namespaces.contains_key(*namespace) => records(Vec::new()),
             // The name says it all. Which namespaces there are isn't known here, only those that have Services.
-            [address, _, "pod"] => match address.replace('-', ".").parse() {
-                Ok(address) => addresses(name, kind, [address]),
-                Err(_) => Answer::Unknown,
+            [address, _, "pod"] => match undashed(address) {
+                Some(address) => addresses(name, kind, [address]),
+                None => Answer::Unknown,
             },
             [rest @ .., service, namespace, "svc"] => {
                 let key = ((*namespace).to_owned(), (*service).to_owned());
@@ -223,9 +257,9 @@ impl Names {
             ([], ServiceNames::Alias(target)) => {
                 Name::from_ascii(format!("{}.", target.trim_end_matches('.'))).map_or(Answer::Unknown, Answer::Alias)
             }
-            ([], ServiceNames::Address { address, ports }) => match kind {
-                RecordType::SRV => services(name, ports.iter().map(|port| (port.port, whole.clone(), *address))),
-                _ => addresses(name, kind, [*address]),
+            ([], ServiceNames::Address { addresses: all, ports }) => match kind {
+                RecordType::SRV => services(name, at_each(all, ports, &whole, |_| true)),
+                _ => addresses(name, kind, all.iter().copied()),
             },
             ([], ServiceNames::Endpoints(endpoints)) if endpoints.is_empty() => Answer::Unknown,
             ([], ServiceNames::Endpoints(endpoints)) => match kind {
@@ -244,11 +278,7 @@ impl Names {
                     candidate.name.eq_ignore_ascii_case(port) && protocol_name(candidate.protocol) == protocol
                 };
                 let found: Vec<_> = match names {
-                    ServiceNames::Address { address, ports } => ports
-                        .iter()
-                        .filter(|port| wanted(port))
-                        .map(|port| (port.port, whole.clone(), *address))
-                        .collect(),
+                    ServiceNames::Address { addresses, ports } => at_each(addresses, ports, &whole, wanted).collect(),
                     ServiceNames::Endpoints(endpoints) => each_port(endpoints, &whole, wanted).collect(),
                     ServiceNames::Alias(_) => Vec::new(),
                 };
@@ -272,7 +302,18 @@ fn protocol_name(protocol: Protocol) -> &'static str {
 }
 
 /// Port, name and address of what an SRV record leads to.
-type Target = (u16, String, Ipv4Addr);
+type Target = (u16, String, IpAddr);
+
+/// A Service's ports, at each of its addresses.
+fn at_each<'a>(
+    addresses: &'a [IpAddr],
+    ports: &'a [NamedPort],
+    service: &'a str,
+    wanted: impl Fn(&NamedPort) -> bool + 'a,
+) -> impl Iterator<Item = Target> + 'a {
+    let ports = ports.iter().filter(move |port| wanted(port));
+    ports.flat_map(move |port| addresses.iter().map(move |address| (port.port, service.to_owned(), *address)))
+}
 
 fn each_port<'a>(
     endpoints: &'a [NamedEndpoint],
@@ -290,25 +331,39 @@ fn records(answers: Vec<Record>) -> Answer {
     Answer::Records { answers, additionals: Vec::new() }
 }
 
-fn addresses(name: &Name, kind: RecordType, all: impl IntoIterator<Item = Ipv4Addr>) -> Answer {
-    let wanted = matches!(kind, RecordType::A | RecordType::ANY);
-    let distinct: BTreeSet<Ipv4Addr> = all.into_iter().filter(|_| wanted).collect();
-    records(distinct.into_iter().map(|address| Record::from_rdata(name.clone(), TTL, RData::A(A(address)))).collect())
+fn address(name: &Name, address: IpAddr) -> Record {
+    let data = match address {
+        IpAddr::V4(address) => RData::A(A(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+    };
+    Record::from_rdata(name.clone(), TTL, data)
 }
 
-/// SRV records, with the addresses of what they lead to.
+fn addresses(name: &Name, kind: RecordType, all: impl IntoIterator<Item = IpAddr>) -> Answer {
+    let wanted = |address: &IpAddr| match kind {
+        RecordType::ANY => true,
+        RecordType::A => address.is_ipv4(),
+        RecordType::AAAA => address.is_ipv6(),
+        _ => false,
+    };
+    let distinct: BTreeSet<IpAddr> = all.into_iter().filter(wanted).collect();
+    records(distinct.into_iter().map(|one| address(name, one)).collect())
+}
+
+/// SRV records, with the addresses of what they lead to. What has an address of each family is one target.
 fn services(name: &Name, targets: impl Iterator<Item = Target>) -> Answer {
-    let (mut answers, mut additionals, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
-    let targets: Vec<Target> = targets.collect();
-    let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
+    let (mut ports, mut additionals) = (BTreeSet::new(), BTreeSet::new());
     for (port, target, address) in targets {
-        let Ok(target) = Name::from_ascii(target) else { continue };
-        if seen.insert((target.clone(), address)) {
-            additionals.push(Record::from_rdata(target.clone(), TTL, RData::A(A(address))));
-        }
-        answers.push(Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, weight, port, target))));
+        let Some(target) = named(&target) else { continue };
+        ports.insert((target.clone(), port));
+        additionals.insert((target, address));
     }
-    Answer::Records { answers, additionals }
+    let weight = u16::try_from(100 / ports.len().max(1)).unwrap_or(1).max(1);
+    let answer = |(target, port)| RData::SRV(SRV::new(0, weight, port, target));
+    Answer::Records {
+        answers: ports.into_iter().map(|port| Record::from_rdata(name.clone(), TTL, answer(port))).collect(),
+        additionals: additionals.into_iter().map(|(target, one)| address(&target, one)).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -318,26 +373,40 @@ mod tests {
     fn names() -> Names {
         let mut names = Names::new("cluster.local");
         let port = |number| NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: number };
-        let address = ServiceNames::Address { address: [10, 96, 0, 7].into(), ports: vec![port(80)] };
-        names.set("shop", "web", Some(address));
-        let endpoint = |hostname: Option<&str>, last| NamedEndpoint {
+        let at = |all: &[&str]| ServiceNames::Address {
+            addresses: all.iter().map(|address| address.parse().unwrap()).collect(),
+            ports: vec![port(80)],
+        };
+        names.set("shop", "web", Some(at(&["10.96.0.7"])));
+        names.set("shop", "six", Some(at(&["fd00:96::8"])));
+        names.set("shop", "dual", Some(at(&["10.96.0.9", "fd00:96::9"])));
+        let endpoint = |hostname: Option<&str>, address: &str| NamedEndpoint {
             hostname: hostname.map(str::to_owned),
-            address: [10, 42, 0, last].into(),
+            address: address.parse().unwrap(),
             ports: vec![port(8080)],
         };
-        names.set("shop", "db", Some(ServiceNames::Endpoints(vec![endpoint(Some("db-0"), 2), endpoint(None, 3)])));
+        let db = vec![endpoint(Some("db-0"), "10.42.0.2"), endpoint(None, "10.42.0.3")];
+        names.set("shop", "db", Some(ServiceNames::Endpoints(db)));
+        let both = vec![
+            endpoint(Some("a"), "10.42.0.4"),
+            endpoint(None, "10.42.0.5"),
+            endpoint(Some("a"), "fd00:42::a2a:4"),
+            endpoint(None, "fd00:42::a2a:5"),
+            endpoint(Some("b"), "fd00:42::"),
+            endpoint(None, "fd00:43::"),
+            endpoint(None, "::a2a:6"),
+        ];
+        names.set("shop", "both", Some(ServiceNames::Endpoints(both)));
         names.set("shop", "other", Some(ServiceNames::Alias("example.test".into())));
         names.complete = true;
         names
     }
 
     fn ask(names: &Names, name: &str, kind: RecordType) -> String {
-        let name = Name::from_ascii(name).unwrap();
+        let name = named(name).unwrap();
         match names.answer(&name, kind) {
             Answer::Records { answers, .. } => {
-                let mut all: Vec<_> = answers.iter().map(|record| record.data.to_string()).collect();
-                all.sort();
-                all.join(", ")
+                answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(", ")
             }
             Answer::Alias(target) => format!("alias {target}"),
             Answer::Unknown => "unknown".to_owned(),
@@ -383,10 +452,97 @@ mod tests {
         }
     }
 
+    const ZEROS: &str = "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0";
+
+    #[test]
+    fn both_families_have_their_names_and_one_alone_leaves_no_name_unknown() {
+        use RecordType::{A, AAAA, ANY, PTR, SRV};
+        let names = names();
+        let cases = [
+            ("dual.shop.svc.cluster.local.", A, "10.96.0.9"),
+            ("dual.shop.svc.cluster.local.", AAAA, "fd00:96::9"),
+            ("dual.shop.svc.cluster.local.", ANY, "10.96.0.9, fd00:96::9"),
+            ("six.shop.svc.cluster.local.", A, ""),
+            ("six.shop.svc.cluster.local.", AAAA, "fd00:96::8"),
+            ("_http._tcp.dual.shop.svc.cluster.local.", SRV, "0 100 80 dual.shop.svc.cluster.local."),
+            ("both.shop.svc.cluster.local.", A, "10.42.0.4, 10.42.0.5"),
+            ("both.shop.svc.cluster.local.", AAAA, "::a2a:6, fd00:42::, fd00:42::a2a:4, fd00:42::a2a:5, fd00:43::"),
+            ("db.shop.svc.cluster.local.", AAAA, ""),
+            ("a.both.shop.svc.cluster.local.", A, "10.42.0.4"),
+            ("a.both.shop.svc.cluster.local.", AAAA, "fd00:42::a2a:4"),
+            ("b.both.shop.svc.cluster.local.", A, ""),
+            ("fd00-42--a2a-5.both.shop.svc.cluster.local.", AAAA, "fd00:42::a2a:5"),
+            ("FD00-42--A2A-5.both.shop.svc.cluster.local.", AAAA, "fd00:42::a2a:5"),
+            ("fd00-43--0.both.shop.svc.cluster.local.", AAAA, "fd00:43::"),
+            ("--a2a-6.both.shop.svc.cluster.local.", AAAA, "::a2a:6"),
+            ("fd00-42--a2a-6.both.shop.svc.cluster.local.", AAAA, "unknown"),
+            (
+                "_http._tcp.both.shop.svc.cluster.local.",
+                SRV,
+                "0 16 8080 \\--a2a-6.both.shop.svc.cluster.local., 0 16 8080 10-42-0-5.both.shop.svc.cluster.local., 0 16 8080 a.both.shop.svc.cluster.local., \
+                 0 16 8080 b.both.shop.svc.cluster.local., 0 16 8080 fd00-42--a2a-5.both.shop.svc.cluster.local., \
+                 0 16 8080 fd00-43--0.both.shop.svc.cluster.local.",
+            ),
+            ("fd00-42--a2a-9.shop.pod.cluster.local.", AAAA, "fd00:42::a2a:9"),
+            ("FD00-42--A2A-9.shop.pod.cluster.local.", AAAA, "fd00:42::a2a:9"),
+            ("fd00-42--a2a-9.shop.pod.cluster.local.", A, ""),
+            ("fd00-43--0.shop.pod.cluster.local.", AAAA, "fd00:43::"),
+            ("--1.shop.pod.cluster.local.", AAAA, "::1"),
+            ("1-2-3-4-5-6-7-8.shop.pod.cluster.local.", AAAA, "1:2:3:4:5:6:7:8"),
+            ("10-42-0-9.shop.pod.cluster.local.", AAAA, ""),
+            ("1-2--4.shop.pod.cluster.local.", AAAA, "1:2::4"),
+            ("1-2-3-4-5.shop.pod.cluster.local.", AAAA, "unknown"),
+            ("fd00-43--.shop.pod.cluster.local.", PTR, ""),
+            ("fd00-43--g.shop.pod.cluster.local.", AAAA, "unknown"),
+        ];
+        for (name, kind, expected) in cases {
+            assert_eq!(ask(&names, name, kind), expected, "{name} {kind}");
+        }
+        let reverse = [
+            (format!("9.0.0.0.{ZEROS}.6.9.0.0.0.0.d.f.ip6.arpa."), "dual.shop.svc.cluster.local."),
+            (format!("4.0.0.0.a.2.a.0.{}.2.4.0.0.0.0.d.f.ip6.arpa.", &ZEROS[8..]), "a.both.shop.svc.cluster.local."),
+            (
+                format!("5.0.0.0.A.2.A.0.{}.2.4.0.0.0.0.D.F.IP6.arpa.", &ZEROS[8..]),
+                "fd00-42--a2a-5.both.shop.svc.cluster.local.",
+            ),
+            ("9.0.96.10.in-addr.arpa.".to_owned(), "dual.shop.svc.cluster.local."),
+            // Others', and what is no address' name.
+            (format!("a.0.0.0.{ZEROS}.6.9.0.0.0.0.d.f.ip6.arpa."), "elsewhere"),
+            (format!("9.0.0.0.{ZEROS}.6.9.0.0.0.0.d.ip6.arpa."), "elsewhere"),
+            (format!("0.9.0.0.0.{ZEROS}.6.9.0.0.0.0.d.f.ip6.arpa."), "elsewhere"),
+            (format!("09.0.0.0.{ZEROS}.6.9.0.0.0.0.d.f.ip6.arpa."), "elsewhere"),
+            (format!("9.0.0.0.{ZEROS}.6.9.0.0.0.0.d.g.ip6.arpa."), "elsewhere"),
+            (format!("9.0.0.0.{ZEROS}.6.9.0.0.0.0.d.+.ip6.arpa."), "elsewhere"),
+            ("ip6.arpa.".to_owned(), "elsewhere"),
+        ];
+        for (name, expected) in reverse {
+            assert_eq!(ask(&names, &name, PTR), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_srv_records_lead_to_comes_with_addresses_of_both_families() {
+        let names = names();
+        let additionals = |name: &str| match names.answer(&Name::from_ascii(name).unwrap(), RecordType::SRV) {
+            Answer::Records { additionals, .. } => {
+                additionals.iter().map(|record| format!("{} {}", record.name, record.data)).collect::<Vec<_>>()
+            }
+            _ => panic!("no records of {name}"),
+        };
+        assert_eq!(
+            additionals("_http._tcp.dual.shop.svc.cluster.local."),
+            ["dual.shop.svc.cluster.local. 10.96.0.9", "dual.shop.svc.cluster.local. fd00:96::9"]
+        );
+        let both = additionals("_http._tcp.both.shop.svc.cluster.local.");
+        let of_a: Vec<_> = both.iter().filter(|one| one.starts_with("a.")).collect();
+        assert_eq!(both.len(), 7);
+        assert_eq!(of_a, ["a.both.shop.svc.cluster.local. 10.42.0.4", "a.both.shop.svc.cluster.local. fd00:42::a2a:4"]);
+    }
+
     #[test]
     fn what_goes_leaves_nothing_behind() {
         let mut names = names();
-        for service in ["web", "db", "other"] {
+        for service in ["web", "six", "dual", "db", "both", "other"] {
             names.set("shop", service, None);
         }
         assert_eq!(ask(&names, "web.shop.svc.cluster.local.", RecordType::A), "unknown");

@@ -117,7 +117,7 @@ fn answers() -> Result<()> {
     let dns = Dns::new("cluster.local", Arc::new(Vec::new));
     for number in 0..SERVICES {
         let ports = vec![NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }];
-        let names = ServiceNames::Address { address: (FIRST + number).into(), ports };
+        let names = ServiceNames::Address { addresses: vec![Ipv4Addr::from(FIRST + number).into()], ports };
         dns.set("default", &format!("service-{number}"), Some(names));
     }
     dns.complete();

@@ -1,6 +1,6 @@
 //! What comes in by sockets: requests, protobuf, SPDY, DNS, netlink.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use carob_api::decode::{FieldValidation, decode_json};
@@ -118,13 +118,13 @@ pub fn dns(data: &[u8]) {
 fn names() -> Dns {
     let server = Dns::new("cluster.local", Arc::new(Vec::new));
     let ports = vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, port: 80 }];
-    let endpoints = (1..=200).map(|last| NamedEndpoint {
-        hostname: None,
-        address: Ipv4Addr::new(10, 0, 0, last),
-        ports: ports.clone(),
+    let all = (1..=200).flat_map(|last| {
+        [IpAddr::from([10, 0, 0, last]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0x0a00, u16::from(last)])]
     });
+    let endpoints = all.map(|address| NamedEndpoint { hostname: None, address, ports: ports.clone() });
     server.set("default", "many", Some(ServiceNames::Endpoints(endpoints.collect())));
-    server.set("default", "web", Some(ServiceNames::Address { address: Ipv4Addr::new(10, 96, 0, 1), ports }));
+    let addresses = vec![IpAddr::from([10, 96, 0, 1]), IpAddr::from([0xfd00, 0x96, 0, 0, 0, 0, 0, 1])];
+    server.set("default", "web", Some(ServiceNames::Address { addresses, ports }));
     server.complete();
     server
 }
@@ -145,6 +145,8 @@ pub fn dns_seeds() -> Vec<Vec<u8>> {
         question("web.default.svc.cluster.local", 1),
         question("_http._tcp.web.default.svc.cluster.local", 33),
         question("1.0.96.10.in-addr.arpa", 12),
+        question(&format!("1.0.0.0.{}.6.9.0.0.0.0.d.f.ip6.arpa", ["0"; 20].join(".")), 12),
+        question("fd00--a00-7.many.default.svc.cluster.local", 28),
         question("nobody.cluster.local", 28),
         question("example.com", 255),
     ]
