@@ -3,6 +3,7 @@
 //! Each core has a thread with an event loop, sockets and pools of connections of its own: a request, its answer and the
 //! connections to both sides stay on one thread, and no thread waits for another. The kernel spreads connections.
 
+mod affinity;
 pub mod body;
 mod certificate;
 mod connection;
@@ -27,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::affinity::Affinities;
 pub use self::metrics::Metrics;
 use self::pool::Pools;
 use self::share::{Place, Shares};
@@ -73,6 +75,7 @@ pub struct Proxy {
     doors: Mutex<HashMap<(SocketAddr, u16), Arc<Door>>>,
     /// All endpoints that are in use.
     live: watch::Sender<Arc<HashSet<SocketAddr>>>,
+    affinities: Arc<Affinities>,
     conversations: TaskTracker,
 }
 
@@ -95,6 +98,7 @@ impl Proxy {
             threads: OnceLock::new(),
             doors: Mutex::default(),
             live: watch::Sender::default(),
+            affinities: Arc::default(),
             conversations: TaskTracker::new(),
         }
     }
@@ -181,6 +185,7 @@ impl Proxy {
             settings: Arc::clone(&self.settings),
             pools: Arc::default(),
             shares: Arc::new(Shares::new(self.settings.descriptors / 2 / self.settings.threads.max(1))),
+            affinities: Arc::clone(&self.affinities),
             conversations: self.conversations.clone(),
         };
         let live = self.live.subscribe();
@@ -207,6 +212,8 @@ struct Shared {
     settings: Arc<Settings>,
     pools: Arc<Pools>,
     shares: Arc<Shares>,
+    /// All threads' together: a client's connections may be on any of them.
+    affinities: Arc<Affinities>,
     conversations: TaskTracker,
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use rustls::sign::CertifiedKey;
 
-pub use self::action::{Action, Backend, HeaderChange, Mirror, Protocol, Redirect, Rule, Split, Target};
+pub use self::action::{Action, Affinity, Backend, HeaderChange, Mirror, Protocol, Redirect, Rule, Split, Target};
 pub use self::host::Pattern;
 pub use self::matches::{Match, PathMatch, Text};
 

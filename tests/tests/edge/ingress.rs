@@ -13,16 +13,16 @@ use crate::client::{connect, get, get_secure};
 use crate::programs::{WEB_SOCKET, python};
 use crate::{service, start, web};
 
-fn ingress(name: &str, spec: Value) -> Value {
+pub fn ingress(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": name}, "spec": spec})
 }
 
-fn path(path: &str, kind: &str, service: &str) -> Value {
+pub fn path(path: &str, kind: &str, service: &str) -> Value {
     json!({"path": path, "pathType": kind, "backend": {"service": {"name": service, "port": {"name": "http"}}}})
 }
 
 /// A Secret with a new certificate for a name, and the certificate.
-fn secret(name: &str, host: &str) -> (Value, Vec<u8>) {
+pub fn secret(name: &str, host: &str) -> (Value, Vec<u8>) {
     let made = rcgen::generate_simple_self_signed([host.to_owned()]).expect("a certificate");
     let encoded = |text: String| BASE64_STANDARD.encode(text);
     let data = json!({"tls.crt": encoded(made.cert.pem()), "tls.key": encoded(made.signing_key.serialize_pem())});

@@ -1,5 +1,6 @@
 //! The proxy behind Ingresses and Gateways: real requests to real pods.
 
+mod affinity;
 mod client;
 mod gateway;
 mod ingress;

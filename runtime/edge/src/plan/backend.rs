@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use crate::route::{Backend, Protocol};
+use crate::route::{Affinity, Backend, Protocol};
 use crate::state::{Key, State};
 
 /// How a port of a Service is named.
@@ -42,7 +43,23 @@ pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Back
     let protocol = if HTTP2.contains(&speaks) { Protocol::Http2 } else { Protocol::Guess };
     let mut endpoints = endpoints(slices, port);
     endpoints.retain(|at| !state.own.contains(at));
-    Ok(Arc::new(Backend::new(endpoints, protocol)))
+    let mut backend = Backend::new(endpoints, protocol);
+    backend.affinity = affinity(spec, service, port);
+    Ok(Arc::new(backend))
+}
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where it isn't given.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+fn affinity(spec: &ServiceSpec, service: &Key, port: &ServicePort) -> Option<Affinity> {
+    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
+        Affinity {
+            whose: format!("{}/{}:{}", service.namespace, service.name, port.port).into(),
+            time: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
+        }
+    })
 }
 
 fn port_of<'a>(service: &'a Service, wanted: PortName<'_>) -> Option<&'a ServicePort> {

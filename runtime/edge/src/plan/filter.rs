@@ -190,7 +190,9 @@ impl Reading<'_> {
             ),
         })?;
         if self.http2 && found.protocol != Protocol::Http2 {
-            return Ok(Arc::new(Backend::new(found.endpoints.clone(), Protocol::Http2)));
+            let mut spoken = Backend::new(found.endpoints.clone(), Protocol::Http2);
+            spoken.affinity.clone_from(&found.affinity);
+            return Ok(Arc::new(spoken));
         }
         Ok(found)
     }

@@ -1,6 +1,6 @@
 //! Headers on their way: what is of one connection stays behind, and the endpoint learns who asks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -111,6 +111,26 @@ pub fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&peer))
 }
 
+/// Whom a request comes from: the peer, or whom trusted proxies name. What they were told by others counts for nothing.
+pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    let mut client = peer.to_canonical();
+    let named = headers.get_all(FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    for text in named.flat_map(|value| value.rsplit(',')) {
+        if !is_trusted(client, trusted) {
+            break;
+        }
+        let Some(address) = address(text.trim()) else { break };
+        client = address.to_canonical();
+    }
+    client
+}
+
+/// An address, which some write with its port.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip())).ok()
+}
+
 /// Tells the endpoint where a request came from.
 pub fn tell_origin(headers: &mut HeaderMap, origin: &Origin<'_>) {
     let peer = origin.peer.to_canonical().to_string();
@@ -199,6 +219,32 @@ mod tests {
         tell_origin(&mut headers, &origin(true));
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
         assert_eq!(headers["x-forwarded-proto"], "http");
+    }
+
+    #[test]
+    fn the_client_is_whom_the_outermost_trusted_proxy_names() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()];
+        let client = |peer: &str, said: &[&str]| {
+            let said: Vec<_> = said.iter().map(|text| ("x-forwarded-for", *text)).collect();
+            super::client(&parts(&said).headers, peer.parse().unwrap(), &trusted).to_string()
+        };
+        for (peer, said, expected) in [
+            ("192.0.2.1", &["1.2.3.4"][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["1.2.3.4"], "1.2.3.4"),
+            ("::ffff:10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4, 10.0.0.2"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4", "2001:db8:1::7 ,10.0.0.2"], "1.2.3.4"),
+            ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            ("10.0.0.1", &["6.6.6.6, unknown, 10.0.0.2"], "10.0.0.2"),
+            ("2001:db8:1::1", &["2001:db8::9"], "2001:db8::9"),
+            ("2001:db8:2::1", &["2001:db8::9"], "2001:db8:2::1"),
+            ("10.0.0.1", &["[2001:db8::9]"], "2001:db8::9"),
+            ("10.0.0.1", &["[2001:db8::9]:4711"], "2001:db8::9"),
+            ("10.0.0.1", &["1.2.3.4:4711"], "1.2.3.4"),
+        ] {
+            assert_eq!(client(peer, said), expected, "{peer} {said:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Copies of requests, whose answers nobody waits for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,18 @@ use crate::route::{Backend, Protocol};
 /// How long a copy may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Sends a copy of a request, whose head is ready to be sent, beside the original.
-pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &str, body: Outgoing, place: Arc<Place>) {
+/// A request of which a copy is sent.
+pub struct Original<'a> {
+    /// Ready to be sent.
+    pub head: &'a Parts,
+    pub authority: &'a str,
+    /// Who sent it.
+    pub client: IpAddr,
+}
+
+/// Sends a copy of a request beside the original.
+pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Original<'_>, body: Outgoing, place: Arc<Place>) {
+    let Original { head: original, authority, client } = *original;
     let http2 = to.protocol == Protocol::Http2;
     let mut request = Request::new(body);
     *request.method_mut() = original.method.clone();
@@ -32,7 +43,7 @@ pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Parts, authority: &st
     }
     let (shared, to) = (shared.clone(), Arc::clone(to));
     tokio::spawn(async move {
-        let sending = Sending { shared: &shared, backend: &to, http2, limit: None };
+        let sending = Sending { shared: &shared, backend: &to, http2, limit: None, client };
         let copy = sending.and_forget(Request::from_parts(parts, body));
         // How it went is of no interest.
         let _ = tokio::time::timeout(LIMIT, copy).await;

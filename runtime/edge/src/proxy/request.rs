@@ -1,6 +1,6 @@
 //! One request: its rule, its endpoint, and the answer back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::{Outgoing, Reply};
 use super::headers::{self, Origin};
+use super::mirror::{self, Original};
 use super::pool::{Http1, Lease};
 use super::share::Place;
-use super::{Door, Shared, mirror};
+use super::{Door, Shared};
 use crate::route::host::name_of;
 use crate::route::{Action, Backend, Found, Mirror, Protocol, Rule, Target};
 
@@ -138,12 +139,14 @@ async fn route(
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, protocol);
     }
+    let trusted = &shared.settings.trusted;
+    let whose = headers::client(&parts.headers, client.peer.ip(), trusted);
     let origin = Origin {
         peer: client.peer.ip(),
         secure: client.secure,
         port: door.number,
         host: &authority,
-        trusted: headers::is_trusted(client.peer.ip(), &shared.settings.trusted),
+        trusted: headers::is_trusted(client.peer.ip(), trusted),
     };
     headers::tell_origin(&mut parts.headers, &origin);
     let authority = rewrite(&mut parts, &rule, matched, authority);
@@ -157,7 +160,8 @@ async fn route(
     let (body, copies) = Outgoing::of_client(body, grpc, mirrors.len());
     for (to, copy) in mirrors.into_iter().zip(copies) {
         if let Some(place) = shared.place(client.peer.ip()) {
-            mirror::send(shared, &to.to, &parts, &authority, copy, place);
+            let original = Original { head: &parts, authority: &authority, client: whose };
+            mirror::send(shared, &to.to, &original, copy, place);
         }
     }
     headers::tell_pass(&mut parts.headers, false);
@@ -168,7 +172,7 @@ async fn route(
         (None, None) if !grpc && upgrade.is_none() => Some(ANSWER),
         (None, _) => None,
     };
-    let sending = Sending { shared, backend, http2, limit };
+    let sending = Sending { shared, backend, http2, limit, client: whose };
     let sent = sending.send(Request::from_parts(parts, body));
     let sent = match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, sent).await.unwrap_or(Err(Failure::Late)),
@@ -261,6 +265,8 @@ pub struct Sending<'a> {
     pub http2: bool,
     /// How long an endpoint may take to begin its answer.
     pub limit: Option<Duration>,
+    /// Whom it is from.
+    pub client: IpAddr,
 }
 
 /// What came of an attempt.
@@ -284,7 +290,12 @@ impl Sending<'_> {
 
     async fn to_any(&self, mut request: Request<Outgoing>) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
         let pools = &self.shared.pools;
-        let mut endpoints: Vec<SocketAddr> = self.backend.order().collect();
+        let mut endpoints: Vec<SocketAddr> = match &self.backend.affinity {
+            Some(affinity) => {
+                self.shared.affinities.order(self.backend, affinity, self.client, std::time::Instant::now())
+            }
+            None => self.backend.order().collect(),
+        };
         pools.sort(&mut endpoints);
         for endpoint in endpoints.into_iter().take(TRIES) {
             // What waited idle may have ended just now. What can safely be asked twice is asked again then.

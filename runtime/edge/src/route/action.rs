@@ -182,7 +182,18 @@ impl Split {
 pub struct Backend {
     pub endpoints: Vec<SocketAddr>,
     pub protocol: Protocol,
+    /// Where a client's requests all go to one endpoint.
+    pub affinity: Option<Affinity>,
     turn: Turn,
+}
+
+/// How clients stay with endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// Names the Service's port: whoever stays with an endpoint of it does so by whatever route.
+    pub whose: Arc<str>,
+    /// For how long after a client's last request.
+    pub time: Duration,
 }
 
 /// What endpoints speak.
@@ -197,7 +208,7 @@ pub enum Protocol {
 
 impl Backend {
     pub fn new(endpoints: Vec<SocketAddr>, protocol: Protocol) -> Self {
-        Self { endpoints, protocol, turn: Turn::default() }
+        Self { endpoints, protocol, affinity: None, turn: Turn::default() }
     }
 
     /// The endpoints in the order in which this request tries them.
