@@ -14,6 +14,7 @@ mod patience;
 mod pool;
 mod request;
 mod share;
+mod websocket;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -5,6 +5,7 @@ mod client;
 mod gateway;
 mod ingress;
 mod programs;
+mod websocket;
 
 use carob_tests::pods::{pod, tools};
 use carob_tests::{Carob, Setup};

@@ -87,6 +87,7 @@ fn rules() -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .adaptive_window(true)
+        .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(64)

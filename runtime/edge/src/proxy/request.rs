@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -18,6 +18,7 @@ use super::headers::{self, Origin};
 use super::mirror::{self, Original};
 use super::pool::{Http1, Lease};
 use super::share::Place;
+use super::websocket::{self, Proof};
 use super::{Door, Shared};
 use crate::route::host::name_of;
 use crate::route::{Action, Backend, Found, Mirror, Protocol, Rule, Target};
@@ -42,6 +43,8 @@ pub struct Client {
 /// A client that wants to change the protocol. Afterwards the places are those of the stream.
 struct Changing {
     client: OnUpgrade,
+    /// What the endpoint has to show, if the client speaks HTTP/2.
+    proof: Option<Proof>,
     _places: [Arc<Place>; 2],
 }
 
@@ -92,7 +95,8 @@ async fn route(
     mut request: Request<Incoming>,
     place: Arc<Place>,
 ) -> Result<Response<Reply>, StatusCode> {
-    let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let changes = request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT;
+    let upgrade = changes.then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     if headers::is_ambiguous(&parts) {
         return Err(StatusCode::BAD_REQUEST);
@@ -100,6 +104,7 @@ async fn route(
     if headers::is_looping(&parts.headers) {
         return Err(StatusCode::LOOP_DETECTED);
     }
+    let proof = websocket::translate(&mut parts)?;
     if parts.method == Method::CONNECT {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
     }
@@ -180,7 +185,7 @@ async fn route(
     };
     let (response, lease) = sent.map_err(|failure| failure.status())?;
     let places = [Arc::clone(&client.place), Arc::clone(&place)];
-    let changing = upgrade.map(|client| Changing { client, _places: places });
+    let changing = upgrade.map(|client| Changing { client, proof, _places: places });
     let mut response = finish(response, lease, changing, &rule, target, deadline, &door.closing)?;
     response.body_mut().hold(place);
     Ok(response)
@@ -196,12 +201,27 @@ fn finish(
     deadline: Option<Instant>,
     closing: &CancellationToken,
 ) -> Result<Response<Reply>, StatusCode> {
+    let proof = changing.as_ref().and_then(|changing| changing.proof.as_ref());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if proof.is_some_and(|proof| !proof.is_in(response.headers())) {
+            return Err(StatusCode::BAD_GATEWAY);
+        }
+        let of_http2 = proof.is_some();
         // Nobody asked for it.
         let client = changing.ok_or(StatusCode::BAD_GATEWAY)?;
         tokio::spawn(splice(client, hyper::upgrade::on(&mut response), closing.clone()));
-        let (parts, _) = response.into_parts();
+        let (mut parts, _) = response.into_parts();
+        if of_http2 {
+            parts.status = StatusCode::OK;
+            parts.version = Version::default();
+            headers::strip(&mut parts.headers);
+            parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        }
         return Ok(Response::from_parts(parts, Reply::text("")));
+    }
+    // To a client that speaks HTTP/2 this would say that its WebSocket is open.
+    if proof.is_some() && response.status().is_success() {
+        return Err(StatusCode::BAD_GATEWAY);
     }
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
@@ -214,7 +234,7 @@ fn finish(
 /// Connects two ends until one of them is done.
 async fn splice(changing: Changing, endpoint: OnUpgrade, closing: CancellationToken) {
     let both = async {
-        let Changing { client, _places } = changing;
+        let Changing { client, proof: _, _places } = changing;
         let (client, endpoint) = tokio::try_join!(client, endpoint).map_err(std::io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(endpoint)).await
     };
