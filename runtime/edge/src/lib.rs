@@ -15,7 +15,7 @@ mod state;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::fixed::Fixed;
 use crate::plan::{Certificates, Frontend, Plan, Served, Setting};
 use crate::proxy::{Metrics, Proxy, Settings};
-use crate::publish::{Publisher, Sockets};
+use crate::publish::{Opened, Place, Ports, Publisher, Sockets};
 use crate::state::{Key, State};
 use crate::watch::Watch;
 
@@ -48,6 +48,8 @@ pub struct Config {
     pub client: Client,
     /// This machine's address among the pods, at which the proxy listens for Services.
     pub address: Ipv4Addr,
+    /// The same by IPv6, where the cluster has it.
+    pub address6: Option<Ipv6Addr>,
     /// The node that this is.
     pub node: String,
     /// Whether Services of type LoadBalancer get addresses.
@@ -79,8 +81,8 @@ pub struct Edge {
 impl Edge {
     /// A proxy that does nothing yet.
     pub fn new(config: Config) -> Self {
-        let Config { client, address, node, balanced, listen, http_port, https_port, trusted, threads, descriptors } =
-            config;
+        let Config { client, address, address6, node, balanced, listen, .. } = config;
+        let Config { http_port, https_port, trusted, threads, descriptors, .. } = config;
         let metrics = Metrics::default();
         Self {
             setting: Setting {
@@ -89,7 +91,7 @@ impl Edge {
                 ingress_service: Key::new(INGRESS_SERVICE.0, INGRESS_SERVICE.1),
                 certificates: Certificates::default(),
             },
-            publisher: Publisher { client: client.clone(), balanced, address, node },
+            publisher: Publisher { client: client.clone(), place: Place { address, address6, node, balanced } },
             proxy: Proxy::new(Settings { trusted, threads, descriptors, metrics: metrics.clone() }),
             watch_client: client,
             metrics,
@@ -138,26 +140,25 @@ impl Edge {
 
     /// Does what the API says, and says what was done. Whether something has to be tried again.
     async fn carry_out(&mut self, state: &mut State) -> bool {
-        state.own = self.sockets.values().flatten().copied().collect();
+        state.own = self.sockets.values().flat_map(Opened::all).collect();
         let plan = Plan::of(state, &self.setting);
         self.setting.certificates.keep(|key| state.secrets.contains_key(key));
         self.close_others(&plan);
         let mut again = false;
-        let mut reached: Vec<(&Served, BTreeMap<u16, SocketAddr>)> = Vec::new();
+        let mut reached: Vec<(&Served, Ports)> = Vec::new();
         for (frontend, served) in &plan.frontends {
             let mut ports = BTreeMap::new();
             for (number, port) in &served.ports {
-                match self.open(frontend, *number).await {
-                    Ok(at) => {
-                        ports.insert(*number, at);
-                    }
-                    Err(error) => {
-                        tracing::error!(?frontend, number, %error, "the proxy cannot listen");
-                        again = true;
-                    }
+                if let Err(error) = self.open(frontend, *number).await {
+                    tracing::error!(?frontend, number, %error, "the proxy cannot listen");
+                    again = true;
                 }
-                for at in self.sockets.get(&(frontend.clone(), *number)).into_iter().flatten() {
-                    self.proxy.serve(*at, *number, Arc::clone(port));
+                let Some(opened) = self.sockets.get(&(frontend.clone(), *number)) else { continue };
+                for at in opened.all() {
+                    self.proxy.serve(at, *number, Arc::clone(port));
+                }
+                if !opened.inside.is_empty() {
+                    ports.insert(*number, opened.inside.clone());
                 }
             }
             reached.push((served, ports));
@@ -174,35 +175,41 @@ impl Edge {
         again
     }
 
-    /// The socket of a frontend's port for its Service; Ingresses may have others beside it.
-    async fn open(&mut self, frontend: &Frontend, number: u16) -> std::io::Result<SocketAddr> {
+    /// The sockets of a frontend's port for its Service; Ingresses may have others beside them.
+    async fn open(&mut self, frontend: &Frontend, number: u16) -> std::io::Result<()> {
         let key = (frontend.clone(), number);
-        if let Some(first) = self.sockets.get(&key).and_then(|all| all.first()) {
-            return Ok(*first);
+        let is_new = !self.sockets.contains_key(&key);
+        let opened = self.sockets.entry(key).or_default();
+        let mut outcome = Ok(());
+        for address in self.publisher.place.addresses() {
+            // One family goes without the other.
+            if !opened.inside.iter().any(|at| at.ip() == address) {
+                match self.proxy.open(SocketAddr::new(address, 0), number).await {
+                    Ok(at) => opened.inside.push(at),
+                    Err(error) => outcome = Err(error),
+                }
+            }
         }
-        let at = self.proxy.open(SocketAddr::new(self.publisher.address.into(), 0), number).await?;
-        let mut all = vec![at];
-        if *frontend == Frontend::Ingress {
+        if is_new && *frontend == Frontend::Ingress {
             let own = if number == 80 { self.http_port } else { self.https_port };
             for address in &self.setting.listen {
                 match self.proxy.open(SocketAddr::new(*address, own), number).await {
-                    Ok(at) => all.push(at),
+                    Ok(at) => opened.beside.push(at),
                     Err(error) => {
                         tracing::error!(%address, port = own, %error, "the proxy cannot listen for Ingresses");
                     }
                 }
             }
         }
-        self.sockets.insert(key, all);
-        Ok(at)
+        outcome
     }
 
     fn close_others(&mut self, plan: &Plan) {
         let proxy = &self.proxy;
-        self.sockets.retain(|(frontend, number), all| {
+        self.sockets.retain(|(frontend, number), opened| {
             let wanted = plan.frontends.get(frontend).is_some_and(|served| served.ports.contains_key(number));
             if !wanted {
-                all.iter().for_each(|at| proxy.close(*at, *number));
+                opened.all().for_each(|at| proxy.close(at, *number));
             }
             wanted
         });

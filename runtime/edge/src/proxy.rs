@@ -261,6 +261,8 @@ impl Shared {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
+                    // A socket of all addresses shows those of IPv4 as addresses of IPv6.
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                     // Who has too many is closed at once.
                     let Some(place) = self.place(peer.ip()) else { continue };
                     let talk = connection::converse(self.clone(), Arc::clone(&door), stream, peer, place);

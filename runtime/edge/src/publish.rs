@@ -1,8 +1,8 @@
 //! Telling the API: Services through which the proxy is reached, and what became of Ingresses, Gateways and routes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -23,31 +23,54 @@ pub const MANAGER: &str = "carob-edge";
 const SLICE_KEEPER: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", MANAGER);
 
 /// Where the ports of frontends are listened for.
-pub type Sockets = HashMap<(Frontend, u16), Vec<SocketAddr>>;
+pub type Sockets = HashMap<(Frontend, u16), Opened>;
+
+/// The sockets of one port.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// Where its Service leads: one of each family.
+    pub inside: Vec<SocketAddr>,
+    /// Those beside it.
+    pub beside: Vec<SocketAddr>,
+}
+
+impl Opened {
+    pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        self.inside.iter().chain(&self.beside).copied()
+    }
+}
+
+/// A frontend's ports, and the sockets that its Service leads to.
+pub type Ports = BTreeMap<u16, Vec<SocketAddr>>;
+
+/// Where the proxy is, for Services.
+pub struct Place {
+    pub address: Ipv4Addr,
+    /// Where the cluster has IPv6.
+    pub address6: Option<Ipv6Addr>,
+    pub node: String,
+    /// Whether Services get addresses of load balancers.
+    pub balanced: bool,
+}
 
 /// The writer.
 pub struct Publisher {
     pub client: Client,
-    /// Whether Services get addresses of load balancers.
-    pub balanced: bool,
-    /// Where the proxy is, for Services.
-    pub address: Ipv4Addr,
-    pub node: String,
+    pub place: Place,
 }
 
-impl Publisher {
-    /// Sees to it that a frontend's Service leads to its sockets.
-    pub async fn service(
-        &self,
-        state: &State,
-        wanted: &WantedService,
-        ports: &BTreeMap<u16, SocketAddr>,
-    ) -> Result<(), kube::Error> {
-        let Key { namespace, name } = &wanted.key;
+impl Place {
+    /// One of each family.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.address.into()), self.address6.map(IpAddr::from)].into_iter().flatten()
+    }
+
+    fn service(&self, wanted: &WantedService, ports: &Ports) -> Value {
         let balanced = self.balanced;
+        let target = |sockets: &[SocketAddr]| sockets.first().map(SocketAddr::port);
         let of_service: Vec<Value> = ports
             .iter()
-            .map(|(port, at)| json!({"name": port_name(*port), "port": port, "targetPort": at.port(), "protocol": "TCP"}))
+            .map(|(port, at)| json!({"name": port_name(*port), "port": port, "targetPort": target(at), "protocol": "TCP"}))
             .collect();
         let mut spec = json!({"type": if balanced { "LoadBalancer" } else { "ClusterIP" }, "ports": of_service});
         if balanced {
@@ -56,38 +79,74 @@ impl Publisher {
         if let Some(address) = wanted.address.filter(|_| balanced) {
             spec["loadBalancerIP"] = json!(address);
         }
-        let mut metadata = json!({"name": name, "namespace": namespace, "labels": wanted.labels});
-        if !wanted.annotations.is_empty() {
-            metadata["annotations"] = json!(wanted.annotations);
+        if self.address6.is_some() {
+            spec["ipFamilyPolicy"] = json!("PreferDualStack");
         }
-        if let Some(owner) = &wanted.owner {
-            metadata["ownerReferences"] = json!([owner]);
-        }
-        let of_slice: Vec<Value> = ports
-            .iter()
-            .map(|(port, at)| json!({"name": port_name(*port), "port": at.port(), "protocol": "TCP"}))
-            .collect();
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(wanted), "spec": spec})
+    }
+
+    /// The Service's slices, one of each family: without endpoints where the proxy has no socket of it. A Service's name has
+    /// no dot, so that of the second one is nobody else's.
+    fn slices(&self, wanted: &WantedService, ports: &Ports) -> [Value; 2] {
+        let name = &wanted.key.name;
+        let mut metadata = metadata(wanted);
         let mut labels = wanted.labels.clone();
         labels.insert(SERVICE_NAME.to_owned(), name.clone());
         labels.insert(SLICE_KEEPER.0.to_owned(), SLICE_KEEPER.1.to_owned());
-        let mut slice_metadata = metadata.clone();
-        slice_metadata["labels"] = json!(labels);
-        let slice = json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": slice_metadata,
-            "addressType": "IPv4",
-            "ports": of_slice,
-            "endpoints": [{
-                "addresses": [self.address],
-                "conditions": {"ready": true, "serving": true, "terminating": false},
-                "nodeName": self.node,
-            }],
-        });
-        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec});
-        let known = state.slices.get(&wanted.key).into_iter().flatten();
-        let known = known.into_iter().find(|slice| slice.metadata.name.as_ref() == Some(name));
-        self.apply::<EndpointSlice>(&wanted.key, &slice, known.map(AsRef::as_ref)).await?;
+        metadata["labels"] = json!(labels);
+        let families = [("IPv4", name.clone()), ("IPv6", format!("{name}.ipv6"))];
+        families.map(|(family, name)| {
+            let here = |at: &&SocketAddr| at.is_ipv6() == (family == "IPv6");
+            let sockets = || ports.iter().filter_map(move |(port, all)| Some((*port, all.iter().find(here)?)));
+            let of_slice: Vec<Value> = sockets()
+                .map(|(port, at)| json!({"name": port_name(port), "port": at.port(), "protocol": "TCP"}))
+                .collect();
+            let addresses: HashSet<IpAddr> = sockets().map(|(_, at)| at.ip()).collect();
+            let endpoint = |address: &IpAddr| {
+                let conditions = json!({"ready": true, "serving": true, "terminating": false});
+                json!({"addresses": [address], "conditions": conditions, "nodeName": self.node})
+            };
+            let mut metadata = metadata.clone();
+            metadata["name"] = json!(name);
+            json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": metadata,
+                "addressType": family,
+                "ports": of_slice,
+                "endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>(),
+            })
+        })
+    }
+}
+
+fn metadata(wanted: &WantedService) -> Value {
+    let Key { namespace, name } = &wanted.key;
+    let mut metadata = json!({"name": name, "namespace": namespace, "labels": wanted.labels});
+    if !wanted.annotations.is_empty() {
+        metadata["annotations"] = json!(wanted.annotations);
+    }
+    if let Some(owner) = &wanted.owner {
+        metadata["ownerReferences"] = json!([owner]);
+    }
+    metadata
+}
+
+impl Publisher {
+    /// Sees to it that a frontend's Service leads to its sockets.
+    pub async fn service(&self, state: &State, wanted: &WantedService, ports: &Ports) -> Result<(), kube::Error> {
+        let known = state.slices.get(&wanted.key).map_or(&[][..], Vec::as_slice);
+        for slice in self.place.slices(wanted, ports) {
+            let name = slice["metadata"]["name"].as_str().unwrap_or_default();
+            let known = known.iter().find(|known| known.metadata.name.as_deref() == Some(name));
+            // One that has never led anywhere is of no use.
+            let is_empty = slice["endpoints"].as_array().is_none_or(Vec::is_empty);
+            if known.is_some() || !is_empty {
+                let key = Key::new(&wanted.key.namespace, name);
+                self.apply::<EndpointSlice>(&key, &slice, known.map(AsRef::as_ref)).await?;
+            }
+        }
+        let service = self.place.service(wanted, ports);
         self.apply::<Service>(&wanted.key, &service, state.services.get(&wanted.key).map(AsRef::as_ref)).await
     }
 
@@ -160,5 +219,60 @@ pub fn reason(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> WantedService {
+        WantedService {
+            key: Key::new("shop", "gw-carob"),
+            labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            annotations: BTreeMap::new(),
+            owner: None,
+            address: None,
+        }
+    }
+
+    fn ports(all: &[(u16, &[&str])]) -> Ports {
+        let sockets = |all: &[&str]| all.iter().map(|at| at.parse().unwrap()).collect();
+        all.iter().map(|(port, all)| (*port, sockets(all))).collect()
+    }
+
+    fn place(address6: Option<&str>) -> Place {
+        let address6 = address6.map(|text| text.parse().unwrap());
+        Place { address: [10, 42, 0, 1].into(), address6, node: "n".to_owned(), balanced: false }
+    }
+
+    #[test]
+    fn a_service_leads_to_the_sockets_of_both_families() {
+        let place = place(Some("fd00::a2a:1"));
+        let ports =
+            ports(&[(80, &["10.42.0.1:4080", "[fd00::a2a:1]:6080"]), (443, &["10.42.0.1:4443", "[fd00::a2a:1]:6443"])]);
+        let service = place.service(&wanted(), &ports);
+        assert_eq!(service["spec"]["ipFamilyPolicy"], "PreferDualStack");
+        assert_eq!(service["spec"]["ports"][0]["targetPort"], 4080);
+        let [v4, v6] = place.slices(&wanted(), &ports);
+        assert_eq!((&v4["addressType"], &v4["metadata"]["name"]), (&json!("IPv4"), &json!("gw-carob")));
+        assert_eq!((&v6["addressType"], &v6["metadata"]["name"]), (&json!("IPv6"), &json!("gw-carob.ipv6")));
+        let numbers = |slice: &Value| [slice["ports"][0]["port"].clone(), slice["ports"][1]["port"].clone()];
+        assert_eq!((numbers(&v4), numbers(&v6)), ([json!(4080), json!(4443)], [json!(6080), json!(6443)]));
+        assert_eq!(v4["endpoints"].as_array().unwrap().len(), 1);
+        assert_eq!(v4["endpoints"][0]["addresses"], json!(["10.42.0.1"]));
+        assert_eq!(v6["endpoints"].as_array().unwrap().len(), 1);
+        assert_eq!(v6["endpoints"][0]["addresses"], json!(["fd00::a2a:1"]));
+        assert_eq!(v6["metadata"]["labels"]["kubernetes.io/service-name"], "gw-carob");
+    }
+
+    #[test]
+    fn without_ipv6_there_are_no_endpoints_of_it() {
+        let place = place(None);
+        let ports = ports(&[(80, &["10.42.0.1:4080"])]);
+        assert!(place.service(&wanted(), &ports)["spec"].get("ipFamilyPolicy").is_none());
+        let [v4, v6] = place.slices(&wanted(), &ports);
+        assert_eq!(v4["endpoints"][0]["addresses"], json!(["10.42.0.1"]));
+        assert_eq!((&v6["endpoints"], &v6["ports"]), (&json!([]), &json!([])));
     }
 }

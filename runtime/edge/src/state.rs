@@ -1,7 +1,7 @@
 //! What the API has, at one moment, of all that the proxy's work depends on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
@@ -76,7 +76,7 @@ impl State {
         self.namespaces.get(namespace).and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default()
     }
 
-    /// The addresses at which a Service answers: a load balancer's, or that of the cluster where it has none.
+    /// The addresses at which a Service answers: a load balancer's, or those of the cluster where it has none.
     pub fn addresses(&self, service: &Key, balanced: bool) -> Vec<IpAddr> {
         let Some(service) = self.services.get(service) else { return Vec::new() };
         if balanced {
@@ -84,7 +84,8 @@ impl State {
             let ingress = status.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
             return ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect();
         }
-        let own = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_ref());
-        own.and_then(|ip| ip.parse::<Ipv4Addr>().ok()).map(IpAddr::V4).into_iter().collect()
+        let Some(spec) = &service.spec else { return Vec::new() };
+        let all = spec.cluster_ips.as_deref().filter(|all| !all.is_empty()).unwrap_or(spec.cluster_ip.as_slice());
+        all.iter().filter_map(|ip| ip.parse().ok()).collect()
     }
 }

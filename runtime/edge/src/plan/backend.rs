@@ -1,7 +1,7 @@
 //! Where a Service leads: its ready endpoints, by EndpointSlices.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Back
     let slices = state.slices.get(service).map_or(&[][..], Vec::as_slice);
     let speaks = port.app_protocol.as_deref().unwrap_or_default();
     let protocol = if HTTP2.contains(&speaks) { Protocol::Http2 } else { Protocol::Guess };
-    let mut endpoints = endpoints(slices, port);
+    let mut endpoints = endpoints(slices, port, primary_family(spec));
     endpoints.retain(|at| !state.own.contains(at));
     let mut backend = Backend::new(endpoints, protocol);
     backend.affinity = affinity(spec, service, port);
@@ -70,24 +70,40 @@ fn port_of<'a>(service: &'a Service, wanted: PortName<'_>) -> Option<&'a Service
     })
 }
 
-/// Those that are ready; if there are none, those that still serve while they end.
-fn endpoints(slices: &[Arc<EndpointSlice>], port: &ServicePort) -> Vec<SocketAddr> {
-    let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
-    for slice in slices.iter().filter(|slice| slice.address_type != "FQDN") {
+/// The family of a Service's first address: an endpoint has an address of each family that the Service has.
+fn primary_family(spec: &ServiceSpec) -> &str {
+    let named = spec.ip_families.iter().flatten().next().map(String::as_str);
+    let of_address = || Some(if spec.cluster_ip.as_ref()?.contains(':') { "IPv6" } else { "IPv4" });
+    named.or_else(of_address).unwrap_or("IPv4")
+}
+
+/// Those that are ready, of the first family if it has any; if there are none, those that still serve while they end.
+fn endpoints(slices: &[Arc<EndpointSlice>], port: &ServicePort, family: &str) -> Vec<SocketAddr> {
+    // By how much they are wanted.
+    let mut all: [BTreeSet<SocketAddr>; 4] = Default::default();
+    for slice in slices {
         let name = |name: &Option<String>| name.clone().unwrap_or_default();
         let same = slice.ports.iter().flatten().find(|known| name(&known.name) == name(&port.name));
         let Some(number) = same.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
         for endpoint in &slice.endpoints {
             let Some(is_ready) = takes_requests(endpoint) else { continue };
-            let addresses = endpoint.addresses.iter().filter_map(|text| text.parse().ok());
+            let addresses = endpoint.addresses.iter().filter_map(|text| address(&slice.address_type, text));
             for address in addresses.filter(|address| is_elsewhere(*address)) {
-                let set = if is_ready { &mut ready } else { &mut ending };
-                set.insert(SocketAddr::new(address, number));
+                let rank = 2 * usize::from(!is_ready) + usize::from(slice.address_type != family);
+                all[rank].insert(SocketAddr::new(address, number));
             }
         }
     }
-    let chosen = if ready.is_empty() { ending } else { ready };
-    chosen.into_iter().collect()
+    all.into_iter().find(|set| !set.is_empty()).unwrap_or_default().into_iter().collect()
+}
+
+/// An address of a slice, if it is one of the slice's type; names are none.
+fn address(kind: &str, text: &str) -> Option<IpAddr> {
+    match kind {
+        "IPv4" => text.parse().ok().map(IpAddr::V4),
+        "IPv6" => text.parse().ok().map(IpAddr::V6),
+        _ => None,
+    }
 }
 
 /// Whether it is ready or only still serves; nothing if it takes no requests. What isn't said counts as ready.
@@ -98,11 +114,16 @@ fn takes_requests(endpoint: &Endpoint) -> Option<bool> {
     (ready || ending).then_some(ready)
 }
 
+/// Where clouds tell a machine's secrets by IPv6: AWS, Google.
+const METADATA: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+
 /// Whoever writes endpoints must not reach what only this machine may.
 fn is_elsewhere(address: IpAddr) -> bool {
-    let local = match address.to_canonical() {
+    let address = address.to_canonical();
+    let local = match address {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || METADATA.contains(&ip),
     };
     !(local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }

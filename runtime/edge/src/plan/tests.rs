@@ -138,6 +138,92 @@ fn endpoints_are_the_ready_ones_and_those_that_end_only_where_no_other_is() {
 }
 
 #[test]
+fn endpoints_are_of_the_services_first_family_unless_only_the_other_is_ready() {
+    let found = |families: Value, v4: Value, v6: Value| {
+        let mut state = state();
+        let service = json!({"metadata": {"namespace": "default", "name": "both"},
+            "spec": {"ipFamilies": families, "ports": [{"name": "web", "port": 80}]}});
+        let slice = |kind: &str, endpoints: Value| {
+            let labels = json!({"kubernetes.io/service-name": "both"});
+            object(json!({"metadata": {"namespace": "default", "name": kind, "labels": labels}, "addressType": kind,
+                "ports": [{"name": "web", "port": 8080}], "endpoints": endpoints}))
+        };
+        state.services.extend(State::by_key(vec![object(service)]));
+        let other = slice("FQDN", json!([{"addresses": ["10.42.0.9"]}]));
+        state.slices.extend(State::by_service(vec![slice("IPv6", v6), slice("IPv4", v4), other]));
+        let found = super::backend::find(&state, &Key::new("default", "both"), super::backend::PortName::Number(80));
+        found.unwrap().endpoints.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let one = |address: &str| json!([{"addresses": [address]}]);
+    let ending = |address: &str| {
+        json!([{"addresses": [address],
+        "conditions": {"ready": false, "serving": true, "terminating": true}}])
+    };
+    let (v4, v6) = ("10.42.0.8", "fd00::a2a:8");
+    let (at4, at6) = (vec!["10.42.0.8:8080".to_owned()], vec!["[fd00::a2a:8]:8080".to_owned()]);
+    assert_eq!(found(json!(["IPv4", "IPv6"]), one(v4), one(v6)), at4);
+    assert_eq!(found(json!(["IPv6", "IPv4"]), one(v4), one(v6)), at6);
+    assert_eq!(found(json!(["IPv6", "IPv4"]), one(v4), json!([])), at4);
+    assert_eq!(found(json!(["IPv6", "IPv4"]), one(v4), ending(v6)), at4, "what is ready goes first");
+    assert_eq!(found(json!(["IPv6"]), ending(v4), ending(v6)), at6);
+    assert_eq!(found(Value::Null, one(v4), one(v6)), at4);
+    for closed in ["fe80::1", "::1", "ff02::1", "::", "::ffff:169.254.169.254", "fd00:ec2::254", "fd20:ce::254"] {
+        assert!(found(json!(["IPv6"]), json!([]), one(closed)).is_empty(), "{closed}");
+    }
+}
+
+#[test]
+fn clients_of_a_service_may_stay_with_their_endpoints() {
+    let affinity = |spec: Value| {
+        let mut state = state();
+        with_service(&mut state, "default", "one", json!([{"addresses": ["10.42.0.8"]}]));
+        let key = Key::new("default", "one");
+        let mut service = (*state.services[&key]).clone();
+        let mut whole = serde_json::to_value(&service.spec).unwrap();
+        for (name, value) in spec.as_object().unwrap() {
+            whole[name] = value.clone();
+        }
+        service.spec = serde_json::from_value(whole).unwrap();
+        state.services.insert(key.clone(), Arc::new(service));
+        super::backend::find(&state, &key, super::backend::PortName::Number(80)).unwrap().affinity.clone()
+    };
+    assert_eq!(affinity(json!({"sessionAffinity": "None"})), None);
+    let usual = affinity(json!({"sessionAffinity": "ClientIP"})).unwrap();
+    assert_eq!((&*usual.whose, usual.time.as_secs()), ("default/one:80", 10_800));
+    let config = json!({"clientIP": {"timeoutSeconds": 60}});
+    let short = affinity(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config})).unwrap();
+    assert_eq!(short.time.as_secs(), 60);
+}
+
+#[test]
+fn addresses_of_both_families_are_told() {
+    let mut state = state();
+    let service = |namespace: &str, name: &str| {
+        object(json!({"metadata": {"namespace": namespace, "name": name, "labels": {OURS: ""}, "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Gateway", "name": "gw", "uid": "u"}]},
+            "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00:96::9"]}}))
+    };
+    let services = vec![service("default", "gw-carob"), service("kube-system", "carob-ingress")];
+    state.services.extend(State::by_key(services));
+    state.ingresses = vec![ingress(json!({"defaultBackend": backend("rest")}))];
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+    let mut asks = gateway(listeners.clone());
+    for (asked, programmed) in [("fd00:0096::0009", "True"), ("10.96.0.9", "True"), ("fd00:96::8", "False")] {
+        asks["spec"]["addresses"] = json!([{"type": "IPAddress", "value": asked}]);
+        state.gateways = vec![object(asks.clone())];
+        let plan = Plan::of(&state, &setting());
+        let status = status_of(&plan, Kind::Gateway, "gw");
+        assert_eq!(condition_of(&status["conditions"], "Programmed").0, programmed, "{asked}");
+    }
+    state.gateways = vec![object(gateway(listeners))];
+    let plan = Plan::of(&state, &setting());
+    let both = json!([{"type": "IPAddress", "value": "10.96.0.9"}, {"type": "IPAddress", "value": "fd00:96::9"}]);
+    assert_eq!(status_of(&plan, Kind::Gateway, "gw")["addresses"], both);
+    let told = json!({"loadBalancer": {"ingress": [{"ip": "10.96.0.9"}, {"ip": "fd00:96::9"}]}});
+    assert_eq!(status_of(&plan, Kind::Ingress, "i"), told);
+}
+
+#[test]
 fn requests_are_not_sent_back_to_the_proxy() {
     let mut state = state();
     with_service(&mut state, "default", "gw-carob", json!([{"addresses": ["10.42.0.254", "10.42.0.8"]}]));

@@ -215,6 +215,15 @@ mod tests {
             (&"a.com".parse().unwrap(), &"443".parse().unwrap())
         );
         assert!(!headers.contains_key("forwarded"));
+        // An address of IPv6 stands there as it is: brackets are for where a port may follow.
+        let mut headers = parts(&said).headers;
+        let far = Origin { peer: "2001:db8::1".parse().unwrap(), host: "[fd00::7]:8443", ..origin(true) };
+        tell_origin(&mut headers, &far);
+        assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 2001:db8::1");
+        assert_eq!(
+            (&headers["x-real-ip"], &headers["x-forwarded-host"]),
+            (&"2001:db8::1".parse().unwrap(), &"[fd00::7]:8443".parse().unwrap())
+        );
         let mut headers = parts(&said).headers;
         tell_origin(&mut headers, &origin(true));
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 10.0.0.1");

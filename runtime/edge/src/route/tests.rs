@@ -221,6 +221,8 @@ fn redirects_keep_what_is_not_given_and_leave_out_usual_ports() {
     let to = |redirect: &Redirect, port| redirect.location("http", "h.com", port, &uri, "/foo");
     assert_eq!(to(&plain, 80), "http://h.com/foo/bar?a=b");
     assert_eq!(to(&plain, 8080), "http://h.com:8080/foo/bar?a=b");
+    let six = name_of("[FD00::7]:8080").unwrap();
+    assert_eq!(plain.location("http", &six, 8080, &uri, "/foo"), "http://[fd00::7]:8080/foo/bar?a=b");
     let secure = Redirect { scheme: Some("https".to_owned()), ..plain.clone() };
     assert_eq!(to(&secure, 8080), "https://h.com/foo/bar?a=b");
     let all = Redirect {
