@@ -60,32 +60,30 @@ impl fmt::Display for Ranges {
 
 /// Refuses ranges that can't be those of one cluster's pods and Services.
 pub fn check(pods: Ranges, services: Ranges) -> Result<()> {
-    let overlap6 = |one: Ipv6Net, other: Ipv6Net| one.contains(&other) || other.contains(&one);
+    let mut overlaps = overlap(pods.v4, services.v4);
     match (pods.v6, services.v6) {
-        _ if overlap(pods.v4, services.v4) => {}
-        (None, None) => return Ok(()),
         (Some(pods), None) => bail!(
             "pods have addresses of {pods} and Services none of IPv6: name a range of each family with --service-cidr too"
         ),
         (None, Some(services)) => bail!(
             "Services have addresses of {services} and pods none of IPv6: name a range of each family with --pod-cidr too"
         ),
-        (Some(pods), Some(_)) if pods.prefix_len() > LONGEST_POD_PREFIX => {
-            bail!(
-                "--pod-cidr: {pods} is too small: a pod's IPv6 address ends in its IPv4 one, so it is a /{LONGEST_POD_PREFIX} or larger"
-            )
-        }
-        (Some(_), Some(services)) if !SERVICE_PREFIXES.contains(&services.prefix_len()) => {
-            bail!(
-                "--service-cidr: {services} is not from a /{} to a /{}",
-                SERVICE_PREFIXES.start(),
-                SERVICE_PREFIXES.end()
-            )
-        }
-        (Some(pods6), Some(services6)) if overlap6(pods6, services6) => {}
-        (Some(_), Some(_)) => return Ok(()),
+        (Some(pods), Some(_)) if pods.prefix_len() > LONGEST_POD_PREFIX => bail!(
+            "--pod-cidr: {pods} is too small: a pod's IPv6 address ends in its IPv4 one, so it is a \
+             /{LONGEST_POD_PREFIX} or larger"
+        ),
+        (Some(_), Some(services)) if !SERVICE_PREFIXES.contains(&services.prefix_len()) => bail!(
+            "--service-cidr: {services} is not from a /{} to a /{}",
+            SERVICE_PREFIXES.start(),
+            SERVICE_PREFIXES.end()
+        ),
+        (Some(pods), Some(services)) => overlaps |= pods.contains(&services) || services.contains(&pods),
+        (None, None) => {}
     }
-    bail!("--pod-cidr {pods} and --service-cidr {services} overlap")
+    if overlaps {
+        bail!("--pod-cidr {pods} and --service-cidr {services} overlap");
+    }
+    Ok(())
 }
 
 /// Whether two ranges have addresses in common.

@@ -223,19 +223,16 @@ fn instance(dir: &DataDir, wanted: &Wanted) -> Result<(Instance, Ipv4Net)> {
         let pods = kept.pod_cidr.map(|v4| Ranges { v4, v6: kept.pod_cidr6 });
         unchanged("--pod-cidr", wanted.pod_cidr, pods, "carob down lets go of it")?;
     }
-    let (id, service_cidr, service_cidr6, pod_cidr, pod_cidr6) = match kept {
-        Some(Instance { id, service_cidr, service_cidr6, pod_cidr, pod_cidr6 }) => {
-            (id, service_cidr, service_cidr6, pod_cidr, pod_cidr6)
-        }
-        None => {
-            let id = random_id()?;
-            // Each has a range of its own: this machine, too, finds Services by their addresses.
-            let service_cidr = match wanted.service_cidr {
-                Some(ranges) => ranges.v4,
-                None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
-            };
-            (id, service_cidr, None, None, None)
-        }
+    let Instance { id, service_cidr, service_cidr6, pod_cidr, pod_cidr6 } = if let Some(kept) = kept {
+        kept
+    } else {
+        let id = random_id()?;
+        // Each has a range of its own: this machine, too, finds Services by their addresses.
+        let service_cidr = match wanted.service_cidr {
+            Some(ranges) => ranges.v4,
+            None => carob_network::free_cidr(&id, sixteens(SERVICE_RANGES))?,
+        };
+        Instance { id, service_cidr, service_cidr6: None, pod_cidr: None, pod_cidr6: None }
     };
     let pod_cidr = match pod_cidr.or(wanted.pod_cidr.map(|ranges| ranges.v4)) {
         Some(cidr) => cidr.trunc(),

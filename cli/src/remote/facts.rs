@@ -85,3 +85,20 @@ impl Facts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_knew_one_family_alone_is_understood() {
+        let told = r#"{"podCidr": "10.42.0.0/16", "serviceCidr": "10.96.0.0/16", "apiService": "10.96.0.1", "apiPort": 443,
+            "dnsService": "10.96.0.10", "clusterDomain": "cluster.local", "openMetadata": false}"#;
+        let facts: Facts = serde_json::from_str(told).unwrap();
+        assert_eq!((facts.pod_cidr6, facts.service_cidr6), (None, None));
+        let both = Facts { pod_cidr6: Some("fd42::/64".parse().unwrap()), ..facts.clone() };
+        let again = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Facts>(&again).unwrap(), both);
+        assert!(!serde_json::to_string(&facts).unwrap().contains("Cidr6"));
+    }
+}

@@ -369,3 +369,27 @@ pub fn forget_place(dir: &DataDir) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_may_get_a_second_family_and_no_other_change() {
+        let place = |block: &str, pods6: &str| -> Place {
+            let six = if pods6.is_empty() { String::new() } else { format!(r#""podCidr6": "{pods6}","#) };
+            serde_json::from_str(&format!(
+                r#"{{"block": "{block}", "facts": {{"podCidr": "10.42.0.0/16", {six} "serviceCidr": "10.96.0.0/16",
+                "apiService": "10.96.0.1", "apiPort": 443, "dnsService": "10.96.0.10", "clusterDomain": "cluster.local",
+                "openMetadata": false}}}}"#
+            ))
+            .unwrap()
+        };
+        let (single, dual) = (place("10.42.8.0/21", ""), place("10.42.8.0/21", "fd42::/64"));
+        assert!(single.holds(&single) && dual.holds(&dual) && dual.holds(&single));
+        assert!(!single.holds(&dual) && !place("10.42.8.0/21", "fd43::/64").holds(&dual));
+        assert!(!place("10.42.16.0/21", "").holds(&single));
+        assert_eq!(dual.block6(), Some("fd42::a2a:800/117".parse().unwrap()));
+        assert_eq!(dual.to_string(), "10.42.8.0/21 of 10.42.0.0/16,fd42::/64");
+    }
+}

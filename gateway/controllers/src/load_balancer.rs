@@ -144,12 +144,12 @@ impl LoadBalancers {
         let mut given = self.given();
         given.retain(|address, owner| !taken.contains(address) && *owner != *key);
         let free = |address: &IpAddr| !taken.contains(address) && !given.contains_key(address);
-        let choose = |family: &Family| match wish.filter(|wish| wish.concerns(*family)) {
-            Some(wish) => wish.address.filter(|address| self.contains(*address) && free(address)),
-            None => {
-                let ranges = self.pool.iter().filter(|(first, _)| Family::of(*first) == *family);
-                ranges.flat_map(|(first, last)| between(*first, *last)).find(free)
+        let choose = |family: &Family| {
+            if let Some(wish) = wish.filter(|wish| wish.concerns(*family)) {
+                return wish.address.filter(|address| self.contains(*address) && free(address));
             }
+            let ranges = self.pool.iter().filter(|(first, _)| Family::of(*first) == *family);
+            ranges.flat_map(|(first, last)| between(*first, *last)).find(free)
         };
         let chosen: Vec<IpAddr> = families.iter().filter_map(choose).collect();
         given.extend(chosen.iter().map(|address| (*address, key.clone())));

@@ -241,7 +241,7 @@ fn load_balancers_have_an_address_of_each_family_that_the_pool_has() {
     let both = pool("192.0.2.1-192.0.2.3, \"2001:db8::1-2001:db8::2\"");
     let mut carob = Carob::start_with(&Setup { arguments: &DUAL, config: Some(&both), ..Setup::default() });
     let has = |carob: &Carob, name: &str, ips: &str| {
-        drop(carob.until(&["get", "service", name, "-o", form], |seen| seen == ips))
+        carob.until(&["get", "service", name, "-o", form], |seen| seen == ips);
     };
     carob.apply(
         &balanced("one", json!({"ipFamilyPolicy": "RequireDualStack", "loadBalancerIP": "2001:db8::2"})).to_string(),
