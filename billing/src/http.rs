@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Query as QueryString, State};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Query as QueryString, State};
 use axum::http::{Extensions, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -22,6 +23,15 @@ use crate::{Ask, Billing, Delivery, LedgerError, Meterable, NotTaken};
 /// Where the gateway mounts it.
 pub const PREFIX: &str = "/billing/v1";
 
+/// The largest delivery that is read, in bytes: above the largest reading, which has the labels of a pod, and a pod is no larger
+/// than a request (3 MiB).
+const LARGEST_DELIVERY: usize = 8 << 20;
+
+/// Why a delivery is never taken as it is; the parts of it may be.
+pub const TOO_LARGE: &str = "RequestEntityTooLarge";
+/// Why a delivery of a single reading is never taken.
+pub const BAD: &str = "BadRequest";
+
 /// The routes, to be mounted under [`PREFIX`].
 pub fn router(billing: Arc<Billing>) -> Router {
     Router::new()
@@ -34,7 +44,8 @@ pub fn router(billing: Arc<Billing>) -> Router {
 /// Where a worker delivers its readings, for the node that `sender` says it is and the pods that were bound to it, which `ask`
 /// knows of those that nobody has noted. To be merged with [`router`].
 pub fn deliveries(billing: Arc<Billing>, sender: fn(&Extensions) -> Option<String>, ask: Ask) -> Router {
-    Router::new().route("/readings", post(take)).with_state(Deliveries { billing, sender, ask })
+    let readings = post(take).layer(DefaultBodyLimit::max(LARGEST_DELIVERY));
+    Router::new().route("/readings", readings).with_state(Deliveries { billing, sender, ask })
 }
 
 /// The answer to a delivery, which is durable then.
@@ -54,10 +65,23 @@ struct Deliveries {
     ask: Ask,
 }
 
-async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Bytes) -> Response {
+async fn take(
+    State(state): State<Deliveries>,
+    extensions: Extensions,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let why = format!("limit is {LARGEST_DELIVERY}");
+            return status(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE, &why);
+        }
+        // Nobody is there any more to be told.
+        Err(error) => return error.into_response(),
+    };
     let delivery: Delivery = match serde_json::from_slice(&body) {
         Ok(delivery) => delivery,
-        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &format!("not a delivery: {error}")),
+        Err(error) => return status(StatusCode::BAD_REQUEST, BAD, &format!("not a delivery: {error}")),
     };
     // A node's readings are its own: nobody is billed for what another says.
     let node = (state.sender)(&extensions);
@@ -71,7 +95,7 @@ async fn take(State(state): State<Deliveries>, extensions: Extensions, body: Byt
             }
             Json(Taken { refused: reasons.keys().cloned().collect(), reasons }).into_response()
         }
-        Err(NotTaken::Ledger(LedgerError::Damaged(mistake))) => status(StatusCode::BAD_REQUEST, "BadRequest", mistake),
+        Err(NotTaken::Ledger(LedgerError::Damaged(mistake))) => status(StatusCode::BAD_REQUEST, BAD, mistake),
         Err(NotTaken::Ledger(error)) => refuse(&ReportError::Ledger(error)),
         Err(error @ (NotTaken::Unknown(_) | NotTaken::Early(_))) => {
             status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &error.to_string())

@@ -35,6 +35,8 @@ const READINGS: TableDefinition<'_, (u64, i64, u64), (Hash, &[u8])> = TableDefin
 
 /// In an outbox: records in the order in which they were made (JSON), until they are delivered.
 pub(crate) const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
+/// In an outbox: records (JSON) that the other ledger did not take and never will.
+pub(crate) const ASIDE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("aside");
 
 pub(crate) type Hash = [u8; 32];
 
@@ -248,6 +250,7 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(CHECKPOINTS)?;
     transaction.open_table(READINGS)?;
     transaction.open_table(OUTBOX)?;
+    transaction.open_table(ASIDE)?;
     transaction.open_table(BINDINGS)?;
     transaction.commit()?;
     Ok(())

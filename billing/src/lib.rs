@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use bindings::{Ask, Binding, NotTaken};
 pub use ledger::Error as LedgerError;
-pub use outbox::{Delivery, Parcel};
+pub use outbox::{BATCH, Delivery, Parcel};
 pub use reading::Reading;
 pub use traffic::{Traffic, TrafficSource};
 
@@ -270,9 +270,20 @@ impl Billing {
         self.ledger.write(delivery.records, Origin::Outbox).written().await.map_err(|(_, error)| error)
     }
 
-    /// What is to be delivered next, in an outbox; none when all is.
-    pub fn parcel(&self) -> Result<Option<Parcel>, LedgerError> {
-        self.ledger.parcel()
+    /// What is to be delivered next, in an outbox: so many readings at most (see [`BATCH`]); none when all is.
+    pub fn parcel(&self, most: usize) -> Result<Option<Parcel>, LedgerError> {
+        self.ledger.parcel(most)
+    }
+
+    /// Sets aside what the other ledger will never take, so that it keeps nothing else from being billed. It is kept, in the
+    /// ledger's table `aside`.
+    pub fn set_aside(&self, parcel: &Parcel) -> Result<(), LedgerError> {
+        self.ledger.set_aside(parcel)
+    }
+
+    /// How many readings were set aside.
+    pub fn aside(&self) -> Result<u64, LedgerError> {
+        self.ledger.aside()
     }
 
     /// Forgets what was delivered: only once the other ledger has it for good.

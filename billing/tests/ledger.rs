@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use carob_billing::price::PriceBook;
 use carob_billing::report::{GroupBy, Query, Report};
-use carob_billing::{Billing, BillingConfig, Counters, End, Keeping, Meterable, Requests};
+use carob_billing::{BATCH, Billing, BillingConfig, Counters, End, Keeping, Meterable, Requests};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
@@ -335,7 +335,7 @@ async fn readings_of_another_machine_arrive_exactly_once_whoever_crashes() {
     for step in 1..=4_u64 {
         fake.set(step * 250_000, 1 << 20);
         worker.read_all().await;
-        let parcel = worker.parcel().unwrap().expect("a reading waits");
+        let parcel = worker.parcel(BATCH).unwrap().expect("a reading waits");
         let sent = serde_json::to_vec(&parcel.delivery).unwrap();
         let deliver = || serde_json::from_slice(&sent).unwrap();
         match step {
@@ -364,18 +364,50 @@ async fn readings_of_another_machine_arrive_exactly_once_whoever_crashes() {
     }
     let end = End { finished_at: Timestamp::now(), unknown: false, cpu_ns: 1_500_000_000, memory_peak_bytes: 1 << 20 };
     worker.container_exited(fake.meterable.clone(), end).await.unwrap();
-    let parcel = worker.parcel().unwrap().expect("the last reading");
+    let parcel = worker.parcel(BATCH).unwrap().expect("the last reading");
     ledger.take(serde_json::from_slice(&serde_json::to_vec(&parcel.delivery).unwrap()).unwrap()).await.unwrap();
     worker.delivered(&parcel).unwrap();
-    assert!(worker.parcel().unwrap().is_none(), "nothing is left");
+    assert!(worker.parcel(BATCH).unwrap().is_none(), "nothing is left");
     // Told again, as by a worker that died before it removed the container.
     worker.container_exited(fake.meterable.clone(), end).await.unwrap();
-    if let Some(parcel) = worker.parcel().unwrap() {
+    if let Some(parcel) = worker.parcel(BATCH).unwrap() {
         ledger.take(parcel.delivery).await.unwrap();
     }
     let report = run(&ledger, &query());
     assert_eq!(report.total.cpu_nanoseconds, 1_500_000_000);
     ledger.ledger().verify().unwrap();
+}
+
+#[tokio::test]
+async fn a_delivery_is_as_large_as_a_gateway_takes_and_what_is_set_aside_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let worker = outbox(folder.path()).await;
+    let mut fakes: Vec<Fake> = (0..30).map(|n| Fake::new(&format!("{n}"), "far", a_minute_ago())).collect();
+    for fake in &mut fakes {
+        fake.meterable.labels.insert("long".to_owned(), "x".repeat(100 << 10));
+        worker.container_exited(fake.meterable.clone(), end(1)).await.unwrap();
+    }
+    let huge = Fake::new("huge", "far", a_minute_ago());
+    let labels = BTreeMap::from([("long".to_owned(), "x".repeat(3 << 20))]);
+    worker.container_exited(Meterable { labels, ..huge.meterable.clone() }, end(1)).await.unwrap();
+    assert_eq!(worker.parcel(3).unwrap().expect("readings wait").readings(), 3);
+    assert_eq!(worker.parcel(0).unwrap().expect("readings wait").readings(), 1, "one at least");
+    let (mut sizes, mut last) = (Vec::new(), String::new());
+    while let Some(parcel) = worker.parcel(BATCH).unwrap() {
+        sizes.push((parcel.readings(), serde_json::to_vec(&parcel.delivery).unwrap().len()));
+        last = parcel.about();
+        match parcel.readings() {
+            1 => worker.set_aside(&parcel).unwrap(),
+            _ => worker.delivered(&parcel).unwrap(),
+        }
+    }
+    assert_eq!(sizes.iter().map(|(readings, _)| readings).sum::<usize>(), 31);
+    assert!(sizes.iter().all(|(readings, bytes)| *readings == 1 || *bytes < 1 << 20), "{sizes:?}");
+    assert_eq!(sizes.last().unwrap().0, 1);
+    assert!(last.contains("container \"main\" huge of pod default/far") && last.contains("1000 ns of CPU"), "{last}");
+    assert_eq!(worker.aside().unwrap(), 1);
+    drop(worker);
+    assert_eq!(outbox(folder.path()).await.aside().unwrap(), 1, "it is kept");
 }
 
 #[tokio::test]
@@ -392,7 +424,7 @@ async fn a_resize_waits_in_the_outbox_like_any_usage() {
     worker.container_started(fake.meterable.clone());
     worker.container_exited(fake.meterable.clone(), end(1)).await.unwrap();
     let ledger = open(folder.path());
-    let parcel = worker.parcel().unwrap().expect("two readings");
+    let parcel = worker.parcel(BATCH).unwrap().expect("two readings");
     let sent = serde_json::to_value(&parcel.delivery).unwrap();
     for _ in 0..2 {
         ledger.take(serde_json::from_value(sent.clone()).unwrap()).await.unwrap();

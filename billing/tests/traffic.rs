@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use carob_billing::price::PriceBook;
 use carob_billing::report::{GroupBy, Query, Report};
-use carob_billing::{Billing, BillingConfig, Counters, End, Keeping, Meterable, Requests, Traffic, TrafficSource};
+use carob_billing::{
+    BATCH, Billing, BillingConfig, Counters, End, Keeping, Meterable, Requests, Traffic, TrafficSource,
+};
 use jiff::{SignedDuration, Timestamp};
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -160,7 +162,7 @@ async fn bytes_of_another_machine_arrive_by_its_outbox_and_must_fit_its_counters
         worker.read_all().await;
     }
     worker.network_ended(network(&kernel), Some(bytes(20, 3))).await.unwrap();
-    let parcel = worker.parcel().unwrap().expect("three readings");
+    let parcel = worker.parcel(BATCH).unwrap().expect("three readings");
     let sent = serde_json::to_value(&parcel.delivery).unwrap();
     for _ in 0..2 {
         ledger.take(serde_json::from_value(sent.clone()).unwrap()).await.unwrap();

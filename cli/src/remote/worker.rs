@@ -182,11 +182,11 @@ pub async fn run(options: Options) -> Result<()> {
     let (shown, router, authority) = (Arc::<serve::Shown>::default(), agent.router(), identity.authority.clone());
     let answering = Arc::clone(&shown);
     tasks.spawn("endpoint", |stop| async move { serve::serve(listener, &authority, answering, router, stop).await });
+    let (meter, outbox_client, told) = (Arc::clone(&outbox), client.clone(), Arc::clone(&agent));
     tasks.spawn("worker", |stop| async move { Ok(Box::pin(agent.run(stop)).await?) });
-    let (meter, outbox_client) = (Arc::clone(&outbox), client.clone());
     tasks.spawn("meter", |stop| async move { Ok(meter.run(stop).await?) });
     tasks.spawn("delivery", |stop| async move {
-        deliver::run(outbox, outbox_client, stop).await;
+        deliver::run(outbox, outbox_client, told, stop).await;
         Ok(())
     });
     let root = dir.root().to_owned();
@@ -245,6 +245,11 @@ async fn renew(mut identity: Identity, dir: &Path, renewable: &Renewable, shown:
 fn next_look(pair: &identity::Pair) -> Duration {
     pair.fresh_for().unwrap_or_else(|| (pair.holds_for() / 10).max(Duration::from_secs(1))).min(RENEWAL)
 }
+
+/// The gateway has no such node.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway refuses this worker's node: {0}")]
+struct Refused(String);
 
 /// The addresses of the pods and what else the gateway tells, or what it told before.
 async fn place(dir: &DataDir, client: &kube::Client, node: &str) -> Result<Place> {

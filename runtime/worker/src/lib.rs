@@ -121,6 +121,11 @@ impl Worker {
         self.context.metrics.register(registry);
     }
 
+    /// Tells in the metrics how many readings are on no bill, for the gateway never takes them.
+    pub fn usage_set_aside(&self, readings: u64) {
+        self.context.metrics.usage_set_aside(readings);
+    }
+
     /// The kubelet's HTTP paths: logs, exec, attach, port-forward, metrics and start latencies.
     pub fn router(self: &Arc<Self>) -> axum::Router {
         http::router(self.context.clone())

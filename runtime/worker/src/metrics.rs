@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ struct StageLabel {
 pub(crate) struct Metrics {
     stages: Family<StageLabel, Histogram>,
     panics: Counter,
+    usage_aside: Gauge,
 }
 
 impl Default for Metrics {
@@ -27,7 +29,7 @@ impl Default for Metrics {
             // 50 µs to 13 s, doubling.
             Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
         });
-        Self { stages, panics: Counter::default() }
+        Self { stages, panics: Counter::default(), usage_aside: Gauge::default() }
     }
 }
 
@@ -41,12 +43,19 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// So many readings are on no bill, for the gateway never takes them.
+    pub fn usage_set_aside(&self, readings: u64) {
+        self.usage_aside.set(i64::try_from(readings).unwrap_or(i64::MAX));
+    }
+
     /// Adds them to a registry that somebody shows.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Time that a stage of a pod's start took";
         registry.register_with_unit("carob_worker_pod_start_stage", help, Unit::Seconds, self.stages.clone());
         let help = "How often the care of a pod panicked and began anew";
         registry.register("carob_worker_pod_panics", help, self.panics.clone());
+        let help = "Readings that the gateway never takes, kept in this worker's ledger";
+        registry.register("carob_worker_usage_set_aside", help, self.usage_aside.clone());
     }
 
     /// All metrics in the `OpenMetrics` text format.
