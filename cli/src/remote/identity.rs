@@ -76,6 +76,10 @@ pub struct Identity {
     /// The cluster's authority, PEM.
     pub authority: String,
     pub client: Pair,
+    /// The machine that joined, as `/etc/machine-id` has it: a copy of this file on another isn't this worker. None if it had
+    /// none.
+    #[serde(default)]
+    pub machine_id: Option<String>,
 }
 
 /// What a worker is to be.
@@ -106,7 +110,21 @@ impl Identity {
             if kept.node != wanted.node {
                 bail!("--node-name {}: this data directory's worker is {}", wanted.node, kept.node);
             }
+            let machine = machine_id();
+            if let Some(other) = kept.is_of_another(machine.as_deref()) {
+                bail!(
+                    "{} is of another machine ({other}): a copy of a worker isn't one. Give this machine's worker a data \
+                     directory of its own; if that machine is gone and this is what became of it, take machineId out of that \
+                     file",
+                    file(dir).display()
+                );
+            }
             if !kept.client.has_ended() {
+                let known = kept.machine_id.is_some() || machine.is_none();
+                let kept = Self { machine_id: kept.machine_id.or(machine), ..kept };
+                if !known {
+                    kept.keep(dir)?;
+                }
                 return Ok(kept);
             }
             tracing::warn!("the worker's certificate has ended: it joins anew");
@@ -145,7 +163,13 @@ impl Identity {
             _ => error.context(format!("cannot join {gateway} as node {}", wanted.node)),
         })?;
         tracing::info!(node = wanted.node, gateway, "joined");
-        Ok(Self { gateway: gateway.to_owned(), node: wanted.node.to_owned(), authority, client: certified })
+        let (gateway, node) = (gateway.to_owned(), wanted.node.to_owned());
+        Ok(Self { gateway, node, authority, client: certified, machine_id: machine_id() })
+    }
+
+    /// The machine that it is of, if that is not this one.
+    fn is_of_another(&self, machine: Option<&str>) -> Option<&str> {
+        self.machine_id.as_deref().filter(|own| machine.is_some_and(|machine| machine != *own))
     }
 
     /// Keeps it for the next start.
@@ -168,6 +192,12 @@ impl Identity {
         renewed.keep(dir)?;
         Ok(renewed)
     }
+}
+
+/// What tells this machine from others.
+fn machine_id() -> Option<String> {
+    let id = std::fs::read_to_string("/etc/machine-id").ok()?.trim().to_owned();
+    (!id.is_empty()).then_some(id)
 }
 
 /// A certificate for answering at these addresses.
@@ -268,5 +298,40 @@ impl Renewable {
             async move { client.send(request).await }
         });
         kube::Client::new(service, "default")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_on_another_machine_is_not_the_worker() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::default().self_signed(&key).unwrap().pem();
+        let client = Pair { certificate, key: key.serialize_pem(), given: 0 };
+        let kept = |machine_id: Option<&str>| Identity {
+            gateway: "https://192.0.2.1:6443".to_owned(),
+            node: "far".to_owned(),
+            authority: String::new(),
+            client: client.clone(),
+            machine_id: machine_id.map(str::to_owned),
+        };
+        let wanted = Wanted { gateway: None, token_file: None, ca_file: None, node: "far" };
+        let Some(own) = machine_id() else { panic!("this machine has no /etc/machine-id") };
+        kept(Some("another")).keep(folder.path()).unwrap();
+        let said = Identity::open(folder.path(), &wanted).await.unwrap_err().to_string();
+        assert!(said.contains("is of another machine (another)") && said.contains("take machineId out"), "{said}");
+        // One that was kept by an earlier version, or that somebody took it out of.
+        kept(None).keep(folder.path()).unwrap();
+        for _ in 0..2 {
+            let opened = Identity::open(folder.path(), &wanted).await.unwrap();
+            assert_eq!(opened.machine_id.as_deref(), Some(own.as_str()));
+            let text = std::fs::read_to_string(file(folder.path())).unwrap();
+            assert!(text.contains(&own), "it is known from now on: {text}");
+        }
+        // A machine without one can't be told from others.
+        assert_eq!(kept(Some("another")).is_of_another(None), None);
     }
 }
