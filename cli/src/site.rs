@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use carob_controllers::NodeRanges;
+use carob_gateway::{IpNet, PodRange};
 use carob_network::{DnsSockets, Ipv4Net, Ipv6Net, Network, NetworkConfig};
 use carob_worker::ClusterInfo;
 use nix::fcntl::{Flock, FlockArg};
@@ -148,6 +149,16 @@ impl Site {
             prefix: self.pod_cidr.prefix_len(),
             block: self.pod_cidr.prefix_len().max(BLOCK_PREFIX),
             reserved: self.workers.max(1).into(),
+        }
+    }
+
+    /// Pods' addresses, and which of them nodes get that join.
+    pub fn pods(&self) -> PodRange {
+        let whole = [Some(IpNet::V4(self.pod_cidr)), self.instance.pod_cidr6.map(IpNet::V6)];
+        let parsed = |block: Vec<String>| block.iter().map(|range| range.parse().ok()).collect::<Option<Vec<_>>>();
+        PodRange {
+            whole: whole.into_iter().flatten().collect(),
+            blocks: self.node_ranges().given().filter_map(parsed).collect(),
         }
     }
 

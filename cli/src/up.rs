@@ -167,6 +167,7 @@ pub async fn run(options: Options) -> Result<()> {
         volumes,
         load_balancers,
         node_ranges: Some(site.node_ranges()),
+        reserved: gateway.reserved(),
         ..plain
     };
     tasks.spawn(
@@ -265,6 +266,7 @@ async fn gateway(
             range6: site.instance.service_cidr6,
             dns: Some(site.dns()),
         }),
+        pods: Some(site.pods()),
         service_account_issuer: format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         settings,
         extensions: [bill].into_iter().chain(metrics).collect(),

@@ -269,6 +269,12 @@ async fn place(dir: &DataDir, client: &kube::Client, node: &str) -> Result<Place
             keep(&file, &place)?;
             Ok(place)
         }
+        (Err(error), Some(kept)) if error.is::<Refused>() => Err(error.context(format!(
+            "this worker's pods have addresses of {}, which are another's by now: carob down --data-dir {} ends them, and the \
+             next start gets other addresses",
+            kept.block,
+            dir.root().display()
+        ))),
         (Err(error), Some(kept)) => {
             tracing::warn!(error = %format!("{error:#}"), "the gateway is not there; the worker goes on as it was");
             Ok(kept)
@@ -295,6 +301,7 @@ async fn block(client: &kube::Client, name: &str, kept: Option<&Place>) -> Resul
             node.metadata.name = Some(name.to_owned());
             match api.create(&PostParams::default(), &node).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => continue,
+                Err(kube::Error::Api(status)) if status.code == 403 => bail!(Refused(status.message)),
                 other => other.context("cannot register this worker's node")?,
             }
         };

@@ -36,6 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         pki_dir: dir.join("pki"),
         store: Arc::new(RedbStore::open(dir.join("store.redb"), Options::default())?),
         dialer: Arc::new(NoNodes),
+        pods: None,
         service_account_issuer: "https://kubernetes.default.svc".to_owned(),
         settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),

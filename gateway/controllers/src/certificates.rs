@@ -34,6 +34,14 @@ fn certificate(request: &CertificateSigningRequest) -> Option<&[u8]> {
     (!certificate.is_empty()).then_some(certificate.as_slice())
 }
 
+/// Who joins by a token is in this group.
+const BOOTSTRAPPERS: &str = "system:bootstrappers";
+
+/// Whether somebody wants to be let in as a node by a token.
+fn joins(request: &CertificateSigningRequest) -> bool {
+    request.spec.signer_name == NODE_CLIENT && request.spec.groups.iter().flatten().any(|group| group == BOOTSTRAPPERS)
+}
+
 /// Adds a condition that is true from now on.
 fn add_condition(request: &mut CertificateSigningRequest, condition: &str, reason: &str, message: String) {
     let conditions = request.status.get_or_insert_default().conditions.get_or_insert_default();

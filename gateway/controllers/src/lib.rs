@@ -47,6 +47,7 @@ mod volumes;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -105,6 +106,9 @@ const CONTROLLERS: &[fn(&Start<'_>, &mut JoinSet<()>)] = &[
 /// A year, as `--cluster-signing-duration` has it.
 const SIGNING_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// What a name or an address is, if it can't be a node's.
+pub type Reserved = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// How the controllers work.
 #[derive(Clone)]
 pub struct Options {
@@ -122,6 +126,8 @@ pub struct Options {
     pub load_balancers: Vec<(IpAddr, IpAddr)>,
     /// Whence nodes that join get the addresses of their pods; without it, somebody else gives them.
     pub node_ranges: Option<NodeRanges>,
+    /// Tells of a name or an address what it is, if it can't be that of a node that joins.
+    pub reserved: Reserved,
     /// How long a node may be silent before it counts as lost. Leases are renewed every ten seconds.
     pub node_grace: Duration,
     /// How often an autoscaler looks at its metrics. In Kubernetes every 15 seconds.
@@ -140,6 +146,7 @@ impl Default for Options {
             volumes: None,
             load_balancers: Vec::new(),
             node_ranges: None,
+            reserved: Arc::new(|_| None),
             node_grace: node_lifecycle::GRACE,
             autoscaler_period: Duration::from_secs(15),
             event_ttl: Duration::from_secs(3600),

@@ -46,6 +46,11 @@ impl NodeRanges {
         block
     }
 
+    /// All blocks that are given.
+    pub fn given(&self) -> impl Iterator<Item = Vec<String>> {
+        (self.reserved..self.blocks()).map(|index| self.block(index))
+    }
+
     /// The last block that nobody has.
     fn free(&self, taken: impl Fn(&str) -> bool) -> Option<Vec<String>> {
         (self.reserved..self.blocks()).rev().map(|index| self.block(index)).find(|block| !taken(&block[0]))
@@ -94,8 +99,8 @@ impl Controller for Ranges {
             return Ok(None);
         };
         let taken = |block: &str| {
-            given.iter().any(|(owner, given)| *owner != name && given == block)
-                || !self.cluster.nodes.list(|other| range(other) == Some(block)).is_empty()
+            given.iter().any(|(owner, given)| *owner != name && overlap(given, block))
+                || !self.cluster.nodes.list(|other| range(other).is_some_and(|other| overlap(other, block))).is_empty()
         };
         let Some(block) = ranges.free(taken) else {
             let why = format!("Node {name} status is now: CIDRNotAvailable");
@@ -114,6 +119,16 @@ fn range(node: &Node) -> Option<&str> {
     node.spec.as_ref()?.pod_cidr.as_deref().filter(|range| !range.is_empty())
 }
 
+/// Whether two ranges of IPv4 have addresses in common.
+fn overlap(one: &str, other: &str) -> bool {
+    let read = |text: &str| {
+        let (first, bits) = text.split_once('/')?;
+        Some((u32::from(first.parse::<Ipv4Addr>().ok()?), bits.parse::<u32>().ok()?))
+    };
+    let (Some((one, bits)), Some((other, more))) = (read(one), read(other)) else { return false };
+    (one ^ other).checked_shr(32_u32.saturating_sub(bits.min(more))).unwrap_or(0) == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,5 +145,21 @@ mod tests {
         assert_eq!(one.free(|_| false), None);
         let both = NodeRanges { first6: Some("fd42::".parse().unwrap()), ..ranges };
         assert_eq!(first(both.free(|_| false)).as_deref(), Some("10.42.12.0/22 fd42::a2a:c00/118"));
+    }
+
+    #[test]
+    fn a_part_of_a_block_is_of_the_block() {
+        for (other, overlaps) in [
+            ("10.42.248.0/21", true),
+            ("10.42.128.0/17", true),
+            ("10.42.249.0/24", true),
+            ("0.0.0.0/0", true),
+            ("128.0.0.0/1", false),
+            ("10.42.240.0/21", false),
+            ("fd42::/64", false),
+        ] {
+            assert_eq!(overlap("10.42.248.0/21", other), overlaps, "{other}");
+            assert_eq!(overlap(other, "10.42.248.0/21"), overlaps, "{other}");
+        }
     }
 }

@@ -65,6 +65,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         store: Arc::new(store),
         dialer: Arc::new(NoNodes),
         api_service: None,
+        pods: None,
         service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
         settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),

@@ -62,6 +62,7 @@ use async_trait::async_trait;
 use carob_api::kind::KindRef;
 use carob_api::kinds;
 use carob_store::Store;
+pub use ipnet::IpNet;
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -83,6 +84,8 @@ pub struct Config {
     pub dialer: Arc<dyn NodeDialer>,
     /// Where pods find this server.
     pub api_service: Option<ApiService>,
+    /// Where pods have their addresses from; without it, nodes may say what they like of theirs.
+    pub pods: Option<PodRange>,
     /// Issuer and default audience of service accounts' tokens, for example `https://kubernetes.default.svc`.
     pub service_account_issuer: String,
     /// What the cluster's owner chose.
@@ -107,6 +110,18 @@ pub struct ApiService {
     /// The cluster's DNS: the address and port of the `kube-dns` Service, and what it leads to where a node's own worker
     /// doesn't answer.
     pub dns: Option<(SocketAddrV4, Option<SocketAddrV4>)>,
+}
+
+/// What a name or an address is, if it can't be that of a node that joins.
+pub type Reserved = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Pods' addresses.
+#[derive(Clone, Debug)]
+pub struct PodRange {
+    /// All of them, of each family.
+    pub whole: Vec<IpNet>,
+    /// The blocks that nodes get that join, one of each family.
+    pub blocks: Vec<Vec<IpNet>>,
 }
 
 /// Addresses of Services where nothing is said of them.
@@ -237,6 +252,8 @@ pub(crate) struct Server {
     pub proxy: proxy::Proxy,
     /// What Services can have.
     pub services: services::Pool,
+    /// What nodes that join can't have.
+    pub reserved: Arc<admission::node_restriction::Reserved>,
     /// Ends long requests when the server stops.
     pub stopping: CancellationToken,
 }
@@ -275,6 +292,12 @@ impl Gateway {
         authz::follow::follow(&config.store, admission::extension::PREFIX, mirror, stopping.clone())
             .await
             .map_err(Error::Store)?;
+        let service_range = config.api_service.map_or(SERVICE_RANGE, |api| api.range);
+        let service_range6 = config.api_service.and_then(|api| api.range6);
+        let services = [Some(IpNet::V4(service_range)), service_range6.map(IpNet::V6)];
+        let of_server: Vec<String> = pki::server_names(&names);
+        let reserved =
+            admission::node_restriction::Reserved::new(&of_server, services.into_iter().flatten(), config.pods);
         let proxy = proxy::Proxy::new(&config.dialer).map_err(|why| Error::Tls(rustls::Error::General(why)))?;
         let optional = config.settings.optional_kinds().map_err(Error::Settings)?;
         let server = Server {
@@ -301,10 +324,8 @@ impl Gateway {
             converters: conversion::Converters::default(),
             aggregation: Arc::new(aggregation::Aggregation::new(pki.front_proxy.clone())),
             proxy,
-            services: services::Pool::new(
-                config.api_service.map_or(SERVICE_RANGE, |api| api.range),
-                config.api_service.and_then(|api| api.range6),
-            ),
+            services: services::Pool::new(service_range, service_range6),
+            reserved: Arc::new(reserved),
             stopping: stopping.clone(),
         };
         let gateway = Self {
@@ -328,6 +349,12 @@ impl Gateway {
     /// A client of this server that needs no socket, acting as `user` in `groups`. Must be called inside a tokio runtime.
     pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
         in_memory::client(&self.server, user, groups)
+    }
+
+    /// Tells of a name or an address what it is, if it can't be that of a node that joins.
+    pub fn reserved(&self) -> Reserved {
+        let reserved = Arc::clone(&self.server.reserved);
+        Arc::new(move |name| reserved.problem(name))
     }
 
     /// The administrator's kubeconfig for a server reached at `server`, for example `https://127.0.0.1:6443`.

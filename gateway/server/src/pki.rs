@@ -111,6 +111,14 @@ pub const WORKER_CLIENT: &str = "kube-apiserver-kubelet-client";
 /// The common name of the client certificate under which extension API servers know the server.
 pub const FRONT_PROXY: &str = "front-proxy-client";
 
+/// All that the server's certificate is for: what it always is, and these.
+pub(crate) fn server_names(extra: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).chain(extra.iter().cloned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// Who signs.
 struct Authority {
     pair: Pair,
@@ -163,10 +171,7 @@ impl Pki {
         let ca = Authority::open(dir, CA, "carob-ca")?;
         let proxies = Authority::open(dir, "front-proxy-ca", "front-proxy-ca")?;
 
-        let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).collect();
-        names.extend(extra_names.iter().cloned());
-        names.sort_unstable();
-        names.dedup();
+        let names = server_names(extra_names);
         let server = leaf(
             dir,
             "server",

@@ -377,6 +377,131 @@ async fn a_node_asks_for_tokens_for_those_whom_its_pods_volumes_name() {
     assert!(refused["message"].as_str().is_some_and(|text| text.ends_with(why)), "{refused}");
 }
 
+/// A request of a node of another machine. (Those of this process say of themselves what it told them.)
+async fn as_node(cluster: &Cluster, node: &str, method: Method, path: &str, body: &Value) -> (u16, Value) {
+    let user = format!("system:node:{node}");
+    let who = [("impersonate-user", user.as_str()), ("impersonate-group", "system:nodes")];
+    send(&cluster.admin(), method, path, &who, body).await
+}
+
+#[track_caller]
+fn assert_refused((code, answer): (u16, Value), why: &str) {
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(code == 403 && message.contains(why), "{code} {answer}");
+}
+
+#[tokio::test]
+async fn a_node_that_joined_is_where_nothing_else_is() {
+    let cluster = Cluster::new().await;
+    let status = async |node: &str, addresses: &[(&str, &str)]| {
+        let list: Vec<Value> =
+            addresses.iter().map(|(kind, address)| json!({"type": kind, "address": address})).collect();
+        let body = json!({"status": {"addresses": list}});
+        as_node(&cluster, node, Method::PATCH, &format!("/api/v1/nodes/{node}/status"), &body).await
+    };
+    for node in ["far", "other"] {
+        let body = json!({"metadata": {"name": node}});
+        assert_eq!(as_node(&cluster, node, Method::POST, "/api/v1/nodes", &body).await.0, 201);
+    }
+    let (code, answer) = status("other", &[("InternalIP", "192.0.2.2"), ("Hostname", "other")]).await;
+    assert_eq!(code, 200, "{answer}");
+    for (kind, address, why) in [
+        ("Hostname", "kubernetes.default.svc", "not the node's name"),
+        ("InternalDNS", "other", "not the node's name"),
+        ("InternalIP", "10.96.0.1", "it is the API server's"),
+        ("InternalIP", "10.96.0.10", "one of 10.96.0.0/16"),
+        ("ExternalIP", "10.42.3.4", "one of 10.42.0.0/16"),
+        ("InternalIP", "127.0.0.2", "no address at which others find one machine"),
+        ("InternalIP", "far", "no IP address"),
+        ("InternalIP", "::ffff:192.0.2.2", "that of node \"other\""),
+    ] {
+        assert_refused(status("far", &[(kind, address)]).await, why);
+    }
+    let own = [("InternalIP", "192.0.2.7"), ("ExternalIP", "198.51.100.7"), ("Hostname", "far")];
+    let (code, answer) = status("far", &own).await;
+    assert_eq!(code, 200, "{answer}");
+    let shared = json!({"metadata": {"annotations": {"carob.dev/machine-address": "192.0.2.2"}}});
+    let answer = as_node(&cluster, "far", Method::PATCH, "/api/v1/nodes/far", &shared).await;
+    assert_refused(answer, "is not allowed to set the annotation");
+    for name in ["kubernetes.default.svc", "web.default.svc", "carob"] {
+        let body = json!({"metadata": {"name": name}});
+        let answer = as_node(&cluster, name, Method::POST, "/api/v1/nodes", &body).await;
+        assert_refused(answer, "is not allowed to have this name");
+    }
+    // Nodes of this process are where the gateway is.
+    let near = cluster.gateway.client("system:node:near", &["system:nodes"]);
+    make(&cluster, "/api/v1/nodes", &json!({"metadata": {"name": "near"}})).await;
+    let body = json!({"metadata": {"annotations": {"carob.dev/machine-address": "10.96.0.1"}},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.96.0.1"}]}});
+    assert_eq!(send(&near, Method::PATCH, "/api/v1/nodes/near/status", &[], &body).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_node_that_is_heard_of_is_no_other_machine() {
+    let cluster = Cluster::new().await;
+    let body = json!({"metadata": {"name": "far"}});
+    assert_eq!(as_node(&cluster, "far", Method::POST, "/api/v1/nodes", &body).await.0, 201);
+    let status = async |machine: &str| {
+        let body = json!({"status": {"nodeInfo": {"machineID": machine}}});
+        as_node(&cluster, "far", Method::PATCH, "/api/v1/nodes/far/status", &body).await
+    };
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let heard = |at: &str| json!({"spec": {"renewTime": at, "leaseDurationSeconds": 40, "holderIdentity": "far"}});
+    assert_eq!(status("one").await.0, 200);
+    assert_eq!(status("two").await.0, 200, "nothing was heard of it");
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.000000Z").to_string();
+    let mut lease = heard(&now);
+    lease["metadata"] = json!({"name": "far"});
+    assert_eq!(as_node(&cluster, "far", Method::POST, leases, &lease).await.0, 201);
+    assert_refused(status("one").await, "node \"far\" is another machine: its machineID is \"two\"");
+    assert_eq!(status("two").await.0, 200);
+    let path = format!("{leases}/far");
+    assert_eq!(as_node(&cluster, "far", Method::PATCH, &path, &heard("2024-01-01T00:00:00.000000Z")).await.0, 200);
+    assert_eq!(status("one").await.0, 200, "nothing was heard of it for long");
+}
+
+#[tokio::test]
+async fn a_node_that_joined_has_a_block_of_addresses_that_nodes_get_and_no_other_has() {
+    let cluster = Cluster::new().await;
+    let create = async |node: &str, spec: Value| {
+        let body = json!({"metadata": {"name": node}, "spec": spec});
+        as_node(&cluster, node, Method::POST, "/api/v1/nodes", &body).await
+    };
+    for spec in [
+        json!({"podCIDR": "128.0.0.0/1"}),
+        json!({"podCIDRs": ["10.42.128.0/17"]}),
+        json!({"podCIDR": "10.42.0.0/21"}),
+        json!({"podCIDR": "128.0.0.0/1", "podCIDRs": ["10.42.248.0/21"]}),
+        json!({"podCIDRs": ["10.42.248.0/21", "fd42::/64"]}),
+    ] {
+        assert_refused(create("far", spec).await, "nodes that join get no such block");
+    }
+    // At once, and one gets it.
+    let names: Vec<String> = (0..8).map(|number| format!("n{number}")).collect();
+    let all = names.iter().map(|name| create(name, json!({"podCIDR": "10.42.248.0/21"})));
+    let answers = futures::future::join_all(all).await;
+    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(code, _)| *code == 201);
+    assert_eq!((won.len(), won[0].1["spec"]["podCIDRs"].clone()), (1, json!(["10.42.248.0/21"])));
+    for answer in lost {
+        assert_refused(answer, "has addresses of 10.42.248.0/21 for its pods");
+    }
+    assert_eq!(create("late", json!({})).await.0, 201);
+    let change = async |spec: Value| {
+        as_node(&cluster, "late", Method::PATCH, "/api/v1/nodes/late", &json!({"spec": spec})).await
+    };
+    assert_refused(change(json!({"podCIDR": "10.42.248.0/21"})).await, "has addresses of 10.42.248.0/21");
+    assert_refused(change(json!({"podCIDR": "0.0.0.0/0"})).await, "no such block");
+    assert_eq!(change(json!({"podCIDR": "10.42.240.0/21"})).await.0, 200);
+    assert_ne!(change(json!({"podCIDR": "10.42.248.0/21"})).await.0, 200, "for good");
+    // Who gives blocks out is told, too.
+    make(&cluster, "/api/v1/nodes", &json!({"metadata": {"name": "given"}})).await;
+    let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]);
+    let giver = allow_everywhere(&cluster, "giver", &rules).await;
+    let block = json!({"spec": {"podCIDR": "10.42.240.0/22"}});
+    let answer = send(&giver, Method::PATCH, "/api/v1/nodes/given", &[], &block).await;
+    assert_refused(answer, "has addresses of 10.42.240.0/22");
+}
+
 #[tokio::test]
 async fn a_node_asks_for_no_certificate_of_another() {
     use base64::Engine as _;

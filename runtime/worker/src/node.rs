@@ -176,7 +176,7 @@ async fn keep_alive(ctx: &Context) {
         if (count.is_multiple_of(STATUS_EVERY) || !is_up_to_date(ctx).await)
             && let Err(error) = register(ctx).await
         {
-            tracing::debug!(%error, "the node's status could not be written");
+            tracing::warn!(%error, "the node's status could not be written");
         }
     }
 }

@@ -168,3 +168,31 @@ fn a_worker_that_is_cut_off_is_replaced_and_ends_what_was_replaced_when_it_retur
     carob.wait("node/far", "condition=Ready=True");
     eventually("and its object goes", || !carob.run(&["get", "pod", &old]).status.success());
 }
+
+#[test]
+fn a_worker_whose_addresses_were_given_away_says_so_and_how_it_gets_others() {
+    let machines = [Machine::new(), Machine::new()];
+    // This machine is the router between the two.
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let carob = Carob::start_with(&Setup { address: Some(&machines[0].here), ..Setup::default() });
+    let mut absent = Worker::new(&machines[0], &carob, "absent", &[]);
+    absent.join(&carob, "absent");
+    ready(&carob, 2);
+    let block = |node: &str| carob.jsonpath(&format!("node/{node}"), ".spec.podCIDR");
+    let given = block("absent");
+    absent.kill();
+    carob.kubectl(&["delete", "node", "absent"]);
+    let mut heir = Worker::new(&machines[1], &carob, "heir", &[]);
+    heir.join(&carob, "heir");
+    ready(&carob, 2);
+    assert_eq!(block("heir"), given, "it is free again");
+    let said = absent.refused(&[]);
+    let why = format!("node \"heir\" has addresses of {given} for its pods");
+    assert!(said.contains(&why) && said.contains("carob down --data-dir"), "{said}");
+    assert_eq!(nodes(&carob).len(), 2);
+    let down = absent.down();
+    assert!(down.status.success(), "{}", carob_tests::text(&down));
+    absent.start(&[]);
+    ready(&carob, 3);
+    assert_ne!(block("absent"), given);
+}

@@ -29,13 +29,15 @@ const INFO: [&str; 10] = [
 
 fn default(object: &mut Value) {
     if let Some(spec) = object_at(object, "spec") {
-        let (one, many) = (spec.get("podCIDR").cloned(), spec.get("podCIDRs").cloned());
-        match (one, many) {
-            (Some(Value::String(one)), None | Some(Value::Null)) if !one.is_empty() => {
+        // Of two that differ, the older field counts, as in Kubernetes.
+        let one = spec.get("podCIDR").filter(|one| **one != "" && !one.is_null()).cloned();
+        let first = spec.get("podCIDRs").and_then(|many| many.get(0)).cloned();
+        match (one, first) {
+            (Some(one), first) if first.as_ref() != Some(&one) => {
                 spec.insert("podCIDRs".to_owned(), json!([one]));
             }
-            (None | Some(Value::Null), Some(Value::Array(many))) if !many.is_empty() => {
-                spec.insert("podCIDR".to_owned(), many[0].clone());
+            (None, Some(first)) => {
+                spec.insert("podCIDR".to_owned(), first);
             }
             _ => {}
         }
@@ -148,6 +150,20 @@ mod tests {
         let mut node = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.200.0.0/24"}});
         default(&mut node);
         assert_eq!(node["spec"]["podCIDRs"], json!(["10.200.0.0/24"]));
+        for (spec, one, many) in [
+            (json!({"podCIDRs": ["10.1.0.0/24"]}), "10.1.0.0/24", json!(["10.1.0.0/24"])),
+            (json!({"podCIDR": "128.0.0.0/1", "podCIDRs": ["10.1.0.0/24"]}), "128.0.0.0/1", json!(["128.0.0.0/1"])),
+            (
+                json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"]}),
+                "10.1.0.0/24",
+                json!(["10.1.0.0/24", "fd00::/64"]),
+            ),
+            (json!({"podCIDR": "", "podCIDRs": ["10.1.0.0/24"]}), "10.1.0.0/24", json!(["10.1.0.0/24"])),
+        ] {
+            let mut node = json!({"spec": spec});
+            default(&mut node);
+            assert_eq!((&node["spec"]["podCIDR"], &node["spec"]["podCIDRs"]), (&json!(one), &many));
+        }
         assert_eq!(node["status"]["daemonEndpoints"], json!({"kubeletEndpoint": {"Port": 0}}));
         assert_eq!(node["status"]["nodeInfo"]["kubeletVersion"], "");
     }

@@ -2,9 +2,12 @@
 //! the right to create `certificatesigningrequests/nodeclient`, its renewal by that to `selfnodeclient`, what it shows to
 //! who asks it for logs by that to `selfnodeserver`, for the addresses that its Node object has.
 //!
-//! Who joins by a token can't take the name of a node that is there: such a request is denied.
+//! Who joins by a token can't take the name of a node that is there, or that somebody else was let in with, or that means
+//! something else: such a request is denied. What others would take for somebody else's isn't signed for a node, whatever its
+//! Node object says: only its name, and addresses that no other node has and the cluster has not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +16,12 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, PostParams};
+use tokio::sync::Mutex;
 
 use super::asked::Asked;
-use super::{NODE_CLIENT, NODE_SERVING, add_condition, certificate, has};
+use super::cleaner::expiry;
+use super::{NODE_CLIENT, NODE_SERVING, add_condition, certificate, has, joins};
+use crate::Reserved;
 use crate::cluster::Cluster;
 use crate::controller::{self, Controller, Setup};
 use crate::informer::Key;
@@ -51,9 +57,6 @@ const RECOGNIZERS: [Recognizer; 3] = [
     },
 ];
 
-/// Who joins by a token is in this group.
-const BOOTSTRAPPERS: &str = "system:bootstrappers";
-
 /// The longest wait before a node that may not have a certificate is looked at again: rights may come later.
 const LAST_LOOK: Duration = Duration::from_secs(1000);
 
@@ -66,17 +69,20 @@ fn is_for(signer: &str, request: &CertificateSigningRequest, asked: &Asked) -> b
     request.spec.signer_name == signer && asked.problem(signer, &usages).is_none()
 }
 
-/// Whether a node has all the names and addresses that are asked for.
-fn has_all(node: &Node, asked: &Asked) -> bool {
-    let known = |wanted: &str| {
-        let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-        addresses.into_iter().any(|address| address.address == wanted)
-    };
-    asked.dns_names.iter().all(|name| known(name)) && asked.addresses.iter().all(|ip| known(&ip.to_string()))
+/// The addresses that a node says it has.
+fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    all.filter_map(|address| address.address.parse::<IpAddr>().ok()).map(|address| address.to_canonical())
 }
+
+/// Who has been let in lately, by the node's name: the requests' names.
+type LetIn = HashMap<String, String>;
 
 pub(crate) struct Approver {
     cluster: Cluster,
+    reserved: Reserved,
+    /// One request of who joins is judged at a time: the next one is to know of it.
+    let_in: Mutex<LetIn>,
 }
 
 impl Controller for Approver {
@@ -84,7 +90,7 @@ impl Controller for Approver {
     const NAME: &'static str = "certificate-controller";
 
     fn new(setup: &Setup<'_>) -> Self {
-        Self { cluster: setup.cluster.clone() }
+        Self { cluster: setup.cluster.clone(), reserved: Arc::clone(&setup.options.reserved), let_in: Mutex::default() }
     }
 
     fn listen(self: &Arc<Self>, _: &Setup<'_>, queue: &Queue<Key>) {
@@ -98,10 +104,13 @@ impl Controller for Approver {
         }
         // What can't be read isn't a node's; a person may still judge it.
         let Ok(asked) = Asked::read(&request.spec.request.0) else { return Ok(None) };
-        if let Some(why) = self.denial(&request, &asked) {
-            return self.judge(&request, "Denied", "NodeExists", why).await;
+        let mut let_in = if joins(&request) { Some(self.let_in.lock().await) } else { None };
+        if let Some(let_in) = &let_in
+            && let Some((reason, why)) = self.denial(&request, &asked, let_in)
+        {
+            return self.judge(&request, "Denied", reason, why).await;
         }
-        if request.spec.signer_name == NODE_SERVING && !self.node(&asked).is_some_and(|node| has_all(&node, &asked)) {
+        if request.spec.signer_name == NODE_SERVING && !self.is_its_own(&asked) {
             // Its addresses may come later; a person may still approve it before.
             return Ok(is_for(NODE_SERVING, &request, &asked).then(|| next_look(&request)));
         }
@@ -109,6 +118,10 @@ impl Controller for Approver {
         for recognizer in RECOGNIZERS.iter().filter(|recognizer| (recognizer.recognizes)(&request, &asked)) {
             recognized = true;
             if self.may(&request, recognizer.subresource).await? {
+                if let (Some(let_in), Some(node)) = (&mut let_in, asked.node()) {
+                    let_in.retain(|_, name| self.cluster.signing_requests.get(&Key::new("", name.as_str())).is_some());
+                    let_in.insert(node.to_owned(), key.name.clone());
+                }
                 return self.judge(&request, "Approved", "AutoApproved", recognizer.message.to_owned()).await;
             }
         }
@@ -128,12 +141,56 @@ impl Approver {
         self.cluster.nodes.get(&Key::new("", asked.node()?))
     }
 
-    /// Why a request is turned down: a token lets new nodes in, and makes nobody a node that is there already.
-    fn denial(&self, request: &CertificateSigningRequest, asked: &Asked) -> Option<String> {
-        let joins = request.spec.groups.iter().flatten().any(|group| group == BOOTSTRAPPERS);
-        let name = asked.node().filter(|_| joins && request.spec.signer_name == NODE_CLIENT)?;
-        self.node(asked)?;
-        Some(format!("there is a node {name:?} already: choose another name, or delete that node first"))
+    /// Whether a node that asks for a certificate for names and addresses has them, and nobody else.
+    fn is_its_own(&self, asked: &Asked) -> bool {
+        let (Some(node), Some(name)) = (self.node(asked), asked.node()) else { return false };
+        let of_others = self.cluster.nodes.list(|other| other.metadata.name.as_deref() != Some(name));
+        let taken: HashSet<IpAddr> = of_others.iter().flat_map(|other| addresses(other)).collect();
+        let foreign = |what: &str| (self.reserved)(what).is_some();
+        asked.dns_names.iter().all(|wanted| wanted == name && !foreign(wanted))
+            && asked.addresses.iter().map(IpAddr::to_canonical).all(|wanted| {
+                addresses(&node).any(|has| has == wanted) && !taken.contains(&wanted) && !foreign(&wanted.to_string())
+            })
+    }
+
+    /// Why who joins is turned down, in a word and in a sentence: a token lets new nodes in, and makes nobody a node that is
+    /// there already, or for which somebody holds a certificate.
+    fn denial(
+        &self,
+        request: &CertificateSigningRequest,
+        asked: &Asked,
+        let_in: &LetIn,
+    ) -> Option<(&'static str, String)> {
+        let name = asked.node()?;
+        if let Some(what) = (self.reserved)(name) {
+            return Some(("NodeNameReserved", format!("no node can be called {name:?}: that is {what}")));
+        }
+        if self.node(asked).is_some() {
+            let why = format!("there is a node {name:?} already: choose another name, or delete that node first");
+            return Some(("NodeExists", why));
+        }
+        let own = request.metadata.name.as_deref().unwrap_or_default();
+        let holds = |other: &CertificateSigningRequest| {
+            let (is_other, other_name) = (other.metadata.name.as_deref() != Some(own), other.metadata.name.as_ref());
+            let lets_in = has(other, "Approved") || let_in.get(name) == other_name;
+            is_other
+                && other.spec.signer_name == NODE_CLIENT
+                && lets_in
+                && !has(other, "Denied")
+                && !has(other, "Failed")
+        };
+        let now = Timestamp::now().as_second();
+        let still = |other: &CertificateSigningRequest| certificate(other).is_none_or(|pem| expiry(pem) > Some(now));
+        let is_of_it = |other: &CertificateSigningRequest| {
+            Asked::read(&other.spec.request.0).is_ok_and(|other| other.node() == Some(name))
+        };
+        let others = self.cluster.signing_requests.list(|other| holds(other) && still(other) && is_of_it(other));
+        let other = others.first()?.metadata.name.clone().unwrap_or_default();
+        let why = format!(
+            "somebody was let in as node {name:?} by the request {other:?} and holds its certificate: choose another name, \
+             or delete that request first"
+        );
+        Some(("NodeJoins", why))
     }
 
     /// Writes what becomes of a request.

@@ -1,5 +1,5 @@
 //! Old requests go: what was issued, denied or failed an hour ago, what nobody decided in a day, and whose certificate
-//! has ended.
+//! has ended. One by which somebody was let in as a node that isn't there yet stays: nobody else gets the name meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::FromDer as _;
 
-use super::{certificate, conditions};
+use super::asked::Asked;
+use super::{certificate, conditions, joins};
 use crate::cluster::Cluster;
 use crate::controller::{self, Controller, Setup};
 use crate::informer::Key;
@@ -46,11 +47,21 @@ impl Controller for Cleaner {
         if left >= 0 {
             return Ok(Some(Duration::from_secs(u64::try_from(left + 1).unwrap_or(1))));
         }
+        if is_expected(&request, |node| self.cluster.nodes.get(&Key::new("", node)).is_some()) {
+            return Ok(Some(Duration::from_secs(DECIDED.unsigned_abs())));
+        }
         let only_this = Preconditions { uid: request.metadata.uid.clone(), resource_version: None };
         let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
         let api: Api<CertificateSigningRequest> = Api::all(self.cluster.client.clone());
         tolerate_gone(api.delete(&key.name, &params).await.map(|_| ())).map(|()| None)
     }
+}
+
+/// Whether somebody holds its certificate as a node that isn't there yet.
+fn is_expected(request: &CertificateSigningRequest, is_there: impl Fn(&str) -> bool) -> bool {
+    let holds = certificate(request).and_then(expiry).is_some_and(|end| end > Timestamp::now().as_second());
+    let asked = Asked::read(&request.spec.request.0);
+    holds && joins(request) && asked.is_ok_and(|asked| asked.node().is_some_and(|node| !is_there(node)))
 }
 
 /// The last second of a request, since 1970; none for one that is approved and waits for its signer.
@@ -71,7 +82,7 @@ fn end(request: &CertificateSigningRequest) -> Option<i64> {
 }
 
 /// When the first certificate of a PEM text ends.
-fn expiry(pem: &[u8]) -> Option<i64> {
+pub(super) fn expiry(pem: &[u8]) -> Option<i64> {
     let (_, block) = parse_x509_pem(pem).ok()?;
     let (_, certificate) = X509Certificate::from_der(&block.contents).ok()?;
     Some(certificate.validity().not_after.timestamp())
@@ -81,6 +92,7 @@ fn expiry(pem: &[u8]) -> Option<i64> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::asked::tests::request;
     use super::super::issue::tests::authority;
     use super::*;
 
@@ -102,6 +114,22 @@ mod tests {
         let certificate = k8s_openapi::ByteString(authority().0.into_bytes());
         let issued = json!({"conditions": [decided("Approved")], "certificate": certificate});
         assert_eq!(hours(issued), Some(6));
+    }
+
+    #[test]
+    fn who_was_let_in_is_waited_for() {
+        let pem = k8s_openapi::ByteString(request("system:node:n1", "system:nodes", &[]).into_bytes());
+        let certificate = k8s_openapi::ByteString(authority().0.into_bytes());
+        let issued = |group: &str, certificate: Value| -> CertificateSigningRequest {
+            let spec = json!({"request": pem, "signerName": super::super::NODE_CLIENT, "groups": [group]});
+            serde_json::from_value(json!({"metadata": {}, "spec": spec, "status": {"certificate": certificate}}))
+                .unwrap()
+        };
+        let joined = issued("system:bootstrappers", json!(certificate));
+        assert!(is_expected(&joined, |node| node == "n2"));
+        assert!(!is_expected(&joined, |node| node == "n1"), "it is there");
+        assert!(!is_expected(&issued("system:nodes", json!(certificate)), |_| false), "a node's own");
+        assert!(!is_expected(&issued("system:bootstrappers", Value::Null), |_| false), "nobody was let in");
     }
 
     #[test]

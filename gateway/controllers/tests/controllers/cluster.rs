@@ -54,6 +54,7 @@ pub async fn start_with(options: carob_controllers::Options) -> Cluster {
         store: Arc::new(store),
         dialer: Arc::new(NoNodes),
         api_service: None,
+        pods: None,
         service_account_issuer: "https://kubernetes.default.svc".to_owned(),
         settings: carob_gateway::Settings::default(),
         extensions: Vec::new(),

@@ -10,7 +10,7 @@ mod expansion;
 pub(crate) mod extension;
 mod limit_range;
 mod namespace;
-mod node_restriction;
+pub(crate) mod node_restriction;
 mod node_taint;
 pub(crate) mod pod_security;
 mod priority;

@@ -1,6 +1,7 @@
 //! `NodeRestriction`: a node changes itself, its lease and its own Pods, and nothing that would draw Pods to it.
 
 mod audience;
+mod place;
 
 use std::collections::BTreeSet;
 
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 use super::{Operation, Request, certificates};
 use crate::authz::node;
 use crate::objects::{self, store_failure, text};
+pub(crate) use place::{Reserved, claim};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -58,7 +60,10 @@ pub(super) async fn admit(request: &Request<'_>) -> Result<(), Status> {
         ("pods", other) => {
             refuse(request, format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
         }
-        ("nodes", _) => own_node(request, node),
+        ("nodes", _) => {
+            own_node(request, node)?;
+            place::check(request, node).await
+        }
         ("persistentvolumeclaims", "status") => claim_status(request, node),
         ("persistentvolumeclaims", _) => refuse(request, "may only update PVC status".to_owned()),
         ("serviceaccounts", "token") => token(request, node).await,

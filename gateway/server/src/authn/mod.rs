@@ -46,6 +46,8 @@ pub(crate) struct Identity {
     pub uid: String,
     pub groups: Vec<String>,
     pub extra: BTreeMap<String, Vec<String>>,
+    /// Whether it is a part of this process that asks, on behalf of nobody.
+    pub inside: bool,
 }
 
 /// Put on requests that come from inside the process. It is a value in memory: nothing that a network client sends can
@@ -137,7 +139,7 @@ impl Authenticators {
 /// Finds out who sent a request. A token that doesn't hold is 401; no token at all is anonymous.
 pub(crate) async fn authenticate(server: &Server, parts: &Parts) -> Result<Identity, Status> {
     if let Some(InProcess(identity)) = parts.extensions.get() {
-        return Ok(identity.clone());
+        return Ok(Identity { inside: true, ..identity.clone() });
     }
     if let Some(Certified(identity)) = parts.extensions.get() {
         return Ok(identity.clone());

@@ -153,6 +153,7 @@ async fn place(call: &Call, object: Value, options: &WriteOptions, first: bool) 
         admission::validate(&request).await?;
         let object = request.object;
         let charge = admission::quota::charge(call, &object, None).await?;
+        let _turn = admission::node_restriction::claim(call, &object, None).await?;
         let key = call.key(&name);
         if options.dry_run {
             if call.server.store.get(&key).await.map_err(|error| store_failure(&error))?.is_some() {

@@ -231,6 +231,10 @@ async fn step(
         Part::Main | Part::Resize => admission::quota::charge(call, &new, Some(old)).await?,
         _ => admission::quota::Charge::default(),
     };
+    let _turn = match how.part {
+        Part::Main => admission::node_restriction::claim(call, &new, Some(old)).await?,
+        _ => None,
+    };
     if how.options.dry_run {
         return Ok(Step::Done(response::to_json(&new)));
     }

@@ -113,6 +113,7 @@ fn subject(review: &Value) -> Identity {
         uid: text(review, "/spec/uid").to_owned(),
         groups: texts(review.pointer("/spec/groups")),
         extra: extra.map(|(key, values)| (key.clone(), texts(Some(values)))).collect(),
+        inside: false,
     }
 }
 

@@ -46,6 +46,10 @@ impl Cluster {
             store: Arc::new(store),
             dialer,
             api_service: None,
+            pods: Some(carob_gateway::PodRange {
+                whole: vec!["10.42.0.0/16".parse().expect("a range")],
+                blocks: ["10.42.240.0/21", "10.42.248.0/21"].map(|block| vec![block.parse().expect("a range")]).into(),
+            }),
             service_account_issuer: "https://kubernetes.default.svc".to_owned(),
             settings,
             extensions: Vec::new(),

@@ -23,7 +23,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    async fn take(&self, namespace: &str) -> OwnedMutexGuard<()> {
+    pub(crate) async fn take(&self, namespace: &str) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
