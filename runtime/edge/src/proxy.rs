@@ -15,6 +15,7 @@ mod pool;
 mod request;
 mod share;
 mod websocket;
+mod withdrawn;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -1,4 +1,4 @@
-//! One client's connection: TLS, HTTP/1.1 or HTTP/2, with limits against clients that are slow or greedy.
+//! One client's connection: TLS, HTTP/1.1 or HTTP/2, with limits against clients that are slow, greedy or gone.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,12 +10,14 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::patience::Patient;
 use super::request::{self, Client};
 use super::share::Place;
+use super::withdrawn::Tally;
 use super::{Door, FAREWELL, Shared};
 
 /// How long a TLS handshake may take.
@@ -31,12 +33,21 @@ const MAX_STREAMS: u32 = 256;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_PATIENCE: Duration = Duration::from_secs(15);
 
+/// A silent connection is asked whether its client is there after so long, so often, and so many times: a stream may pause for
+/// as long as it wants, and nobody else would notice that there is no one any more.
+const SILENT_SECONDS: u32 = 60;
+const ASK_AGAIN_SECONDS: u32 = 15;
+const ASK_TIMES: u32 = 4;
+
 /// Serves a client until it leaves or the door is closed.
 pub async fn converse(shared: Shared, door: Arc<Door>, stream: TcpStream, peer: SocketAddr, place: Arc<Place>) {
     let metrics = shared.settings.metrics.clone();
     metrics.connections.inc();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
+    }
+    if let Err(error) = look_after(&stream) {
+        tracing::debug!(%peer, %error, "whether a client is gone will not be asked");
     }
     let client = Client { peer, server_name: None, secure: false, place };
     if door.port().tls {
@@ -54,6 +65,13 @@ pub async fn converse(shared: Shared, door: Arc<Door>, stream: TcpStream, peer: 
     metrics.connections.dec();
 }
 
+fn look_after(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &SILENT_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &ASK_AGAIN_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &ASK_TIMES)
+}
+
 async fn serve<S>(shared: Shared, door: Arc<Door>, stream: S, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -62,14 +80,27 @@ where
     let client = Arc::new(client);
     let stream = TokioIo::new(Patient::new(stream));
     let closing = door.closing.clone();
+    let tally = Arc::new(Tally::default());
+    let counted = Arc::clone(&tally);
+    let refused = shared.settings.metrics.refused.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (shared, door, client) = (shared.clone(), Arc::clone(&door), Arc::clone(&client));
-        async move { Ok::<_, Infallible>(request::answer(&shared, &door, &client, request).await) }
+        let begun = counted.begin();
+        async move {
+            let answer = request::answer(&shared, &door, &client, request).await;
+            begun.answered();
+            Ok::<_, Infallible>(answer)
+        }
     });
     let rules = rules();
     let mut connection = pin!(rules.serve_connection_with_upgrades(stream, service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = tally.exceeded.cancelled() => {
+            refused.inc();
+            tracing::debug!(%peer, "a client of the proxy takes back what it asks for, again and again");
+            Ok(())
+        }
         () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::time::timeout(FAREWELL, connection).await.unwrap_or(Ok(()))

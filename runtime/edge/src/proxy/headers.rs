@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version};
 use ipnet::IpNet;
@@ -49,8 +49,9 @@ pub fn host(parts: &Parts) -> Option<String> {
 pub fn is_ambiguous(parts: &Parts) -> bool {
     let headers = &parts.headers;
     let chunked = headers.contains_key(TRANSFER_ENCODING);
+    let twice = codings(headers).filter(|coding| coding.eq_ignore_ascii_case("chunked")).count() > 1;
     let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
-    (chunked && lengths > 0) || lengths > 1 || (chunked && parts.version == Version::HTTP_10)
+    twice || (chunked && lengths > 0) || lengths > 1 || (chunked && parts.version == Version::HTTP_10)
 }
 
 /// Whether a request goes round in circles.
@@ -93,6 +94,26 @@ pub fn strip(headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Makes one header of cookies that HTTP/2 has split (RFC 9113, 8.2.3): in HTTP/1.1 there is but one.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if all.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Whether a body is coded in a way that the proxy does not undo. What it passes on is no more than in pieces.
+pub fn is_coded(headers: &HeaderMap) -> bool {
+    codings(headers).any(|coding| !coding.eq_ignore_ascii_case("chunked"))
+}
+
+fn codings(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(TRANSFER_ENCODING).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 /// How a request came in.

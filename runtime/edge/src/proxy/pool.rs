@@ -78,10 +78,16 @@ impl Pools {
     pub fn take(&self, endpoint: SocketAddr) -> Option<Http1> {
         let mut all = self.all();
         let pool = all.get_mut(&endpoint)?;
-        while let Some((sender, _)) = pool.idle.pop() {
-            if !sender.is_closed() {
-                return Some(sender);
+        let mut at = pool.idle.len();
+        while at > 0 {
+            at -= 1;
+            let (sender, _) = &pool.idle[at];
+            if sender.is_closed() {
+                pool.idle.remove(at);
+            } else if sender.is_ready() {
+                return Some(pool.idle.remove(at).0);
             }
+            // Otherwise it was answered early, and its client still sends: that may take long.
         }
         None
     }

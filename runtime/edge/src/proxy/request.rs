@@ -101,6 +101,9 @@ async fn route(
     if headers::is_ambiguous(&parts) {
         return Err(StatusCode::BAD_REQUEST);
     }
+    if headers::is_coded(&parts.headers) {
+        return Err(StatusCode::NOT_IMPLEMENTED);
+    }
     if headers::is_looping(&parts.headers) {
         return Err(StatusCode::LOOP_DETECTED);
     }
@@ -273,6 +276,7 @@ pub fn address(parts: &mut Parts, authority: &str, http2: bool) -> Result<(), ()
             parts.uri = path.parse().map_err(drop)?;
         }
         parts.headers.insert(HOST, HeaderValue::from_str(authority).map_err(drop)?);
+        headers::join_cookies(&mut parts.headers);
         parts.version = Version::HTTP_11;
     }
     Ok(())
