@@ -1,7 +1,7 @@
 //! Where a Carob sits: the addresses that it chooses at its first start, and which part of them each worker's pods get.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -175,6 +175,11 @@ impl Site {
     /// The same addresses, of IPv6, in a dual-stack cluster.
     pub fn block6(&self, block: Ipv4Net) -> Option<Ipv6Net> {
         self.instance.pod_cidr6.map(|range| carob_network::block6(range, block))
+    }
+
+    /// The first worker's IPv6 address among the pods.
+    pub fn bridge6(&self) -> Option<Ipv6Addr> {
+        self.instance.pod_cidr6.map(|range| carob_network::address6(range, self.bridge))
     }
 
     /// A worker's network.

@@ -282,7 +282,7 @@ fn edge(site: &Site, gateway: &Gateway, config: &ConfigFile, node: &str, descrip
     Edge::new(carob_edge::Config {
         client: gateway.client(carob_edge::USER, &["system:authenticated"]),
         address: site.bridge,
-        address6: None,
+        address6: site.bridge6(),
         node: node.to_owned(),
         balanced: !config.network.pool().is_empty(),
         listen: settings.listen.clone(),

@@ -5,20 +5,20 @@
 //! lives as long as something is in it, which is the worker's spawner; its link goes with it.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::namespace::{self, INTERFACE, LOOPBACK};
-use crate::netlink::{self, Mode, Netlink};
-use crate::{Error, address, bridge};
+use crate::netlink::{self, Ipv6, Mode, Netlink};
+use crate::{Error, address, address6, block6, bridge};
 
 /// Gives the namespace of the worker whose pods have the addresses of `block`: `kept` if it is still linked, or a new one.
-/// `machine` is this machine's address among the pods.
+/// `machine` is this machine's address among the pods, `cidr6` where IPv6 addresses come from, if there are any.
 pub(crate) fn prepare(
     instance: &str,
-    machine: Ipv4Addr,
+    (machine, cidr6): (Ipv4Addr, Option<Ipv6Net>),
     mtu: u32,
     block: Ipv4Net,
     kept: Option<OwnedFd>,
@@ -32,42 +32,56 @@ pub(crate) fn prepare(
     };
     let inner = namespace::within(&netns, || Ok(netlink::index_of(INTERFACE)))?;
     let outer = netlink::index_of(&port);
+    let ipv6 = if cidr6.is_some() { Ipv6::Given } else { Ipv6::Off };
     let outer = match (inner, outer) {
-        (Some(_), Some(outer)) => outer,
+        (Some(_), Some(outer)) => {
+            // It may be from a time without IPv6.
+            ipv6.set(&port).map_err(Error::kernel(format!("set up link {port}")))?;
+            outer
+        }
         (_, stale) => {
             if let Some(stale) = stale {
                 bridge::delete(&mut host, stale).map_err(Error::kernel(format!("remove link {port}")))?;
             }
-            host.make_link(&port, namespace::veth(&netns, worker, &port, mtu))
+            host.make_link(&port, namespace::veth(&netns, (worker, machine), &port, mtu), ipv6)
                 .map_err(Error::kernel(format!("make the link of the worker {worker}")))?;
-            namespace::within(&netns, || open_inside(machine))?;
             netlink::index_of(&port)
                 .ok_or_else(|| Error::kernel(format!("find link {port}"))(io::ErrorKind::NotFound.into()))?
         }
     };
-    let mut route = |message| match host.request(vec![(message, Mode::Create)]) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+    namespace::within(&netns, || open_inside(machine, cidr6, ipv6))?;
+    let mut steps = Vec::new();
+    let mut lead = |worker: IpAddr, block: IpNet, machine: IpAddr| {
+        steps.push(netlink::route_to(worker, outer, Some(machine)));
+        steps.push(netlink::route_by(block, outer, worker, machine));
     };
-    route(netlink::route_to(worker, outer, Some(machine)))
-        .and_then(|()| route(netlink::route_by(block.trunc(), outer, worker, machine)))
-        .map_err(Error::kernel(format!("route {block} to its worker")))?;
+    lead(worker.into(), block.trunc().into(), machine.into());
+    if let Some(range) = cidr6 {
+        let six = |address| IpAddr::from(address6(range, address));
+        lead(six(worker), block6(range, block.trunc()).into(), six(machine));
+        steps.insert(0, netlink::neighbour(six(worker), outer, bridge::mac(worker)));
+    }
+    host.ensure(steps).map_err(Error::kernel(format!("route {block} to its worker")))?;
     Ok(netns)
 }
 
 /// Sets up the worker's end of the link, in its namespace. The link needs no address: the worker's is its bridge's.
-fn open_inside(machine: Ipv4Addr) -> Result<(), Error> {
-    // Links of its pods are born here: none is to look for IPv6 addresses.
-    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
+fn open_inside(machine: Ipv4Addr, cidr6: Option<Ipv6Net>, ipv6: Ipv6) -> Result<(), Error> {
+    // The link was born with what the namespace came with; those of its pods are born here.
+    ipv6.set_to_come()
+        .and_then(|()| ipv6.set(INTERFACE))
+        .map_err(Error::kernel("set up a worker's network namespace"))?;
     let index = netlink::index_of(INTERFACE)
         .ok_or_else(|| Error::kernel("find a worker's interface")(io::ErrorKind::NotFound.into()))?;
     let mut inside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let mut steps = Vec::new();
+    let six = cidr6.map(|range| IpAddr::from(address6(range, machine)));
+    steps.extend(six.map(|six| netlink::neighbour(six, index, bridge::mac(machine))));
+    for machine in std::iter::once(machine.into()).chain(six) {
+        steps.extend([netlink::route_to(machine, index, None), netlink::default_route(machine)]);
+    }
     inside
-        .request(vec![
-            (netlink::up(LOOPBACK), Mode::Change),
-            (netlink::up(index), Mode::Change),
-            (netlink::route_to(machine, index, None), Mode::Create),
-            (netlink::default_route(machine), Mode::Create),
-        ])
+        .request(vec![(netlink::up(LOOPBACK), Mode::Change), (netlink::up(index), Mode::Change)])
+        .and_then(|()| inside.ensure(steps))
         .map_err(Error::kernel("give a worker its way out"))
 }

@@ -4,15 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::netlink::{self, Mode, Netlink};
+use crate::netlink::{self, Ipv6, Mode, Netlink};
 use crate::{Error, shaping};
 
 /// How the names of all bridges of Carobs begin.
@@ -33,53 +33,53 @@ pub(crate) fn port_prefix(instance: &str) -> String {
     format!("v{}", &instance[..instance.len().min(6)])
 }
 
-/// Makes the bridge with its address, or takes the one that is there; returns its index. Nobody else may have anything of
-/// `whole`.
-pub(crate) fn ensure(instance: &str, address: Ipv4Net, whole: Ipv4Net) -> Result<u32, Error> {
+/// Makes the bridge with its addresses, or takes the one that is there; returns its index. Nobody else may have anything
+/// of `ranges`.
+pub(crate) fn ensure(instance: &str, own: Ipv4Net, own6: Option<Ipv6Addr>, ranges: &[IpNet]) -> Result<u32, Error> {
     let name = name(instance);
-    if let Some((taken, interface)) = overlap(instance, whole)? {
-        return Err(Error::Overlap { wanted: whole, taken, interface });
+    for wanted in ranges {
+        if let Some((taken, interface)) = overlap(instance, *wanted)? {
+            return Err(Error::Overlap { wanted: *wanted, taken, interface });
+        }
     }
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let ipv6 = if own6.is_some() { Ipv6::Given } else { Ipv6::Off };
     let index = match netlink::index_of(&name) {
         Some(index) => {
-            // An earlier version left it on.
-            netlink::without_ipv6(&name).map_err(Error::kernel(format!("switch IPv6 off on {name}")))?;
+            // An earlier run may have had it otherwise.
+            ipv6.set(&name).map_err(Error::kernel(format!("set up {name}")))?;
             index
         }
-        None => create(&mut netlink, &name, address.addr())?,
+        None => create(&mut netlink, &name, own.addr(), ipv6)?,
     };
-    let assign = vec![(netlink::address(index, address.addr(), address.prefix_len()), Mode::Create)];
-    match netlink.request(assign) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Error::kernel(format!("give bridge {name} the address {address}"))(error))
-        }
-        _ => Ok(index),
-    }
+    let four = netlink::address(index, own.addr().into(), own.prefix_len());
+    let six = own6.map(|address| netlink::address(index, address.into(), 128));
+    netlink
+        .ensure(std::iter::once(four).chain(six))
+        .map_err(Error::kernel(format!("give bridge {name} its addresses")))?;
+    Ok(index)
 }
 
 /// Leads this machine's own packets for services to the bridge, where the rules get hold of them; nothing else would make
 /// them leave where the machine has no way out.
-pub(crate) fn route(bridge: u32, services: Ipv4Net, source: Ipv4Addr) -> Result<(), Error> {
+pub(crate) fn route(bridge: u32, services: IpNet, source: IpAddr) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-    match netlink.request(vec![(netlink::network_route(services, bridge, Some(source)), Mode::Create)]) {
-        // Another Carob with the same range: its services are those that this machine sees.
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Error::kernel(format!("route {services}"))(error))
-        }
-        _ => Ok(()),
-    }
+    // Where another Carob has the same range, its services are those that this machine sees.
+    netlink
+        .ensure([netlink::network_route(services, bridge, Some(source))])
+        .map_err(Error::kernel(format!("route {services}")))
 }
 
 /// Gives the bridge these addresses beside its own, and takes all others from it.
-pub(crate) fn hold(instance: &str, own: Ipv4Addr, wanted: &[Ipv4Addr]) -> Result<(), Error> {
+pub(crate) fn hold(instance: &str, own: &[IpAddr], wanted: &[IpAddr]) -> Result<(), Error> {
     let name = name(instance);
     let Some(bridge) = netlink::index_of(&name) else { return Ok(()) };
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-    let held: Vec<Ipv4Addr> = addresses(&mut netlink)?
+    let is_one = |network: &IpNet| network.prefix_len() == network.max_prefix_len();
+    let held: Vec<IpAddr> = addresses(&mut netlink)?
         .iter()
         .filter_map(network_of)
-        .filter(|(network, index)| *index == bridge && network.prefix_len() == 32 && network.addr() != own)
+        .filter(|(network, index)| *index == bridge && is_one(network) && !own.contains(&network.addr()))
         .map(|(network, _)| network.addr())
         .collect();
     let change = |netlink: &mut Netlink, message, mode, fine: i32| match netlink.request(vec![(message, mode)]) {
@@ -87,36 +87,55 @@ pub(crate) fn hold(instance: &str, own: Ipv4Addr, wanted: &[Ipv4Addr]) -> Result
         _ => Ok(()),
     };
     for address in held.iter().filter(|address| !wanted.contains(*address)) {
-        let RouteNetlinkMessage::NewAddress(message) = netlink::address(bridge, *address, 32) else { continue };
+        let RouteNetlinkMessage::NewAddress(message) = single(bridge, *address) else { continue };
         change(&mut netlink, RouteNetlinkMessage::DelAddress(message), Mode::Change, libc::EADDRNOTAVAIL)
             .map_err(Error::kernel(format!("take {address} from {name}")))?;
     }
     for address in wanted.iter().filter(|address| !held.contains(*address)) {
-        change(&mut netlink, netlink::address(bridge, *address, 32), Mode::Create, libc::EEXIST)
+        change(&mut netlink, single(bridge, *address), Mode::Create, libc::EEXIST)
             .map_err(Error::kernel(format!("give {name} the address {address}")))?;
     }
     Ok(())
 }
 
+/// An address of a link's own, without a network around it.
+fn single(link: u32, address: IpAddr) -> RouteNetlinkMessage {
+    netlink::address(link, address, IpNet::from(address).prefix_len())
+}
+
 /// The addresses of this machine's interfaces. Of those of Carobs' bridges, which are services' and other Carobs', only
-/// `gateway`.
-pub(crate) fn own_addresses(gateway: Ipv4Addr) -> Result<BTreeSet<Ipv4Addr>, Error> {
+/// `gateways`.
+pub(crate) fn own_addresses(gateways: &[IpAddr]) -> Result<BTreeSet<IpAddr>, Error> {
+    let all = local_addresses()?.into_iter();
+    let own = all.filter(|(local, link)| gateways.contains(local) || !interface(*link).starts_with(PREFIX));
+    Ok(own.map(|(local, _)| local).collect())
+}
+
+/// The addresses of all of this machine's interfaces, with their indices.
+pub(crate) fn local_addresses() -> Result<Vec<(IpAddr, u32)>, Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-    let mut own = BTreeSet::new();
-    for message in addresses(&mut netlink)? {
-        let RouteNetlinkMessage::NewAddress(message) = message else { continue };
-        let local = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+    let local = |message| {
+        let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+        // IPv6 has the one only; with IPv4, where both are there, the other may be the link's other end.
+        let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+        let local = find(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
             _ => None,
         });
-        own.extend(local.filter(|local| *local == gateway || !interface(message.header.index).starts_with(PREFIX)));
-    }
-    Ok(own)
+        let only = || {
+            find(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        };
+        Some((local.or_else(only)?, message.header.index))
+    };
+    Ok(addresses(&mut netlink)?.into_iter().filter_map(local).collect())
 }
 
 fn addresses(netlink: &mut Netlink) -> Result<Vec<RouteNetlinkMessage>, Error> {
-    let mut query = AddressMessage::default();
-    query.header.family = AddressFamily::Inet;
+    // Of both kinds.
+    let query = AddressMessage::default();
     netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(Error::kernel("list network addresses"))
 }
 
@@ -126,13 +145,13 @@ pub(crate) fn accept_loopback(link: &str) -> Result<(), Error> {
     std::fs::write(&switch, "1").map_err(Error::kernel(format!("write {switch}")))
 }
 
-fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr) -> Result<u32, Error> {
+fn create(netlink: &mut Netlink, name: &str, address: Ipv4Addr, ipv6: Ipv6) -> Result<u32, Error> {
     let mut message = netlink::link(name);
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     // Without an address of its own, a bridge takes its ports' lowest, which changes as pods come and go.
     message.attributes.push(LinkAttribute::Address(mac(address).to_vec()));
     netlink
-        .make_link(name, RouteNetlinkMessage::NewLink(message))
+        .make_link(name, RouteNetlinkMessage::NewLink(message), ipv6)
         .map_err(Error::kernel(format!("create bridge {name}")))?;
     netlink::index_of(name).ok_or_else(|| Error::kernel(format!("find bridge {name}"))(io::ErrorKind::NotFound.into()))
 }
@@ -212,13 +231,12 @@ pub(crate) fn name_of(link: &LinkMessage) -> Option<&String> {
 
 /// The network and the interface other than the instance's own bridge whose addresses overlap, if there are any. Ranges
 /// that other Carobs lead to their bridges count.
-pub(crate) fn overlap(instance: &str, wanted: Ipv4Net) -> Result<Option<(Ipv4Net, String)>, Error> {
+pub(crate) fn overlap(instance: &str, wanted: IpNet) -> Result<Option<(IpNet, String)>, Error> {
     let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let own = netlink::index_of(&name(instance));
     let addresses = addresses(&mut netlink)?;
-    let mut query = RouteMessage::default();
-    query.header.address_family = AddressFamily::Inet;
-    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(Error::kernel("list routes"))?;
+    let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    let routes = netlink.dump(query).map_err(Error::kernel("list routes"))?;
     for message in addresses.iter().chain(&routes) {
         let Some((taken, index)) = network_of(message) else { continue };
         if Some(index) != own && (taken.contains(&wanted) || wanted.contains(&taken)) {
@@ -236,26 +254,26 @@ fn interface(index: u32) -> String {
 }
 
 /// The network that a message is about, and the interface it is at.
-fn network_of(message: &RouteNetlinkMessage) -> Option<(Ipv4Net, u32)> {
+fn network_of(message: &RouteNetlinkMessage) -> Option<(IpNet, u32)> {
     match message {
         RouteNetlinkMessage::NewAddress(message) => {
             let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+                AddressAttribute::Address(address) => Some(*address),
                 _ => None,
             })?;
-            Some((Ipv4Net::new(address, message.header.prefix_len).ok()?.trunc(), message.header.index))
+            Some((IpNet::new(address, message.header.prefix_len).ok()?.trunc(), message.header.index))
         }
         RouteNetlinkMessage::NewRoute(message) => {
-            let find = |wanted: fn(&RouteAttribute) -> Option<u32>| message.attributes.iter().find_map(wanted);
-            let address = find(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(u32::from(*address)),
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
                 _ => None,
             })?;
-            let index = find(|attribute| match attribute {
+            let index = message.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             })?;
-            let network = Ipv4Net::new(Ipv4Addr::from(address), message.header.destination_prefix_length).ok()?;
+            let network = IpNet::new(address, message.header.destination_prefix_length).ok()?;
             Some((network.trunc(), index))
         }
         _ => None,
@@ -263,21 +281,43 @@ fn network_of(message: &RouteNetlinkMessage) -> Option<(Ipv4Net, u32)> {
 }
 
 /// Lets the machine pass packets on between its interfaces, which a pod's way out needs.
-pub(crate) fn enable_forwarding() -> Result<(), Error> {
-    const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
-    let now = std::fs::read_to_string(SWITCH).map_err(Error::kernel(format!("read {SWITCH}")))?;
+pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
+    switch_on("/proc/sys/net/ipv4/ip_forward")?;
+    if ipv6 {
+        keep_advertisements()?;
+        switch_on("/proc/sys/net/ipv6/conf/all/forwarding")?;
+    }
+    Ok(())
+}
+
+fn switch_on(switch: &str) -> Result<(), Error> {
+    let now = std::fs::read_to_string(switch).map_err(Error::kernel(format!("read {switch}")))?;
     if now.trim() == "1" {
         return Ok(());
     }
-    tracing::info!("switching on net.ipv4.ip_forward, which pods' way out needs");
-    std::fs::write(SWITCH, "1").map_err(Error::kernel(format!("write {SWITCH}")))
+    tracing::info!("switching on {switch}, which pods' way out needs");
+    std::fs::write(switch, "1").map_err(Error::kernel(format!("write {switch}")))
+}
+
+/// A machine that passes packets on takes no more router advertisements, unless it is told to: those interfaces that have
+/// their way out from them would lose it.
+fn keep_advertisements() -> Result<(), Error> {
+    const INTERFACES: &str = "/proc/sys/net/ipv6/conf";
+    let interfaces = std::fs::read_dir(INTERFACES).map_err(Error::kernel(format!("read {INTERFACES}")))?;
+    for interface in interfaces.flatten().filter(|interface| interface.file_name() != "all") {
+        let switch = interface.path().join("accept_ra");
+        if std::fs::read_to_string(&switch).is_ok_and(|now| now.trim() == "1") {
+            std::fs::write(&switch, "2").map_err(Error::kernel(format!("write {}", switch.display())))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a bridge can be made here; tried in a namespace of its own.
 pub(crate) fn probe() -> Result<(), Error> {
     crate::namespace::in_new_namespace(|| {
         let mut netlink = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-        create(&mut netlink, "cb-probe", Ipv4Addr::new(192, 0, 2, 1)).map(|_| ())
+        create(&mut netlink, "cb-probe", Ipv4Addr::new(192, 0, 2, 1), Ipv6::Off).map(|_| ())
     })
 }
 

@@ -1,8 +1,9 @@
 //! What the kernel remembers of flows, and forgetting it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
+use crate::family::{Family, octets};
 use crate::netfilter::{ACKNOWLEDGE, Messages, attribute, dump, send_each};
 
 /// `NFNL_SUBSYS_CTNETLINK` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`
@@ -17,35 +18,51 @@ const UDP: u8 = 17;
 /// A flow of datagrams.
 pub(crate) struct Flow {
     /// Where the client sends to.
-    pub(crate) destination: SocketAddrV4,
+    pub(crate) destination: SocketAddr,
     /// Where the answers come from: another address, if the destination was translated.
-    pub(crate) answers_from: SocketAddrV4,
+    pub(crate) answers_from: SocketAddr,
+}
+
+/// `CTA_IP_V4_SRC` and `CTA_IP_V4_DST`, or those of IPv6.
+fn ends(family: Family) -> (u16, u16) {
+    match family {
+        Family::V4 => (1, 2),
+        Family::V6 => (3, 4),
+    }
 }
 
 /// Has the kernel forget the flows of datagrams that `is_stale` chooses.
-pub(crate) fn forget(is_stale: impl Fn(&Flow) -> bool) -> io::Result<()> {
-    forget_between(|original, reply| {
-        // Numbers of CTA_IP_V4_{SRC,DST} and CTA_PROTO_{SRC,DST}_PORT.
-        let (Some(destination), Some(answers_from)) = (end(original, 2, 3), end(reply, 1, 2)) else { return false };
+pub(crate) fn forget(family: Family, is_stale: impl Fn(&Flow) -> bool) -> io::Result<()> {
+    let (source, destination) = ends(family);
+    forget_between(family, |original, reply| {
+        // Numbers of CTA_PROTO_{SRC,DST}_PORT.
+        let (Some(destination), Some(answers_from)) = (end(original, destination, 3), end(reply, source, 2)) else {
+            return false;
+        };
         is_stale(&Flow { destination, answers_from })
     })
 }
 
 /// Has the kernel forget all flows, of whatever protocol, that begin or end at an address.
-pub(crate) fn forget_address(address: Ipv4Addr) -> io::Result<()> {
-    let has = |tuple: &[u8], end| attribute(tuple, 1).and_then(|ip| attribute(ip, end)) == Some(&address.octets()[..]);
-    forget_between(|original, reply| [original, reply].into_iter().any(|tuple| has(tuple, 1) || has(tuple, 2)))
+pub(crate) fn forget_address(address: IpAddr) -> io::Result<()> {
+    let (family, wanted) = (Family::of(address), octets(address));
+    let (source, destination) = ends(family);
+    let has = |tuple: &[u8]| {
+        let ip = attribute(tuple, 1).unwrap_or_default();
+        [source, destination].iter().any(|end| attribute(ip, *end) == Some(&wanted[..]))
+    };
+    forget_between(family, |original, reply| has(original) || has(reply))
 }
 
 /// Has the kernel forget the flows that `is_stale` chooses by their two tuples, the first packet's and the answer's.
-fn forget_between(is_stale: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<()> {
+fn forget_between(family: Family, is_stale: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<()> {
     let mut deletions = Messages::default();
-    dump(GET, |attributes| {
+    dump(GET, family, |attributes| {
         let (Some(original), Some(reply)) = (attribute(attributes, ORIGINAL), attribute(attributes, REPLY)) else {
             return;
         };
         if is_stale(original, reply) {
-            deletions.begin(DELETE, ACKNOWLEDGE, 0);
+            deletions.begin(DELETE, ACKNOWLEDGE, family);
             deletions.bytes(ORIGINAL | 1 << 15, original);
             if let Some(id) = attribute(attributes, ID) {
                 deletions.bytes(ID, id);
@@ -56,13 +73,15 @@ fn forget_between(is_stale: impl Fn(&[u8], &[u8]) -> bool) -> io::Result<()> {
     send_each(deletions, libc::ENOENT)
 }
 
-/// One end of a flow of datagrams over IPv4.
-fn end(tuple: &[u8], address: u16, port: u16) -> Option<SocketAddrV4> {
+/// One end of a flow of datagrams.
+fn end(tuple: &[u8], address: u16, port: u16) -> Option<SocketAddr> {
     let protocol = attribute(tuple, 2)?;
     if attribute(protocol, 1)? != [UDP] {
         return None;
     }
-    let address: [u8; 4] = attribute(attribute(tuple, 1)?, address)?.try_into().ok()?;
+    let address = attribute(attribute(tuple, 1)?, address)?;
+    let four = <[u8; 4]>::try_from(address).map(IpAddr::from);
+    let address = four.or_else(|_| <[u8; 16]>::try_from(address).map(IpAddr::from)).ok()?;
     let port: [u8; 2] = attribute(protocol, port)?.try_into().ok()?;
-    Some(SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes(port)))
+    Some(SocketAddr::new(address, u16::from_be_bytes(port)))
 }

@@ -1,11 +1,13 @@
-//! An instance's nftables table: the chains that packets pass, the maps that services live in, and the fixed rules.
+//! An instance's nftables tables, one for each kind of addresses: the chains that packets pass, the maps that services live
+//! in, and the fixed rules.
 //!
 //! What changes with services are elements of maps (`services.rs`); the rules here stay as they are while a worker runs.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
+use crate::family::{Family, octets};
 use crate::netfilter::{self, APPEND, CREATE, Messages, Transaction};
 use crate::policies::Direction;
 use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
@@ -20,21 +22,16 @@ pub(crate) const NEW_RULE: u16 = 6;
 pub(crate) const DELETE_RULE: u16 = 8;
 /// `NFT_MSG_GETCHAIN`, `NFT_MSG_DELCHAIN`, `NFT_MSG_GETSET`, `NFT_MSG_DELSET`
 pub(crate) const GET_CHAIN: u16 = 4;
-pub(crate) const DELETE_CHAIN: u16 = 5;
+const DELETE_CHAIN: u16 = 5;
 const NEW_SET: u16 = 9;
 pub(crate) const GET_SET: u16 = 10;
-pub(crate) const DELETE_SET: u16 = 11;
+const DELETE_SET: u16 = 11;
 pub(crate) const NEW_ELEMENTS: u16 = 12;
 pub(crate) const GET_ELEMENTS: u16 = 13;
 pub(crate) const DELETE_ELEMENTS: u16 = 14;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const REDIRECT: u8 = 5;
-const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
-/// Where clouds tell a machine its secrets.
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// From where a connection comes: pods and this machine see a service's inside, the world its outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,21 +92,43 @@ pub(crate) const HELD: &str = "held";
 /// (address, protocol, port) where workers answer the gateway.
 const DOORS: &str = "doors";
 
-/// nft's numbers of types, and how many bits of a concatenation one takes.
-pub(crate) const ADDRESS: u32 = 7;
-pub(crate) const PROTOCOL: u32 = 12;
-pub(crate) const PORT: u32 = 13;
-pub(crate) const NUMBER: u32 = 19;
-const VERDICT_TYPE: u32 = 0xffff_ff00;
+/// What a part of a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Address,
+    /// The last 32 bits of an address.
+    AddressEnd,
+    Protocol,
+    Port,
+    Number,
+}
 
-/// How many bytes a value of a type has.
-fn width(kind: u32) -> u32 {
-    match kind {
-        PROTOCOL => 1,
-        PORT => 2,
-        _ => 4,
+impl Part {
+    /// nft's number of the type, which `nft list` goes by.
+    fn number(self, family: Family) -> u32 {
+        match (self, family) {
+            (Self::Address, Family::V6) => 8,
+            (Self::Address | Self::AddressEnd, _) => 7,
+            (Self::Protocol, _) => 12,
+            (Self::Port, _) => 13,
+            (Self::Number, _) => 19,
+        }
+    }
+
+    /// How many bytes a value has.
+    fn width(self, family: Family) -> u8 {
+        match self {
+            Self::Address => family.width(),
+            Self::AddressEnd | Self::Number => 4,
+            Self::Protocol => 1,
+            Self::Port => 2,
+        }
     }
 }
+
+const VERDICT_TYPE: u32 = 0xffff_ff00;
+/// How many bits of a concatenation's type one part takes.
+const PART_BITS: u32 = 6;
 
 /// What is found under a key.
 pub(crate) enum Holds {
@@ -134,35 +153,48 @@ pub(crate) enum Shape {
 }
 
 /// What `nft list` shows as the type of a concatenation.
-fn concatenated(types: &[u32]) -> u32 {
-    types.iter().fold(0, |whole, part| whole << 6 | part)
+fn concatenated(family: Family, parts: &[Part]) -> u32 {
+    parts.iter().fold(0, |whole, part| whole << PART_BITS | part.number(family))
 }
 
+/// How many bytes a concatenation has: each of its parts fills registers.
+fn length(family: Family, parts: &[Part]) -> u32 {
+    parts.iter().map(|part| u32::from(part.width(family)).next_multiple_of(4)).sum()
+}
+
+/// The key of a service: the destination of a connection.
+pub(crate) const SERVICE: [Part; 3] = [Part::Address, Part::Protocol, Part::Port];
+
 /// The sets and maps: name, key, what is found there, whether packets write it.
-fn sets() -> Vec<(&'static str, Vec<u32>, Holds, Shape)> {
-    let service = [ADDRESS, PROTOCOL, PORT];
-    let with = |more: &[u32]| [&service[..], more].concat();
+fn sets() -> Vec<(&'static str, Vec<Part>, Holds, Shape)> {
+    use Part::{Address, AddressEnd, Number, Port};
+    let with = |more: &[Part]| [&SERVICE[..], more].concat();
     let mut all = vec![
-        (AFFINITY, [&[ADDRESS][..], &service].concat(), Holds::Endpoints, Shape::Remembered),
-        (HAIRPIN, vec![ADDRESS, ADDRESS], Holds::Keys, Shape::Plain),
-        (REFUSED, service.to_vec(), Holds::Keys, Shape::Plain),
-        (GUARDED, service.to_vec(), Holds::Keys, Shape::Plain),
-        (ADMITTED, [&[ADDRESS][..], &service].concat(), Holds::Keys, Shape::Boxes),
-        (HELD, vec![ADDRESS], Holds::Keys, Shape::Plain),
-        (DOORS, service.to_vec(), Holds::Keys, Shape::Plain),
-        (NODES, vec![ADDRESS], Holds::Keys, Shape::Plain),
-        (TRAFFIC, vec![ADDRESS, NUMBER], Holds::Keys, Shape::Counted),
+        (AFFINITY, [&[Address][..], &SERVICE].concat(), Holds::Endpoints, Shape::Remembered),
+        (HAIRPIN, vec![Address, Address], Holds::Keys, Shape::Plain),
+        (REFUSED, SERVICE.to_vec(), Holds::Keys, Shape::Plain),
+        (GUARDED, SERVICE.to_vec(), Holds::Keys, Shape::Plain),
+        (ADMITTED, [&[Address][..], &SERVICE].concat(), Holds::Keys, Shape::Boxes),
+        (HELD, vec![Address], Holds::Keys, Shape::Plain),
+        (DOORS, SERVICE.to_vec(), Holds::Keys, Shape::Plain),
+        (NODES, vec![Address], Holds::Keys, Shape::Plain),
+        (TRAFFIC, vec![AddressEnd, Number], Holds::Keys, Shape::Counted),
     ];
     for side in Side::ALL {
-        all.push((side.services(), service.to_vec(), Holds::Verdicts, Shape::Plain));
-        all.push((side.endpoints(), with(&[NUMBER]), Holds::Endpoints, Shape::Plain));
-        all.push((side.live(), with(&[ADDRESS, PORT]), Holds::Keys, Shape::Plain));
+        all.push((side.services(), SERVICE.to_vec(), Holds::Verdicts, Shape::Plain));
+        all.push((side.endpoints(), with(&[Number]), Holds::Endpoints, Shape::Plain));
+        all.push((side.live(), with(&[Address, Port]), Holds::Keys, Shape::Plain));
     }
     for direction in Direction::BOTH {
-        all.push((direction.map(), vec![ADDRESS], Holds::Verdicts, Shape::Plain));
+        all.push((direction.map(), vec![Address], Holds::Verdicts, Shape::Plain));
     }
     all
 }
+
+/// While pods run whose policies aren't known yet, nobody begins a connection with one: in place of policies.
+pub(crate) const UNTIL_POLICIES: &str = "until-policies";
+/// What nodes further away have packed, before it is unpacked.
+const PACKED: &str = "packed";
 
 /// How many clients with session affinity are remembered.
 const AFFINITY_SIZE: u32 = 1 << 18;
@@ -191,32 +223,30 @@ const LOOK_UP: [(Side, &str, &str); 3] = [
     (Side::Loopback, "to-loopback", "to-loopback-port"),
 ];
 
-/// Where a connection's client, destination, protocol and port are loaded; a number or an endpoint follows.
-pub(crate) const CLIENT: Register = Register(0);
-pub(crate) const DESTINATION: Register = Register(1);
-pub(crate) const PROTOCOL_AT: Register = Register(2);
-const PORT_AT: Register = Register(3);
-
-/// Loads (address, protocol, port) from [`DESTINATION`] on; `address` false puts zeros for the address.
+/// Loads (address, protocol, port) from [`Register::Destination`] on; `address` false puts zeros for the address.
 pub(crate) fn load_destination(rule: Rule<'_>, address: bool) -> Rule<'_> {
-    let rule = if address { rule.load(Field::Destination, DESTINATION) } else { rule.load_value(&[0; 4], DESTINATION) };
+    let everywhere = octets(rule.family.unspecified());
+    let rule = match address {
+        true => rule.load(Field::Destination, Register::Destination),
+        false => rule.load_value(&everywhere, Register::Destination),
+    };
     load_port(rule)
 }
 
-/// Loads (protocol, port) from [`PROTOCOL_AT`] on.
+/// Loads (protocol, port) from [`Register::Protocol`] on.
 pub(crate) fn load_port(rule: Rule<'_>) -> Rule<'_> {
-    rule.load_meta(Meta::Protocol, PROTOCOL_AT).load(Field::DestinationPort, PORT_AT)
+    rule.load_meta(Meta::Protocol, Register::Protocol).load(Field::DestinationPort, Register::Port)
 }
 
 /// Names of what the kernel has in a table that begin so; `attribute` is the number of the name.
-pub(crate) fn names(table: &str, kind: u16, attribute: u16, prefix: &str) -> std::io::Result<Vec<String>> {
+pub(crate) fn names(table: &Table, kind: u16, attribute: u16, prefix: &str) -> std::io::Result<Vec<String>> {
     let mut found = Vec::new();
-    netfilter::dump((10 << 8) | kind, |attributes| {
+    netfilter::dump((10 << 8) | kind, table.family, |attributes| {
         let text = |number| {
             let value = netfilter::attribute(attributes, number)?;
             std::str::from_utf8(value.strip_suffix(&[0])?).ok()
         };
-        if text(1) == Some(table)
+        if text(1) == Some(&table.name)
             && let Some(name) = text(attribute)
             && name.starts_with(prefix)
         {
@@ -229,59 +259,93 @@ pub(crate) fn names(table: &str, kind: u16, attribute: u16, prefix: &str) -> std
 /// How the names of all Carobs' tables begin.
 pub(crate) const TABLE: &str = "carob-";
 
-/// The table's name.
-pub(crate) fn table(instance: &str) -> String {
-    format!("{TABLE}{instance}")
+/// One of an instance's two tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) family: Family,
+    pub(crate) name: String,
+}
+
+impl Table {
+    pub(crate) fn of(instance: &str, family: Family) -> Self {
+        Self { family, name: format!("{TABLE}{instance}") }
+    }
 }
 
 /// The writer of one table's changes.
 pub(crate) struct Changes<'a> {
-    pub(crate) table: &'a str,
-    pub(crate) transaction: Transaction,
+    table: &'a Table,
+    transaction: Transaction,
     /// How many sets were made: each has a number in its transaction.
     sets: u32,
 }
 
 impl<'a> Changes<'a> {
-    pub(crate) fn of(table: &'a str) -> Self {
+    pub(crate) fn of(table: &'a Table) -> Self {
         Self { table, transaction: Transaction::begin(), sets: 0 }
     }
 
+    /// Whether there is nothing to carry out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.transaction.is_empty()
+    }
+
+    /// Begins a message about the table.
+    fn message(&mut self, number: u16, flags: u16) -> &mut Messages {
+        self.transaction.message(number, flags, self.table.family).name(1, &self.table.name)
+    }
+
     fn table(&mut self) {
-        self.transaction.message(NEW_TABLE, CREATE).name(1, self.table);
+        self.message(NEW_TABLE, CREATE);
     }
 
     /// "Create" before "delete" makes the delete succeed whether or not the table was there.
     fn remove_table(&mut self) {
         self.table();
-        self.transaction.message(DELETE_TABLE, 0).name(1, self.table);
+        self.message(DELETE_TABLE, 0);
+    }
+
+    /// Makes a chain, or takes the one that is there with its rules.
+    fn chain(&mut self, name: &str) {
+        self.message(NEW_CHAIN, CREATE).name(3, name);
     }
 
     /// Makes a chain empty, whether or not it is there.
     pub(crate) fn empty_chain(&mut self, name: &str) {
-        self.transaction.message(NEW_CHAIN, CREATE).name(1, self.table).name(3, name);
-        self.transaction.message(DELETE_RULE, 0).name(1, self.table).name(2, name);
+        self.message(NEW_CHAIN, CREATE).name(3, name);
+        self.message(DELETE_RULE, 0).name(2, name);
+    }
+
+    /// Removes a chain that nothing leads to.
+    pub(crate) fn remove_chain(&mut self, name: &str) {
+        self.message(DELETE_CHAIN, 0).name(3, name);
+    }
+
+    /// Removes a set that nothing names.
+    pub(crate) fn remove_set(&mut self, name: &str) {
+        self.message(DELETE_SET, 0).name(2, name);
     }
 
     fn base_chain(&mut self, name: &str, &Place(hook, priority, kind): &Place) {
-        let message = self.transaction.message(NEW_CHAIN, CREATE).name(1, self.table).name(3, name);
+        let message = self.message(NEW_CHAIN, CREATE).name(3, name);
         message.nested(4, |inner| {
             inner.number(1, hook).number(2, priority.cast_unsigned());
         });
         message.name(7, kind);
-        self.transaction.message(DELETE_RULE, 0).name(1, self.table).name(2, name);
+        self.message(DELETE_RULE, 0).name(2, name);
     }
 
     pub(crate) fn rule(&mut self, chain: &str, write: impl FnOnce(Rule<'_>)) {
-        let message = self.transaction.message(NEW_RULE, CREATE | APPEND).name(1, self.table).name(2, chain);
-        message.nested(4, |inner| write(Rule(inner)));
+        let family = self.table.family;
+        let message = self.message(NEW_RULE, CREATE | APPEND).name(2, chain);
+        message.nested(4, |messages| write(Rule { messages, family }));
     }
 
     /// Makes a set or map, or takes the one that is there.
-    pub(crate) fn set(&mut self, name: &str, key: &[u32], holds: &Holds, shape: Shape) {
+    pub(crate) fn set(&mut self, name: &str, key: &[Part], holds: &Holds, shape: Shape) {
         const MAP: u32 = 8;
         self.sets += 1;
-        let (length, id) = (u32::try_from(key.len() * 4).unwrap_or(u32::MAX), self.sets);
+        let (family, id) = (self.table.family, self.sets);
         let flags = match shape {
             Shape::Plain | Shape::Counted => 0,
             Shape::Remembered => 0x10 | 0x20,
@@ -289,15 +353,16 @@ impl<'a> Changes<'a> {
             Shape::Boxes => 4 | 0x80,
         };
         let map = if matches!(holds, Holds::Keys) { 0 } else { MAP };
-        let message = self.transaction.message(NEW_SET, CREATE).name(1, self.table).name(2, name);
-        message.number(3, flags | map).number(4, concatenated(key)).number(5, length);
+        let message = self.message(NEW_SET, CREATE).name(2, name);
+        message.number(3, flags | map).number(4, concatenated(family, key)).number(5, length(family, key));
         match holds {
             Holds::Keys => {}
             Holds::Verdicts => {
                 message.number(6, VERDICT_TYPE).number(7, 0);
             }
             Holds::Endpoints => {
-                message.number(6, concatenated(&[ADDRESS, PORT])).number(7, 8);
+                let endpoint = [Part::Address, Part::Port];
+                message.number(6, concatenated(family, &endpoint)).number(7, length(family, &endpoint));
             }
         }
         match shape {
@@ -317,7 +382,7 @@ impl<'a> Changes<'a> {
                     inner.nested(2, |fields| {
                         for part in key {
                             fields.nested(1, |field| {
-                                field.number(1, width(*part));
+                                field.number(1, part.width(family).into());
                             });
                         }
                     });
@@ -329,32 +394,96 @@ impl<'a> Changes<'a> {
 
     /// Empties a set or map.
     pub(crate) fn clear(&mut self, set: &str) {
-        self.transaction.message(DELETE_ELEMENTS, 0).name(1, self.table).name(2, set);
+        self.message(DELETE_ELEMENTS, 0).name(2, set);
     }
 
     pub(crate) fn commit(self, action: &str) -> Result<(), Error> {
-        let table = self.table;
+        let table = &self.table.name;
         self.transaction.commit().map_err(Error::kernel(format!("{action} nftables table {table}")))
     }
 }
 
-/// Puts an instance's table in place. Services of an earlier run go on until the first change of [`crate::Services`].
+/// What the rules of one kind of addresses are about.
+struct Ranges {
+    /// This worker's address among the pods.
+    gateway: IpAddr,
+    /// Its pods.
+    pods: IpNet,
+    /// All workers' pods.
+    cluster: IpNet,
+    services: Option<IpNet>,
+}
+
+impl Ranges {
+    fn of(config: &NetworkConfig, family: Family) -> Result<Option<Self>, Error> {
+        let gateway = crate::address::gateway(config.pod_cidr)?;
+        Ok(match family {
+            Family::V4 => Some(Self {
+                gateway: gateway.into(),
+                pods: config.pod_cidr.into(),
+                cluster: config.cluster_cidr.into(),
+                services: config.service_cidr.map(IpNet::from),
+            }),
+            Family::V6 => config.cluster_cidr6.map(|range| Self {
+                gateway: crate::address6(range, gateway).into(),
+                pods: crate::block6(range, config.pod_cidr).into(),
+                cluster: crate::block6(range, config.cluster_cidr).into(),
+                services: config.service_cidr6.map(IpNet::from),
+            }),
+        })
+    }
+}
+
+/// Puts an instance's tables in place. Services of an earlier run go on until the first change of [`crate::Services`].
 pub(crate) fn install(config: &NetworkConfig) -> Result<(), Error> {
-    let name = table(&config.instance);
-    match write(config, Changes::of(&name)) {
-        // What an earlier version left can be of another shape.
+    for family in Family::BOTH {
+        let table = Table::of(&config.instance, family);
+        match Ranges::of(config, family)? {
+            Some(ranges) => install_table(config, &table, &ranges)?,
+            // An earlier run may have had such addresses. A kernel without them has no tables of them either.
+            None => {
+                if let Err(error) = remove_table(&table) {
+                    tracing::debug!(%error, "no rules for IPv6 to remove");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn install_table(config: &NetworkConfig, table: &Table, ranges: &Ranges) -> Result<(), Error> {
+    match write(config, ranges, Changes::of(table)) {
+        // What an earlier version left can be of another shape. Its policies go with it, and the pods stay.
         Err(Error::Kernel { source, .. }) if source.raw_os_error() != Some(libc::EPERM) => {
-            let mut changes = Changes::of(&name);
+            let pods = bridge::port_prefix(&config.instance);
+            let mut changes = Changes::of(table);
             changes.remove_table();
-            write(config, changes)
+            changes.table();
+            changes.empty_chain(UNTIL_POLICIES);
+            for end in [Meta::InputName, Meta::OutputName] {
+                changes.rule(UNTIL_POLICIES, |rule| rule.interface(end, Is::Equal, &pods).verdict(&Verdict::Drop));
+            }
+            write(config, ranges, changes)
         }
         outcome => outcome,
     }
 }
 
-fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> {
+/// Whether an instance's tables are there: whoever may change rules may take all of them away.
+pub(crate) fn are_there(tables: impl Iterator<Item = Table>) -> std::io::Result<bool> {
+    const GET_TABLE: u16 = 1;
+    let mut questions = Messages::default();
+    for table in tables {
+        questions.begin((10 << 8) | GET_TABLE, netfilter::ACKNOWLEDGE, table.family);
+        questions.name(1, &table.name);
+    }
+    Ok(netfilter::found(questions)?.into_iter().all(|there| there))
+}
+
+fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> Result<(), Error> {
     let pods = bridge::port_prefix(&config.instance);
-    let gateway = crate::address::gateway(config.pod_cidr)?;
+    let family = changes.table.family;
+    let (loopback, cluster) = (family.loopback(), ranges.cluster);
     changes.table();
     for (name, key, holds, shape) in sets() {
         changes.set(name, &key, &holds, shape);
@@ -366,23 +495,23 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
         changes.empty_chain(by_address);
         changes.empty_chain(by_port);
         changes.rule(by_address, |rule| {
-            load_destination(rule, true).verdict_of(side.services(), DESTINATION);
+            load_destination(rule, true).verdict_of(side.services(), Register::Destination);
         });
         changes.rule(by_address, |rule| {
             let rule = match side {
                 Side::Loopback => rule,
-                _ => rule.only_to_this_machine().network(Field::Destination, Is::Other, LOOPBACK),
+                _ => rule.only_to_this_machine().network(Field::Destination, Is::Other, loopback),
             };
             rule.verdict(&Verdict::Goto(by_port.to_owned()));
         });
         changes.rule(by_port, |rule| {
-            load_destination(rule, false).verdict_of(side.services(), DESTINATION);
+            load_destination(rule, false).verdict_of(side.services(), Register::Destination);
         });
     }
     // Ports of pods on this machine's loopback addresses make the kernel take packets for those from links as well.
     changes.rule("spoofed", |rule| {
         let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
-        rule.network(Field::Destination, Is::Equal, LOOPBACK).verdict(&Verdict::Drop);
+        rule.network(Field::Destination, Is::Equal, loopback).verdict(&Verdict::Drop);
     });
     // A pod sends with no address but its own.
     changes.rule("spoofed", |rule| {
@@ -390,92 +519,108 @@ fn write(config: &NetworkConfig, mut changes: Changes<'_>) -> Result<(), Error> 
     });
     let inside = Verdict::Jump("to-inside".to_owned());
     changes.rule("arriving", |rule| {
-        let rule = load_destination(rule, true).in_set(GUARDED, DESTINATION).load(Field::Source, CLIENT);
-        rule.not_in_set(ADMITTED, CLIENT).verdict(&Verdict::Drop);
+        let rule =
+            load_destination(rule, true).in_set(GUARDED, Register::Destination).load(Field::Source, Register::Client);
+        rule.not_in_set(ADMITTED, Register::Client).verdict(&Verdict::Drop);
     });
     changes.rule("arriving", |rule| rule.interface(Meta::InputName, Is::Equal, &pods).verdict(&inside));
     changes.rule("arriving", |rule| {
         rule.interface(Meta::InputName, Is::Other, &pods).verdict(&Verdict::Jump("to-outside".to_owned()));
     });
     changes.rule("leaving", |rule| {
-        let rule = rule.network(Field::Destination, Is::Equal, LOOPBACK);
+        let rule = rule.network(Field::Destination, Is::Equal, loopback);
         rule.verdict(&Verdict::Goto("to-loopback".to_owned()));
     });
     changes.rule("leaving", |rule| rule.verdict(&inside));
     // Nodes further away have their packets packed (`nodes.rs`), and what is unpacked is taken for theirs: no pod packs any,
     // for this machine or another, to which it would go in this machine's name. Looked at here, where a service's address
     // hides nothing.
+    changes.chain(PACKED);
+    changes.rule("received", |rule| packed(rule).verdict(&Verdict::Jump(PACKED.to_owned())));
     changes.rule("received", |rule| packed(rule.interface(Meta::InputName, Is::Equal, &pods)).verdict(&Verdict::Drop));
     changes.rule("forwarded", |rule| {
         let rule = packed(rule.interface(Meta::InputName, Is::Equal, &pods));
-        rule.network(Field::Destination, Is::Other, config.cluster_cidr).verdict(&Verdict::Drop);
+        rule.network(Field::Destination, Is::Other, cluster).verdict(&Verdict::Drop);
     });
     // Answers to this machine's own connections through a balancer come back to the balancer's address.
     changes.rule("received", |rule| rule.under_way().verdict(&Verdict::Accept));
-    changes.rule("received", |rule| rule.load(Field::Destination, CLIENT).in_set(HELD, CLIENT).refuse());
+    changes.rule("received", |rule| {
+        rule.load(Field::Destination, Register::Client).in_set(HELD, Register::Client).refuse()
+    });
     changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
+    // An endpoint's segment that connection tracking can't place would reach the client from an address that it never asked.
+    for end in [Meta::InputName, Meta::OutputName] {
+        changes.rule("forwarded", |rule| rule.interface(end, Is::Equal, &pods).astray().verdict(&Verdict::Drop));
+    }
     // What is still for a service's address here has no endpoint.
     for chain in ["received", "forwarded", "sent"] {
         changes.rule(chain, |rule| without_endpoints(rule).protocol(Is::Equal, TCP).reset());
         changes.rule(chain, |rule| without_endpoints(rule).refuse());
-        if let Some(range) = config.service_cidr {
+        if let Some(range) = ranges.services {
             changes.rule(chain, |rule| {
                 rule.network(Field::Destination, Is::Equal, range).protocol(Is::Equal, TCP).reset();
             });
             changes.rule(chain, |rule| rule.network(Field::Destination, Is::Equal, range).refuse());
         }
     }
-    for chain in ["received", "forwarded"].iter().filter(|_| !config.open_metadata) {
+    let metadata = family.metadata().iter().filter(|_| !config.open_metadata);
+    for (address, chain) in metadata.flat_map(|address| ["received", "forwarded"].map(|chain| (address, chain))) {
         changes.rule(chain, |rule| {
             let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
-            rule.field(Field::Destination, Is::Equal, &METADATA.octets()).refuse();
+            rule.field(Field::Destination, Is::Equal, &octets(*address)).refuse();
         });
     }
     // Workers answer the gateway, on whatever machine; pods have no business there.
     for chain in ["received", "forwarded"] {
         changes.rule(chain, |rule| {
-            let rule = rule.network(Field::Source, Is::Equal, config.pod_cidr);
-            load_destination(rule, true).in_set(DOORS, DESTINATION).protocol(Is::Equal, TCP).reset();
+            let rule = rule.network(Field::Source, Is::Equal, ranges.pods);
+            load_destination(rule, true).in_set(DOORS, Register::Destination).protocol(Is::Equal, TCP).reset();
         });
     }
-    // Policies hold between a pod and everybody but itself and this machine; they see where a connection really goes.
+    // Policies hold between a pod and everybody but itself, and for what it asks of this machine (names, the proxy, the API);
+    // what this machine asks of it is let through. They see where a connection really goes.
+    changes.rule("received", |rule| {
+        let rule = rule.interface(Meta::InputName, Is::Equal, &pods).load(Direction::Egress.own(), Register::Client);
+        rule.verdict_of(Direction::Egress.map(), Register::Client);
+    });
     changes.rule("forwarded", |rule| hairpin(rule).verdict(&Verdict::Accept));
+    changes.chain(UNTIL_POLICIES);
+    changes.rule("forwarded", |rule| rule.verdict(&Verdict::Jump(UNTIL_POLICIES.to_owned())));
     for direction in Direction::BOTH {
         changes.rule("forwarded", |rule| {
-            rule.load(direction.own(), CLIENT).verdict_of(direction.map(), CLIENT);
+            rule.load(direction.own(), Register::Client).verdict_of(direction.map(), Register::Client);
         });
     }
     // Pods reach each other by way of this machine only: no hint at a shorter one.
+    let (errors, redirect) = family.redirect();
     changes.rule("sent", |rule| {
-        let rule = rule.interface(Meta::OutputName, Is::Equal, &pods).protocol(Is::Equal, ICMP);
-        rule.field(Field::IcmpType, Is::Equal, &[REDIRECT]).verdict(&Verdict::Drop);
+        let rule = rule.interface(Meta::OutputName, Is::Equal, &pods).protocol(Is::Equal, errors);
+        rule.field(Field::IcmpType, Is::Equal, &[redirect]).verdict(&Verdict::Drop);
     });
     changes.rule("source", |rule| {
-        hairpin(rule.translated()).come_from(gateway);
+        hairpin(rule.translated()).come_from(ranges.gateway);
     });
     // Nobody else can answer to a loopback address.
     changes.rule("source", |rule| {
-        let rule = rule.translated().network(Field::Source, Is::Equal, LOOPBACK);
-        rule.interface(Meta::OutputName, Is::Equal, &pods).come_from(gateway);
+        let rule = rule.translated().network(Field::Source, Is::Equal, loopback);
+        rule.interface(Meta::OutputName, Is::Equal, &pods).come_from(ranges.gateway);
     });
     changes.rule("source", |rule| {
-        let rule = rule.network(Field::Destination, Is::Other, config.cluster_cidr);
-        rule.network(Field::Source, Is::Equal, config.cluster_cidr)
-            .interface_named(Meta::OutputName, Is::Other, "lo")
-            .masquerade();
+        let rule = rule.network(Field::Destination, Is::Other, cluster);
+        rule.network(Field::Source, Is::Equal, cluster).interface_named(Meta::OutputName, Is::Other, "lo").masquerade();
     });
     // An endpoint elsewhere would answer to the client directly, which knows nothing of it. Answers to this worker's own
     // pods come back this way anyhow, from pods of other workers, which see who asks.
     changes.rule("source", |rule| {
-        let rule = rule.translated().network(Field::Source, Is::Other, config.pod_cidr);
-        let rule = rule.network(Field::Destination, Is::Other, config.pod_cidr);
-        endpoint(rule.network(Field::Destination, Is::Equal, config.cluster_cidr)).come_from(gateway);
+        let rule = rule.translated().network(Field::Source, Is::Other, ranges.pods);
+        let rule = rule.network(Field::Destination, Is::Other, ranges.pods);
+        endpoint(rule.network(Field::Destination, Is::Equal, cluster)).come_from(ranges.gateway);
     });
     changes.rule("source", |rule| {
-        let rule = rule.translated().network(Field::Destination, Is::Other, config.cluster_cidr);
+        let rule = rule.translated().network(Field::Destination, Is::Other, cluster);
         endpoint(rule.interface_named(Meta::OutputName, Is::Other, "lo")).masquerade();
     });
-    traffic::count(&mut changes, &pods, config.cluster_cidr);
+    traffic::count(&mut changes, &pods, cluster);
     changes.commit("install")
 }
 
@@ -487,34 +632,55 @@ fn packed(rule: Rule<'_>) -> Rule<'_> {
 
 /// Only packets to an endpoint of a service.
 fn endpoint(rule: Rule<'_>) -> Rule<'_> {
-    rule.load(Field::Destination, CLIENT).load(Field::Destination, DESTINATION).in_set(HAIRPIN, CLIENT)
+    rule.load(Field::Destination, Register::Client)
+        .load(Field::Destination, Register::Destination)
+        .in_set(HAIRPIN, Register::Client)
 }
 
 /// Only packets of an endpoint to itself.
 fn hairpin(rule: Rule<'_>) -> Rule<'_> {
-    rule.load(Field::Source, CLIENT).load(Field::Destination, DESTINATION).in_set(HAIRPIN, CLIENT)
+    rule.load(Field::Source, Register::Client)
+        .load(Field::Destination, Register::Destination)
+        .in_set(HAIRPIN, Register::Client)
 }
 
 fn without_endpoints(rule: Rule<'_>) -> Rule<'_> {
-    load_destination(rule, true).in_set(REFUSED, DESTINATION)
+    load_destination(rule, true).in_set(REFUSED, Register::Destination)
+}
+
+/// The tables that an instance has: that of IPv6 addresses only where it has any.
+pub(crate) fn tables(instance: &str, dual: bool) -> impl Iterator<Item = Table> {
+    let families = Family::BOTH.into_iter().filter(move |family| dual || *family == Family::V4);
+    families.map(move |family| Table::of(instance, family))
 }
 
 /// Tells which addresses this machine has for services alone.
-pub(crate) fn hold(instance: &str, addresses: &[Ipv4Addr]) -> Result<(), Error> {
-    let name = table(instance);
-    let mut changes = Changes::of(&name);
+pub(crate) fn hold(table: &Table, addresses: &[IpAddr]) -> Result<(), Error> {
+    let mut changes = Changes::of(table);
     changes.clear(HELD);
-    changes.add(HELD, addresses, |messages, address| crate::services::write_key(messages, 1, &address.octets()));
+    changes.add_addresses(HELD, addresses.iter().copied());
     changes.commit("hold addresses in")
 }
 
+/// Has only nodes' packets unpacked, or everybody's: where nothing is unpacked, they are somebody else's.
+pub(crate) fn unpack_for_nodes(table: &Table, only: bool) -> Result<(), Error> {
+    let mut changes = Changes::of(table);
+    changes.empty_chain(PACKED);
+    if only {
+        changes.rule(PACKED, |rule| {
+            rule.load(Field::Source, Register::Client).not_in_set(NODES, Register::Client).verdict(&Verdict::Drop);
+        });
+    }
+    changes.commit("tell whose packets are unpacked in")
+}
+
 /// Tells where workers answer the gateway.
-pub(crate) fn close(instance: &str, doors: &crate::nodes::Doors) -> Result<(), Error> {
-    let name = table(instance);
-    let mut changes = Changes::of(&name);
+pub(crate) fn close(table: &Table, doors: &crate::nodes::Doors) -> Result<(), Error> {
+    let mut changes = Changes::of(table);
     changes.clear(DOORS);
+    let doors = doors.iter().filter(|door| Family::of(door.ip()) == table.family);
     changes.add(DOORS, doors, |messages, door| {
-        let mut key = door.ip().octets().to_vec();
+        let mut key = octets(door.ip());
         key.extend([TCP, 0, 0, 0]);
         key.extend(door.port().to_be_bytes());
         key.extend([0; 2]);
@@ -523,10 +689,17 @@ pub(crate) fn close(instance: &str, doors: &crate::nodes::Doors) -> Result<(), E
     changes.commit("close workers' ports in")
 }
 
-/// Removes an instance's table, if it is there.
+/// Removes an instance's tables, where they are there.
 pub(crate) fn remove(instance: &str) -> Result<(), Error> {
-    let name = table(instance);
-    let mut changes = Changes::of(&name);
+    remove_table(&Table::of(instance, Family::V4))?;
+    if let Err(error) = remove_table(&Table::of(instance, Family::V6)) {
+        tracing::debug!(%error, "no rules for IPv6 to remove");
+    }
+    Ok(())
+}
+
+fn remove_table(table: &Table) -> Result<(), Error> {
+    let mut changes = Changes::of(table);
     changes.remove_table();
     changes.commit("remove")
 }
@@ -551,6 +724,13 @@ pub(crate) fn probe() -> Result<(), Error> {
 const ELEMENTS_BYTES: usize = 48 << 10;
 
 impl Changes<'_> {
+    /// Adds addresses, those of the table's kind, to a set of them.
+    pub(crate) fn add_addresses(&mut self, set: &str, all: impl IntoIterator<Item = IpAddr>) {
+        let family = self.table.family;
+        let all = all.into_iter().filter(|address| Family::of(*address) == family);
+        self.add(set, all, |messages, address| crate::services::write_key(messages, 1, &octets(address)));
+    }
+
     /// Adds elements to a set or map.
     pub(crate) fn add<T>(&mut self, set: &str, all: impl IntoIterator<Item = T>, write: impl Fn(&mut Messages, T)) {
         self.elements((NEW_ELEMENTS, CREATE), set, all, write);
@@ -570,7 +750,7 @@ impl Changes<'_> {
     ) {
         let mut all = all.into_iter().peekable();
         while all.peek().is_some() {
-            let message = self.transaction.message(number, flags).name(1, self.table).name(2, set);
+            let message = self.message(number, flags).name(2, set);
             message.nested(3, |list| {
                 while list.message_len() < ELEMENTS_BYTES
                     && let Some(element) = all.next()

@@ -11,6 +11,7 @@ mod annex;
 mod bridge;
 mod conntrack;
 mod dns;
+mod family;
 mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -27,23 +28,25 @@ mod shaping;
 mod traffic;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use dns::{Dns, DnsSockets, NamedEndpoint, NamedPort, Resolvers, ServiceNames};
 pub use firewall::Side;
 pub use host_port::HostPort;
-pub use ipnet::{Ipv4Net, Ipv6Net};
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use nodes::{Doors, Ways};
 pub use policies::{
     Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Rules, block_without, is_port_group, merged,
+    next_address,
 };
 pub use services::{Backend, Change, Frontend, Protocol};
 pub use shaping::Bandwidth;
 pub use traffic::{Traffic, TrafficCounters};
 
 use crate::address::Addresses;
+use crate::firewall::Table;
 use crate::policies::Policies;
 use crate::pool::Pool;
 use crate::services::Services;
@@ -76,6 +79,8 @@ pub struct PodNetwork {
     pub netns: OwnedFd,
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where it has one.
+    pub address6: Option<Ipv6Addr>,
     /// The bridge's address, the pod's default route.
     pub gateway: Ipv4Addr,
     /// Name of the interface inside.
@@ -108,9 +113,9 @@ pub enum Error {
     #[error("{wanted} overlaps {taken} on interface {interface}: choose another with --pod-cidr or --service-cidr")]
     Overlap {
         /// What was asked for.
-        wanted: Ipv4Net,
+        wanted: IpNet,
         /// What is there.
-        taken: Ipv4Net,
+        taken: IpNet,
         /// Where it is.
         interface: String,
     },
@@ -133,15 +138,56 @@ pub struct Network {
 }
 
 struct Shared {
+    config: NetworkConfig,
     instance: String,
     gateway: Ipv4Addr,
+    cidr6: Option<Ipv6Net>,
     mtu: u32,
     addresses: Arc<Mutex<Addresses>>,
     owners: Mutex<HashMap<String, Ipv4Addr>>,
     pool: Pool,
-    services: Mutex<Services>,
-    policies: Mutex<Policies>,
+    /// Of each kind of addresses that pods have.
+    services: Mutex<Vec<Services>>,
+    policies: Mutex<Vec<Policies>>,
     traffic: TrafficCounters,
+    told: Mutex<Told>,
+}
+
+/// Lists that the rules were told as wholes.
+#[derive(Default)]
+struct Told {
+    nodes: BTreeSet<IpAddr>,
+    doors: nodes::Doors,
+    held: Vec<IpAddr>,
+}
+
+impl Shared {
+    /// The tables of this worker's rules.
+    fn tables(&self) -> impl Iterator<Item = Table> {
+        firewall::tables(&self.instance, self.cidr6.is_some())
+    }
+
+    fn write_told(&self) -> Result<(), Error> {
+        let told = lock(&self.told);
+        self.tables().try_for_each(|table| {
+            traffic::set_nodes(&table, told.nodes.iter().copied())?;
+            firewall::close(&table, &told.doors)?;
+            firewall::hold(&table, &told.held)
+        })
+    }
+
+    /// Puts the rules back if somebody has taken them away; whether that was so.
+    fn restore(&self) -> Result<bool, Error> {
+        if firewall::are_there(self.tables()).map_err(Error::kernel("look for the rules"))? {
+            return Ok(false);
+        }
+        firewall::install(&self.config)?;
+        lock(&self.policies).iter_mut().try_for_each(Policies::restore)?;
+        lock(&self.services).iter_mut().try_for_each(Services::restore)?;
+        lock(&self.owners).values().try_for_each(|pod| self.traffic.resume(*pod))?;
+        self.write_told()?;
+        Ok(true)
+    }
 }
 
 impl Network {
@@ -152,17 +198,27 @@ impl Network {
         let setup = config.clone();
         let (mtu, traffic) = tokio::task::spawn_blocking(move || {
             let own = Ipv4Net::new_assert(gateway, setup.pod_cidr.prefix_len());
-            let bridge = bridge::ensure(&setup.instance, own, setup.cluster_cidr)?;
-            if setup.cluster_cidr != setup.pod_cidr && !setup.annexed {
+            let own6 = setup.cluster_cidr6.map(|range| address6(range, gateway));
+            let cluster6 = setup.cluster_cidr6.map(|range| block6(range, setup.cluster_cidr));
+            let ranges: Vec<IpNet> =
+                std::iter::once(setup.cluster_cidr.into()).chain(cluster6.map(IpNet::from)).collect();
+            let bridge = bridge::ensure(&setup.instance, own, own6, &ranges)?;
+            let route = |range: IpNet| match (range, own6) {
+                (IpNet::V6(_), Some(own)) => bridge::route(bridge, range, own.into()),
+                _ => bridge::route(bridge, range, gateway.into()),
+            };
+            if !setup.annexed {
                 // What no worker has goes nowhere, and other Carobs see whose the range is.
-                bridge::route(bridge, setup.cluster_cidr, gateway)?;
+                ranges
+                    .iter()
+                    .filter(|range| **range != IpNet::from(setup.pod_cidr))
+                    .try_for_each(|range| route(*range))?;
             }
-            if let Some(services) = setup.service_cidr {
-                bridge::route(bridge, services, gateway)?;
-            }
+            let services = setup.service_cidr.map(IpNet::from);
+            services.into_iter().chain(setup.service_cidr6.map(IpNet::from)).try_for_each(route)?;
             firewall::install(&setup)?;
             shaping::remove_orphans(&setup.instance).map_err(Error::kernel("remove links of pods that are gone"))?;
-            bridge::enable_forwarding()?;
+            bridge::enable_forwarding(own6.is_some())?;
             Ok::<_, Error>((bridge::uplink_mtu()?, TrafficCounters::open(&setup.instance, None)?))
         })
         .await
@@ -171,18 +227,23 @@ impl Network {
         let maker = namespace::Maker {
             instance: config.instance.clone(),
             gateway,
+            cidr6: config.cluster_cidr6,
             mtu,
             addresses: Arc::clone(&addresses),
             traffic: traffic.clone(),
         };
         let pool = Pool::start(maker)?;
-        let services = Mutex::new(Services::new(&config.instance));
-        let policies = Mutex::new(Policies::new(&config.instance));
+        let tables = || firewall::tables(&config.instance, config.cluster_cidr6.is_some());
+        let services = Mutex::new(tables().map(Services::new).collect());
+        let policies = Mutex::new(tables().map(Policies::new).collect());
         let owners = Mutex::default();
         Ok(Self {
             shared: Arc::new(Shared {
-                instance: config.instance,
+                instance: config.instance.clone(),
                 gateway,
+                cidr6: config.cluster_cidr6,
+                config,
+                told: Mutex::default(),
                 mtu,
                 addresses,
                 owners,
@@ -220,18 +281,25 @@ impl Network {
         PodNetwork {
             netns: made.netns,
             address: made.address,
+            address6: self.address6(made.address),
             gateway: self.shared.gateway,
             interface: namespace::INTERFACE,
         }
     }
 
+    /// The IPv6 address of who has this one, where pods have any.
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.shared.cidr6.map(|range| address6(range, address))
+    }
+
+    /// The addresses of who has this one.
+    fn all_of(&self, address: Ipv4Addr) -> Vec<IpAddr> {
+        std::iter::once(address.into()).chain(self.address6(address).map(IpAddr::from)).collect()
+    }
+
     /// Keeps the address of a pod that an earlier run attached.
     pub fn adopt(&self, pod_uid: &str, address: Ipv4Addr) {
         lock(&self.shared.addresses).reserve(address);
-        // An earlier version left it on.
-        if let Err(error) = netlink::without_ipv6(&bridge::port_name(&self.shared.instance, address)) {
-            tracing::warn!(%error, pod_uid, "a pod may tell this machine false ways by IPv6");
-        }
         if let Err(error) = self.shared.traffic.resume(address) {
             tracing::warn!(%error, pod_uid, "what a pod receives and sends may not be counted");
         }
@@ -247,10 +315,12 @@ impl Network {
         if ports.iter().any(HostPort::is_on_loopback) {
             bridge::accept_loopback(&bridge::port_name(&self.shared.instance, pod))?;
         }
-        let (uid, gateway) = (pod_uid.to_owned(), self.shared.gateway);
+        let (uid, gateways, pod) = (pod_uid.to_owned(), self.all_of(self.shared.gateway), self.all_of(pod));
         self.with_services(move |known| {
-            let (ports, elsewhere) = host_port::on_this_machine(ports, gateway)?;
-            known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())?;
+            let (ports, elsewhere) = host_port::on_this_machine(ports, &gateways)?;
+            for (known, pod) in known.iter_mut().zip(pod) {
+                known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())?;
+            }
             Ok(elsewhere)
         })
         .await
@@ -273,16 +343,31 @@ impl Network {
     }
 
     /// Tells the addresses of the cluster's nodes, which are not the internet to pods, and no others.
-    pub async fn set_nodes(&self, addresses: BTreeSet<Ipv4Addr>) -> Result<(), Error> {
+    pub async fn set_nodes(&self, addresses: BTreeSet<IpAddr>) -> Result<(), Error> {
+        self.tell(move |told| told.nodes = addresses).await
+    }
+
+    async fn tell(&self, change: impl FnOnce(&mut Told) + Send + 'static) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        let work = move || traffic::set_nodes(&shared.instance, addresses);
+        let work = move || {
+            change(&mut lock(&shared.told));
+            shared.write_told()
+        };
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Puts the rules back if somebody has taken them away, as `nft flush ruleset` does; whether that was so. What they
+    /// counted is lost.
+    pub async fn restore(&self) -> Result<bool, Error> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || shared.restore()).await.map_err(|_| Error::Closed)?
     }
 
     /// Gives a pod's address and its ports of this machine back. Its link goes with its namespace.
     pub async fn release(&self, pod_uid: &str) {
         let uid = pod_uid.to_owned();
-        if let Err(error) = self.with_services(move |known| known.unpublish(&uid)).await {
+        let unpublish = move |known: &mut [Services]| known.iter_mut().try_for_each(|known| known.unpublish(&uid));
+        if let Err(error) = self.with_services(unpublish).await {
             tracing::warn!(%error, pod_uid, "ports of a pod that is gone may still lead to it");
         }
         let owned = lock(&self.shared.owners).remove(pod_uid);
@@ -294,7 +379,9 @@ impl Network {
                 tracing::warn!(%error, pod_uid, "counters of a pod that is gone are still there");
             }
             // The next owner's policies would let them through as what is under way.
-            let forgotten = tokio::task::spawn_blocking(move || conntrack::forget_address(address)).await;
+            let all = self.all_of(address);
+            let forget = move || all.into_iter().try_for_each(conntrack::forget_address);
+            let forgotten = tokio::task::spawn_blocking(forget).await;
             if let Ok(Err(error)) = forgotten {
                 tracing::warn!(%error, pod_uid, "flows of a pod that is gone may go on with the next one that has its address");
             }
@@ -306,26 +393,29 @@ impl Network {
     /// one and routed. `kept` is the one that it had before, if it is still there. To be called in this machine's namespace.
     pub async fn annex(&self, block: Ipv4Net, kept: Option<OwnedFd>) -> Result<OwnedFd, Error> {
         let shared = Arc::clone(&self.shared);
-        let work = move || annex::prepare(&shared.instance, shared.gateway, shared.mtu, block, kept);
+        let work = move || annex::prepare(&shared.instance, (shared.gateway, shared.cidr6), shared.mtu, block, kept);
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
-    /// Routes to the pods of these nodes and of no others; those that can't be had are said. Other nodes' pods aren't for
+    /// Routes to the pods of these nodes and of no others, from the machine that has this address; those that can't be had are said. Other nodes' pods aren't for
     /// a network that is annexed: the machine's own leads to them.
-    pub async fn set_ways(&self, ways: nodes::Ways) -> Result<Vec<(Ipv4Net, Error)>, Error> {
+    pub async fn set_ways(&self, ways: nodes::Ways, machine: Option<Ipv4Addr>) -> Result<Vec<(IpNet, Error)>, Error> {
         let shared = Arc::clone(&self.shared);
         let work = move || {
-            let here = nodes::Here { instance: &shared.instance, gateway: shared.gateway, mtu: shared.mtu };
-            here.set_ways(&ways)
+            let (gateway, cidr6, mtu) = (shared.gateway, shared.cidr6, shared.mtu);
+            nodes::Here { instance: &shared.instance, gateway, cidr6, machine, mtu }.set_ways(&ways)
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
     /// Closes these addresses and ports to this worker's pods, and no others: workers answer the gateway there.
     pub async fn close(&self, doors: nodes::Doors) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let work = move || firewall::close(&shared.instance, &doors);
-        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+        self.tell(move |told| told.doors = doors).await
+    }
+
+    /// The addresses of the pods of all workers.
+    pub fn cluster_cidr(&self) -> Ipv4Net {
+        self.shared.config.cluster_cidr
     }
 
     /// The bridge's address: the pods' way out and the address under which they reach this machine.
@@ -336,17 +426,21 @@ impl Network {
     /// Makes the kernel know these services and no others. Services of an earlier run hold until then, and connections to
     /// a service that stays notice nothing.
     pub async fn replace_services(&self, services: HashMap<Frontend, Backend>) -> Result<(), Error> {
-        self.with_services(move |known| known.replace(services)).await
+        self.with_services(move |known| {
+            let mut six = services;
+            let four = six.extract_if(|frontend, _| frontend.address.is_ipv4()).collect();
+            known.iter_mut().zip([four, six]).try_for_each(|(known, services)| known.replace(services))
+        })
+        .await
     }
 
     /// Makes these addresses this machine's own, for services alone, and no others: it answers for them on its networks,
     /// and what no service wants is refused.
-    pub async fn hold(&self, addresses: Vec<Ipv4Addr>) -> Result<(), Error> {
+    pub async fn hold(&self, addresses: Vec<IpAddr>) -> Result<(), Error> {
+        let (own, held) = (self.all_of(self.shared.gateway), addresses.clone());
+        self.tell(move |told| told.held = held).await?;
         let shared = Arc::clone(&self.shared);
-        let work = move || {
-            firewall::hold(&shared.instance, &addresses)?;
-            bridge::hold(&shared.instance, shared.gateway, &addresses)
-        };
+        let work = move || bridge::hold(&shared.instance, &own, &addresses);
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
@@ -361,31 +455,36 @@ impl Network {
 
     /// Carries changes of services out, all in one step.
     pub async fn change_services(&self, changes: Vec<Change>) -> Result<(), Error> {
-        self.with_services(move |known| known.change(changes)).await
+        self.with_services(move |known| {
+            let (four, six) = changes.into_iter().partition(|(frontend, _)| frontend.address.is_ipv4());
+            known.iter_mut().zip([four, six]).try_for_each(|(known, changes)| known.change(changes))
+        })
+        .await
     }
 
     /// Makes the kernel know the policies that these changes make up, and no others. Those of an earlier run hold until
     /// then.
     pub async fn replace_policies(&self, changes: Vec<PolicyChange>) -> Result<(), Error> {
-        self.with_policies(move |known| known.replace(changes)).await
+        self.with_policies(move |known| known.replace(changes.clone())).await
     }
 
     /// Carries changes of policies out, all in one step. What is under way goes on.
     pub async fn change_policies(&self, changes: Vec<PolicyChange>) -> Result<(), Error> {
-        self.with_policies(move |known| known.change(changes)).await
+        self.with_policies(move |known| known.change(changes.clone())).await
     }
 
     async fn with_policies(
         &self,
-        work: impl FnOnce(&mut Policies) -> Result<(), Error> + Send + 'static,
+        work: impl FnMut(&mut Policies) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || work(&mut lock(&shared.policies))).await.map_err(|_| Error::Closed)?
+        let work = move || lock(&shared.policies).iter_mut().try_for_each(work);
+        tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
     async fn with_services<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Services) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut [Services]) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || work(&mut lock(&shared.services))).await.map_err(|_| Error::Closed)?
@@ -422,10 +521,10 @@ pub fn block6(cidr6: Ipv6Net, block: Ipv4Net) -> Ipv6Net {
 pub fn free_cidr(instance: &str, candidates: impl IntoIterator<Item = Ipv4Net>) -> Result<Ipv4Net, Error> {
     let mut refused = None;
     for candidate in candidates {
-        match bridge::overlap(instance, candidate)? {
+        match bridge::overlap(instance, candidate.into())? {
             None => return Ok(candidate),
             Some((taken, interface)) => {
-                refused = refused.or(Some(Error::Overlap { wanted: candidate, taken, interface }));
+                refused = refused.or(Some(Error::Overlap { wanted: candidate.into(), taken, interface }));
             }
         }
     }

@@ -2,17 +2,18 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use ipnet::Ipv6Net;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::address::Addresses;
-use crate::netlink::{self, Mode, Netlink};
-use crate::{Error, TrafficCounters, bridge, lock};
+use crate::netlink::{self, Ipv6, Mode, Netlink};
+use crate::{Error, TrafficCounters, address6, bridge, lock};
 
 /// Name of a pod's interface, as everywhere in Kubernetes.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -31,6 +32,8 @@ pub(crate) struct Made {
 pub(crate) struct Maker {
     pub(crate) instance: String,
     pub(crate) gateway: Ipv4Addr,
+    /// Where pods' IPv6 addresses come from, if they have any.
+    pub(crate) cidr6: Option<Ipv6Net>,
     pub(crate) mtu: u32,
     pub(crate) addresses: Arc<Mutex<Addresses>>,
     pub(crate) traffic: TrafficCounters,
@@ -74,42 +77,69 @@ impl Maker {
         enter().map_err(io::Error::from).map_err(Error::kernel("make a network namespace"))?;
         let netns = given.map_or_else(current, Ok).map_err(Error::kernel("open a network namespace"))?;
         let mut inside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
-        // The pod has no IPv6 yet; an interface that tries to get an address costs packets and time.
-        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
+        let ipv6 = if self.cidr6.is_some() { Ipv6::Given } else { Ipv6::Off };
+        // An interface that tries to get an address by itself costs packets and time.
+        ipv6.set_to_come().map_err(Error::kernel("set up a network namespace"))?;
         self.traffic.begin(address)?;
         let port = bridge::port_name(&self.instance, address);
-        host.request(vec![(veth(&netns, address, &port, self.mtu), Mode::Create)])
-            .and_then(|()| host_links.without_ipv6(&port))
+        host.request(vec![(veth(&netns, (address, self.gateway), &port, self.mtu), Mode::Create)])
+            .and_then(|()| host_links.set_ipv6(&port, ipv6))
             .and_then(|()| host.request(vec![(netlink::up_by_name(&port), Mode::Change)]))
             .map_err(Error::kernel(format!("make the link of {address}")))?;
         let port = host_links
             .index(&port)
             .ok_or_else(|| Error::kernel(format!("find link {port}"))(io::ErrorKind::NotFound.into()))?;
-        host.request(vec![(netlink::route_to(address, port, Some(self.gateway)), Mode::Create)])
-            .map_err(Error::kernel(format!("route {address} to its link")))?;
         let index = netlink::index_of(INTERFACE)
             .ok_or_else(|| Error::kernel("find a pod's interface")(io::ErrorKind::NotFound.into()))?;
-        inside
-            .request(vec![
-                (netlink::up(LOOPBACK), Mode::Change),
-                (netlink::up(index), Mode::Change),
-                (netlink::address(index, address, 32), Mode::Create),
-                (netlink::route_to(self.gateway, index, None), Mode::Create),
-                (netlink::default_route(self.gateway), Mode::Create),
-            ])
-            .map_err(Error::kernel(format!("give a pod the address {address}")))?;
+        let mut outside = Vec::new();
+        let mut within = vec![(netlink::up(LOOPBACK), Mode::Change), (netlink::up(index), Mode::Change)];
+        for End { pod, machine } in self.ends(address) {
+            outside.push((netlink::route_to(pod, port, Some(machine)), Mode::Create));
+            if pod.is_ipv6() {
+                outside.push((netlink::neighbour(pod, port, bridge::mac(address)), Mode::Create));
+                within.push((netlink::neighbour(machine, index, bridge::mac(self.gateway)), Mode::Create));
+            }
+            let prefix = if pod.is_ipv4() { 32 } else { 128 };
+            within.extend([
+                (netlink::address(index, pod, prefix), Mode::Create),
+                (netlink::route_to(machine, index, None), Mode::Create),
+                (netlink::default_route(machine), Mode::Create),
+            ]);
+        }
+        host.request(outside).map_err(Error::kernel(format!("route {address} to its link")))?;
+        inside.request(within).map_err(Error::kernel(format!("give a pod the address {address}")))?;
         Ok(Made { netns, address })
+    }
+
+    /// The addresses at the two ends of a pod's link, of each kind.
+    fn ends(&self, pod: Ipv4Addr) -> impl Iterator<Item = End> {
+        let four = End { pod: pod.into(), machine: self.gateway.into() };
+        let six = self
+            .cidr6
+            .map(|range| End { pod: address6(range, pod).into(), machine: address6(range, self.gateway).into() });
+        std::iter::once(four).chain(six)
     }
 }
 
-/// A pair of links: one end stays on the machine as `port`, the other is born in the namespace. (An end can be set up
-/// only when both exist.)
-pub(crate) fn veth(netns: &OwnedFd, address: Ipv4Addr, port: &str, mtu: u32) -> RouteNetlinkMessage {
+struct End {
+    pod: IpAddr,
+    machine: IpAddr,
+}
+
+/// A pair of links: one end stays on the machine as `port`, the other is born in the namespace. Their hardware addresses
+/// go with those of who is at either end, inside and on the machine. (An end can be set up only when both exist.)
+pub(crate) fn veth(
+    netns: &OwnedFd,
+    (inside, machine): (Ipv4Addr, Ipv4Addr),
+    port: &str,
+    mtu: u32,
+) -> RouteNetlinkMessage {
     let mut peer = netlink::link(INTERFACE);
     peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-    peer.attributes.push(LinkAttribute::Address(bridge::mac(address).to_vec()));
+    peer.attributes.push(LinkAttribute::Address(bridge::mac(inside).to_vec()));
     peer.attributes.push(LinkAttribute::Mtu(mtu));
     let mut port = netlink::link(port);
+    port.attributes.push(LinkAttribute::Address(bridge::mac(machine).to_vec()));
     port.attributes.push(LinkAttribute::Mtu(mtu));
     port.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
@@ -132,9 +162,9 @@ impl HostLinks {
         Ok(Self { socket, netns: current()? })
     }
 
-    /// Keeps IPv6 off the link of that name.
-    fn without_ipv6(&self, name: &str) -> io::Result<()> {
-        within(&self.netns, || Ok(netlink::without_ipv6(name))).map_err(io::Error::other)?
+    /// Sets what the link of that name has to do with IPv6.
+    fn set_ipv6(&self, name: &str, ipv6: Ipv6) -> io::Result<()> {
+        within(&self.netns, || Ok(ipv6.set(name))).map_err(io::Error::other)?
     }
 
     /// The index of the link of that name.

@@ -7,6 +7,8 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
+use crate::family::Family;
+
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -18,7 +20,6 @@ const NLA_NESTED: u16 = 1 << 15;
 const HEADER: usize = 20;
 /// A batch of ten thousand services takes a few MiB; the kernel wants it in one piece.
 const SEND_BUFFER: usize = 64 << 20;
-const IPV4: u8 = 2;
 
 pub(crate) const REQUEST: u16 = 0x1;
 pub(crate) const ACKNOWLEDGE: u16 = 0x4;
@@ -37,8 +38,18 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    /// Begins a message of a type (subsystem and number); `resource` is what the netfilter header calls `res_id`.
-    pub(crate) fn begin(&mut self, kind: u16, flags: u16, resource: u16) {
+    /// Begins a message of a type (subsystem and number) about a family's tables.
+    pub(crate) fn begin(&mut self, kind: u16, flags: u16, family: Family) {
+        self.begin_with(kind, flags, family.number(), 0);
+    }
+
+    /// Begins a message about a batch, which is of no family.
+    fn begin_batch(&mut self, kind: u16, subsystem: u16) {
+        self.begin_with(kind, 0, 0, subsystem);
+    }
+
+    /// `resource` is what the netfilter header calls `res_id`.
+    fn begin_with(&mut self, kind: u16, flags: u16, family: u8, resource: u16) {
         self.finish();
         self.start = self.bytes.len();
         self.count += 1;
@@ -47,8 +58,7 @@ impl Messages {
         self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&self.base.wrapping_add(self.count).to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
-        // A batch's own messages have no family.
-        self.bytes.extend_from_slice(&[if resource == 0 { IPV4 } else { 0 }, 0]);
+        self.bytes.extend_from_slice(&[family, 0]);
         self.bytes.extend_from_slice(&resource.to_be_bytes());
     }
 
@@ -111,7 +121,7 @@ impl Transaction {
     /// Numbers its messages from here on.
     fn after(base: u32) -> Self {
         let mut messages = Messages { base, ..Messages::default() };
-        messages.begin(BATCH_BEGIN, 0, NFTABLES);
+        messages.begin_batch(BATCH_BEGIN, NFTABLES);
         Self { messages }
     }
 
@@ -121,8 +131,8 @@ impl Transaction {
     }
 
     /// Begins a message of nftables.
-    pub(crate) fn message(&mut self, number: u16, flags: u16) -> &mut Messages {
-        self.messages.begin((NFTABLES << 8) | number, flags, 0);
+    pub(crate) fn message(&mut self, number: u16, flags: u16, family: Family) -> &mut Messages {
+        self.messages.begin((NFTABLES << 8) | number, flags, family);
         &mut self.messages
     }
 
@@ -138,7 +148,7 @@ impl Transaction {
         let flags = u16::from_ne_bytes([self.messages.bytes[last + 6], self.messages.bytes[last + 7]]) | ACKNOWLEDGE;
         self.messages.bytes[last + 6..last + 8].copy_from_slice(&flags.to_ne_bytes());
         let (first, last) = (self.messages.base, self.messages.base.wrapping_add(self.messages.count));
-        self.messages.begin(BATCH_END, 0, NFTABLES);
+        self.messages.begin_batch(BATCH_END, NFTABLES);
         self.messages.finish();
         socket.send(&self.messages.bytes, 0)?;
         let mut outcome = Ok(());
@@ -207,10 +217,10 @@ pub(crate) fn found(mut messages: Messages) -> io::Result<Vec<bool>> {
     Ok(there)
 }
 
-/// Asks for all objects of a kind and calls `each` with the attributes of every one.
-pub(crate) fn dump(kind: u16, each: impl FnMut(&[u8])) -> io::Result<()> {
+/// Asks for all objects of a kind and a family, and calls `each` with the attributes of every one.
+pub(crate) fn dump(kind: u16, family: Family, each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut messages = Messages::default();
-    messages.begin(kind, DUMP, 0);
+    messages.begin(kind, DUMP, family);
     ask(&open()?, messages, each)
 }
 
@@ -257,12 +267,12 @@ impl Connection {
     /// Asks nftables for something; see [`ask`].
     pub(crate) fn ask(
         &mut self,
-        (number, flags): (u16, u16),
+        (number, flags, family): (u16, u16, Family),
         write: impl FnOnce(&mut Messages),
         each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
         let mut messages = Messages { base: self.last, ..Messages::default() };
-        messages.begin((NFTABLES << 8) | number, flags, 0);
+        messages.begin((NFTABLES << 8) | number, flags, family);
         write(&mut messages);
         self.last = self.last.wrapping_add(1);
         ask(&self.socket, messages, each)
@@ -342,7 +352,7 @@ mod tests {
     #[test]
     fn attributes_are_padded_and_found_again() {
         let mut messages = Messages::default();
-        messages.begin(1, 0, 0);
+        messages.begin(1, 0, Family::V4);
         messages.name(1, "ab").nested(2, |inner| {
             inner.number(3, 7);
         });
@@ -361,8 +371,8 @@ mod tests {
         let (sender, outcome) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut messages = Messages::default();
-            messages.begin(BATCH_BEGIN, 0, CONNTRACK);
-            messages.begin(CONNTRACK << 8, 0, 0);
+            messages.begin_batch(BATCH_BEGIN, CONNTRACK);
+            messages.begin(CONNTRACK << 8, 0, Family::V4);
             sender.send(Transaction { messages }.commit())
         });
         let outcome = outcome.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for ever");
@@ -386,7 +396,7 @@ mod tests {
                 let name = |messages: &mut Messages| {
                     messages.name(1, "none");
                 };
-                let asked = connection.ask((GET_TABLE, ACKNOWLEDGE), name, |_| ());
+                let asked = connection.ask((GET_TABLE, ACKNOWLEDGE, Family::V4), name, |_| ());
                 let _ = sender.send(asked.map_err(|error| error.raw_os_error()));
             }
         });

@@ -3,14 +3,15 @@
 //! A socket belongs to the network namespace in which it was opened, wherever its thread goes afterwards.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -75,10 +76,21 @@ impl Netlink {
         outcome
     }
 
-    /// Makes a link of this machine, in this thread's namespace, and sets it up without IPv6.
-    pub(crate) fn make_link(&mut self, name: &str, message: RouteNetlinkMessage) -> io::Result<()> {
+    /// Carries these out one after the other; what is there already is fine.
+    pub(crate) fn ensure(&mut self, messages: impl IntoIterator<Item = RouteNetlinkMessage>) -> io::Result<()> {
+        for message in messages {
+            match self.request(vec![(message, Mode::Create)]) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a link of this machine, in this thread's namespace, and sets it up.
+    pub(crate) fn make_link(&mut self, name: &str, message: RouteNetlinkMessage, ipv6: Ipv6) -> io::Result<()> {
         self.request(vec![(message, Mode::Create)])?;
-        without_ipv6(name)?;
+        ipv6.set(name)?;
         self.request(vec![(up_by_name(name), Mode::Change)])
     }
 
@@ -158,66 +170,120 @@ pub(crate) fn up_by_name(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(message)
 }
 
-/// Keeps IPv6 off a link of this thread's namespace. The rules are of IPv4: a pod could else send this machine router
-/// advertisements, and have its packets. (The kernel takes this setting only for a link that exists.)
-pub(crate) fn without_ipv6(link: &str) -> io::Result<()> {
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
-        // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
+/// What a link has to do with IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ipv6 {
+    /// Nothing: it drops its packets.
+    Off,
+    /// It carries packets, and has the addresses that it is given. It makes none up, and learns nothing from what pods say:
+    /// one could else send this machine router advertisements, and have its packets.
+    Given,
+}
+
+impl Ipv6 {
+    /// Sets a link of this thread's namespace so. (The kernel takes these settings only for a link that exists.)
+    pub(crate) fn set(self, link: &str) -> io::Result<()> {
+        /// `IN6_ADDR_GEN_MODE_NONE`
+        const NO_ADDRESSES: &str = "1";
+        let settings: &[_] = match self {
+            Self::Off => &[("disable_ipv6", "1")],
+            Self::Given => {
+                &[("addr_gen_mode", NO_ADDRESSES), ("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "0")]
+            }
+        };
+        for (name, value) in settings {
+            match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{name}"), value) {
+                // A kernel without IPv6.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self == Self::Off => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the links so that are born in this thread's namespace from now on.
+    pub(crate) fn set_to_come(self) -> io::Result<()> {
+        self.set("default")
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
     }
 }
 
 /// Gives a link an address.
-pub(crate) fn address(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlinkMessage {
+pub(crate) fn address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(address);
     message.header.prefix_len = prefix;
     message.header.index = index;
-    message.attributes.push(AddressAttribute::Address(address.into()));
-    message.attributes.push(AddressAttribute::Local(address.into()));
-    // A single address has no network around it to cast to.
-    if let Some(hosts) = u32::MAX.checked_shr(prefix.into()) {
-        let broadcast = u32::from(address) | hosts;
-        message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+    message.attributes.push(AddressAttribute::Address(address));
+    message.attributes.push(AddressAttribute::Local(address));
+    match address {
+        // A single address has no network around it to cast to.
+        IpAddr::V4(address) => {
+            if let Some(hosts) = u32::MAX.checked_shr(prefix.into()) {
+                let broadcast = u32::from(address) | hosts;
+                message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+            }
+        }
+        // It is nobody else's: the link needs not be asked for a second.
+        IpAddr::V6(_) => message.header.flags |= AddressHeaderFlags::Nodad,
     }
     RouteNetlinkMessage::NewAddress(message)
 }
 
+/// Tells the hardware address of a neighbour for good, so that nobody need be asked for it, or could answer falsely.
+pub(crate) fn neighbour(address: IpAddr, link: u32, hardware: [u8; 6]) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = link;
+    message.header.state = NeighbourState::Permanent;
+    let address = match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    };
+    message.attributes =
+        vec![NeighbourAttribute::LinkLayerAddress(hardware.to_vec()), NeighbourAttribute::Destination(address)];
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
 /// The default route by way of `gateway`.
-pub(crate) fn default_route(gateway: Ipv4Addr) -> RouteNetlinkMessage {
+pub(crate) fn default_route(gateway: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family(gateway);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
     RouteNetlinkMessage::NewRoute(message)
 }
 
 /// The way to one address: directly behind a link. `source` is what this machine sends from when it starts to talk.
-pub(crate) fn route_to(address: Ipv4Addr, link: u32, source: Option<Ipv4Addr>) -> RouteNetlinkMessage {
-    network_route(Ipv4Net::from(address), link, source)
+pub(crate) fn route_to(address: IpAddr, link: u32, source: Option<IpAddr>) -> RouteNetlinkMessage {
+    network_route(IpNet::from(address), link, source)
 }
 
 /// The way to a network behind a link.
-pub(crate) fn network_route(network: Ipv4Net, link: u32, source: Option<Ipv4Addr>) -> RouteNetlinkMessage {
+pub(crate) fn network_route(network: IpNet, link: u32, source: Option<IpAddr>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(unicast_route(network, Some(link), source))
 }
 
 /// The way to a network by way of a neighbour behind a link.
-pub(crate) fn route_by(network: Ipv4Net, link: u32, neighbour: Ipv4Addr, source: Ipv4Addr) -> RouteNetlinkMessage {
+pub(crate) fn route_by(network: IpNet, link: u32, neighbour: IpAddr, source: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(gateway_route(network, Some(link), neighbour, source))
 }
 
 /// The way to a network by way of another machine: one on a network of this machine's, or a neighbour behind `link`.
-pub(crate) fn route_via(
-    network: Ipv4Net,
-    link: Option<u32>,
-    machine: Ipv4Addr,
-    source: Ipv4Addr,
-) -> RouteNetlinkMessage {
+pub(crate) fn route_via(network: IpNet, link: Option<u32>, machine: IpAddr, source: IpAddr) -> RouteNetlinkMessage {
     let mut message = gateway_route(network, link, machine, source);
     message.header.protocol = RouteProtocol::Static;
     if link.is_some() {
@@ -226,24 +292,24 @@ pub(crate) fn route_via(
     RouteNetlinkMessage::NewRoute(message)
 }
 
-fn gateway_route(network: Ipv4Net, link: Option<u32>, gateway: Ipv4Addr, source: Ipv4Addr) -> RouteMessage {
+fn gateway_route(network: IpNet, link: Option<u32>, gateway: IpAddr, source: IpAddr) -> RouteMessage {
     let mut message = unicast_route(network, link, Some(source));
     message.header.scope = RouteScope::Universe;
-    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
     message
 }
 
-fn unicast_route(network: Ipv4Net, link: Option<u32>, source: Option<Ipv4Addr>) -> RouteMessage {
+fn unicast_route(network: IpNet, link: Option<u32>, source: Option<IpAddr>) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family(network.addr());
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Link;
     message.header.kind = RouteType::Unicast;
     message.header.destination_prefix_length = network.prefix_len();
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(network.network())));
+    message.attributes.push(RouteAttribute::Destination(route_address(network.network())));
     message.attributes.extend(link.map(RouteAttribute::Oif));
-    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::Inet(source))));
+    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(route_address(source))));
     message
 }
 

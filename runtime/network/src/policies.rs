@@ -9,14 +9,16 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use crate::family::{Family, octets};
 use crate::firewall::{
-    ADDRESS, CLIENT, Changes, DELETE_CHAIN, DELETE_SET, DESTINATION, GET_CHAIN, GET_SET, Holds, PORT, PROTOCOL,
-    PROTOCOL_AT, Shape, load_destination, load_port, names, table,
+    Changes, GET_CHAIN, GET_SET, Holds, Part, SERVICE, Shape, Table, UNTIL_POLICIES, load_destination, load_port, names,
 };
-use crate::rules::{Field, Rule, Verdict};
+use crate::rules::{Field, Register, Rule, Verdict};
 use crate::services::write_key;
 use crate::{Error, Protocol};
 
@@ -71,9 +73,9 @@ pub type GroupId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Member {
     /// A pod.
-    Pod(Ipv4Addr),
+    Pod(IpAddr),
     /// A port of a pod. A group has members of one sort.
-    Port(Ipv4Addr, Protocol, u16),
+    Port(IpAddr, Protocol, u16),
 }
 
 /// With whom a connection may be.
@@ -83,8 +85,9 @@ pub enum Peers {
     Anybody,
     /// Pods of a group.
     Group(GroupId),
-    /// Addresses from the first to the last of each pair, both included; in order and apart from each other.
-    Blocks(Vec<(Ipv4Addr, Ipv4Addr)>),
+    /// Addresses from the first to the last of each pair, both included and of one kind; in order and apart from each
+    /// other.
+    Blocks(Vec<(IpAddr, IpAddr)>),
 }
 
 /// At which ports.
@@ -120,13 +123,13 @@ pub enum PolicyChange {
     /// Somebody is a member from now on, or isn't.
     Member(GroupId, Member, bool),
     /// What a pod's connections are held to; none lets everything through.
-    Isolate(Direction, Ipv4Addr, Option<Rules>),
+    Isolate(Direction, IpAddr, Option<Rules>),
 }
 
 /// A set whose content is its identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Constant {
-    Blocks(Vec<(Ipv4Addr, Ipv4Addr)>),
+    Blocks(Vec<(IpAddr, IpAddr)>),
     Ranges(Vec<(Protocol, u16, u16)>),
 }
 
@@ -179,11 +182,11 @@ impl<K: Eq + Hash + Clone> Shared<K> {
     }
 }
 
-/// The policies of one instance as the kernel is to have them.
+/// The policies of one instance for addresses of one kind, as the kernel is to have them.
 pub(crate) struct Policies {
-    table: String,
+    table: Table,
     groups: HashMap<GroupId, HashSet<Member>>,
-    isolated: HashMap<(Direction, Ipv4Addr), Rules>,
+    isolated: HashMap<(Direction, IpAddr), Rules>,
     chains: Shared<(Direction, Rules)>,
     constants: Shared<Constant>,
     /// The kernel may have something else.
@@ -199,14 +202,14 @@ struct Plan {
     joined: Vec<(GroupId, Member)>,
     chains: Vec<(Direction, Rules, u32)>,
     /// Which chain a pod had and has.
-    led: HashMap<(Direction, Ipv4Addr), (Option<u32>, Option<u32>)>,
+    led: HashMap<(Direction, IpAddr), (Option<u32>, Option<u32>)>,
     forgotten: Vec<GroupId>,
 }
 
 impl Policies {
-    pub(crate) fn new(instance: &str) -> Self {
+    pub(crate) fn new(table: Table) -> Self {
         Self {
-            table: table(instance),
+            table,
             groups: HashMap::new(),
             isolated: HashMap::new(),
             chains: Shared::default(),
@@ -217,9 +220,14 @@ impl Policies {
 
     /// Makes the kernel know what these changes say and nothing else, whatever it knew; in one step.
     pub(crate) fn replace(&mut self, changes: Vec<PolicyChange>) -> Result<(), Error> {
-        *self = Self { table: std::mem::take(&mut self.table), ..Self::new("") };
+        *self = Self::new(self.table.clone());
         self.stale = true;
         self.change(changes)
+    }
+
+    /// Writes everything into a table that was made anew.
+    pub(crate) fn restore(&mut self) -> Result<(), Error> {
+        self.rewrite()
     }
 
     /// Carries changes out, all at once.
@@ -243,7 +251,8 @@ impl Policies {
     fn plan(&mut self, change: PolicyChange, plan: &mut Plan) {
         match change {
             PolicyChange::Define(group, members) => {
-                self.groups.insert(group, members);
+                let family = self.table.family;
+                self.groups.insert(group, members.into_iter().filter(|member| member.family() == family).collect());
                 plan.groups.push(group);
             }
             PolicyChange::Forget(group) => {
@@ -251,6 +260,8 @@ impl Policies {
                     plan.forgotten.push(group);
                 }
             }
+            PolicyChange::Member(_, member, _) if member.family() != self.table.family => {}
+            PolicyChange::Isolate(_, pod, _) if Family::of(pod) != self.table.family => {}
             PolicyChange::Member(group, member, present) => {
                 let Some(members) = self.groups.get_mut(&group) else { return };
                 let changed = if present { members.insert(member) } else { members.remove(&member) };
@@ -326,20 +337,20 @@ impl Policies {
             }
             let map = direction.map();
             if before.is_some() {
-                changes.delete(map, std::iter::once(pod), |messages, pod| write_key(messages, 1, &pod.octets()));
+                changes.delete(map, std::iter::once(pod), |messages, pod| write_key(messages, 1, &octets(*pod)));
             }
             if let Some(now) = now {
                 lead(&mut changes, map, std::iter::once((*pod, *now)));
             }
         }
         for (_, number) in &unused_chains {
-            changes.transaction.message(DELETE_CHAIN, 0).name(1, &table).name(3, &format!("{CHAIN}{number}"));
+            changes.remove_chain(&format!("{CHAIN}{number}"));
         }
         let constants = unused_constants.iter().map(|(_, number)| format!("{CONSTANT}{number}"));
         for set in constants.chain(plan.forgotten.iter().map(|group| group_name(*group))) {
-            changes.transaction.message(DELETE_SET, 0).name(1, &table).name(2, &set);
+            changes.remove_set(&set);
         }
-        if changes.transaction.is_empty() {
+        if changes.is_empty() {
             return Ok(());
         }
         changes.commit("change policies in")
@@ -353,23 +364,24 @@ impl Policies {
             changes.clear(direction.map());
         }
         let list = |kind, attribute| {
-            names(&table, kind, attribute, CHAIN).map_err(Error::kernel(format!("list policies of {table}")))
+            names(&table, kind, attribute, CHAIN).map_err(Error::kernel(format!("list policies of {}", table.name)))
         };
         for chain in list(GET_CHAIN, 3)? {
-            changes.transaction.message(DELETE_CHAIN, 0).name(1, &table).name(3, &chain);
+            changes.remove_chain(&chain);
         }
         let maps = Direction::BOTH.map(Direction::map);
         for set in list(GET_SET, 2)?.iter().filter(|set| !maps.contains(&set.as_str())) {
-            changes.transaction.message(DELETE_SET, 0).name(1, &table).name(2, set);
+            changes.remove_set(set);
         }
         (self.chains, self.constants) = (Shared::default(), Shared::default());
         let mut plan = Plan { groups: self.groups.keys().copied().collect(), ..Plan::default() };
         let isolated: Vec<_> = self.isolated.iter().map(|(key, rules)| (*key, Arc::clone(rules))).collect();
-        let mut led: HashMap<Direction, Vec<(Ipv4Addr, u32)>> = HashMap::new();
+        let mut led: HashMap<Direction, Vec<(IpAddr, u32)>> = HashMap::new();
         for ((direction, pod), rules) in isolated {
             let chain = self.take_chain(direction, &rules, &mut plan);
             led.entry(direction).or_default().push((pod, chain));
         }
+        changes.empty_chain(UNTIL_POLICIES);
         self.add_sets(&mut changes, &plan);
         self.add_chains(&mut changes, &plan.chains);
         for (direction, pods) in led {
@@ -385,7 +397,7 @@ impl Policies {
             let Some(members) = self.groups.get(group) else { continue };
             let name = group_name(*group);
             let port = matches!(members.iter().next(), Some(Member::Port(..)));
-            let key: &[u32] = if port || is_port_group(*group) { &[ADDRESS, PROTOCOL, PORT] } else { &[ADDRESS] };
+            let key: &[Part] = if port || is_port_group(*group) { &SERVICE } else { &[Part::Address] };
             changes.set(&name, key, &Holds::Keys, Shape::Plain);
             changes.add(&name, members.iter().map(key_of), |messages, key| write_key(messages, 1, &key));
         }
@@ -393,16 +405,18 @@ impl Policies {
             let name = format!("{CONSTANT}{number}");
             match constant {
                 Constant::Blocks(blocks) => {
-                    changes.set(&name, &[ADDRESS], &Holds::Keys, Shape::Ranges);
-                    changes.add(&name, blocks.iter().flat_map(ends), |messages, (key, end)| {
-                        write_key(messages, 1, &key.octets());
+                    let family = self.table.family;
+                    let blocks = blocks.iter().filter(|(first, _)| Family::of(*first) == family);
+                    changes.set(&name, &[Part::Address], &Holds::Keys, Shape::Ranges);
+                    changes.add(&name, blocks.flat_map(ends), |messages, (key, end)| {
+                        write_key(messages, 1, &octets(key));
                         if end {
                             messages.number(3, INTERVAL_END);
                         }
                     });
                 }
                 Constant::Ranges(ranges) => {
-                    changes.set(&name, &[PROTOCOL, PORT], &Holds::Keys, Shape::Boxes);
+                    changes.set(&name, &[Part::Protocol, Part::Port], &Holds::Keys, Shape::Boxes);
                     changes.add(&name, ranges, |messages, (protocol, first, last)| {
                         write_key(messages, 1, &port_key(*protocol, *first));
                         write_key(messages, 10, &port_key(*protocol, *last));
@@ -425,7 +439,8 @@ impl Policies {
 
     fn rule<'a>(&self, direction: Direction, allow: &Allow, rule: Rule<'a>) -> Rule<'a> {
         let constant = |constant: Constant| format!("{CONSTANT}{}", self.constants.number(&constant));
-        let from = |rule: Rule<'a>, set: &str| rule.load(direction.peer(), CLIENT).in_set(set, CLIENT);
+        let from =
+            |rule: Rule<'a>, set: &str| rule.load(direction.peer(), Register::Client).in_set(set, Register::Client);
         let rule = match &allow.peers {
             Peers::Anybody => rule,
             Peers::Group(group) => from(rule, &group_name(*group)),
@@ -433,8 +448,10 @@ impl Policies {
         };
         match &allow.ports {
             Ports::Any => rule,
-            Ports::Ranges(ranges) => load_port(rule).in_set(&constant(Constant::Ranges(ranges.clone())), PROTOCOL_AT),
-            Ports::Group(group) => load_destination(rule, true).in_set(&group_name(*group), DESTINATION),
+            Ports::Ranges(ranges) => {
+                load_port(rule).in_set(&constant(Constant::Ranges(ranges.clone())), Register::Protocol)
+            }
+            Ports::Group(group) => load_destination(rule, true).in_set(&group_name(*group), Register::Destination),
         }
     }
 }
@@ -461,9 +478,9 @@ fn constants(allow: &Allow) -> impl Iterator<Item = Constant> + use<> {
     blocks.into_iter().chain(ranges)
 }
 
-fn lead(changes: &mut Changes<'_>, map: &str, pods: impl Iterator<Item = (Ipv4Addr, u32)>) {
+fn lead(changes: &mut Changes<'_>, map: &str, pods: impl Iterator<Item = (IpAddr, u32)>) {
     changes.add(map, pods, |messages, (pod, chain)| {
-        write_key(messages, 1, &pod.octets());
+        write_key(messages, 1, &octets(pod));
         messages.nested(2, |inner| {
             inner.nested(2, |inner| Verdict::Jump(format!("{CHAIN}{chain}")).write(inner));
         });
@@ -471,15 +488,38 @@ fn lead(changes: &mut Changes<'_>, map: &str, pods: impl Iterator<Item = (Ipv4Ad
 }
 
 /// A range as the kernel has it: where it begins, and behind its end, unless that is the last address of all.
-fn ends((first, last): &(Ipv4Addr, Ipv4Addr)) -> impl Iterator<Item = (Ipv4Addr, bool)> + use<> {
-    let behind = u32::from(*last).checked_add(1).map(|behind| (behind.into(), true));
+fn ends((first, last): &(IpAddr, IpAddr)) -> impl Iterator<Item = (IpAddr, bool)> + use<> {
+    let behind = next_address(*last).map(|behind| (behind, true));
     std::iter::once((*first, false)).chain(behind)
+}
+
+/// The address behind this one, of its kind.
+pub fn next_address(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => u32::from(address).checked_add(1).map(|next| IpAddr::V4(next.into())),
+        IpAddr::V6(address) => u128::from(address).checked_add(1).map(|next| IpAddr::V6(next.into())),
+    }
+}
+
+fn previous_address(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => u32::from(address).checked_sub(1).map(|previous| IpAddr::V4(previous.into())),
+        IpAddr::V6(address) => u128::from(address).checked_sub(1).map(|previous| IpAddr::V6(previous.into())),
+    }
+}
+
+impl Member {
+    fn family(&self) -> Family {
+        match self {
+            Self::Pod(address) | Self::Port(address, ..) => Family::of(*address),
+        }
+    }
 }
 
 fn key_of(member: &Member) -> Vec<u8> {
     match member {
-        Member::Pod(address) => address.octets().to_vec(),
-        Member::Port(address, protocol, port) => [&address.octets()[..], &port_key(*protocol, *port)].concat(),
+        Member::Pod(address) => octets(*address),
+        Member::Port(address, protocol, port) => [&octets(*address)[..], &port_key(*protocol, *port)].concat(),
     }
 }
 
@@ -502,22 +542,25 @@ pub fn merged<T: Copy + Ord>(mut ranges: Vec<(T, T)>, next: impl Fn(T) -> Option
     all
 }
 
-/// The addresses of `block` without those of `except`.
-pub fn block_without(block: ipnet::Ipv4Net, except: &[ipnet::Ipv4Net]) -> Vec<(Ipv4Addr, Ipv4Addr)> {
-    let (mut next, last) = (u64::from(u32::from(block.network())), u64::from(u32::from(block.broadcast())));
-    let holes: BTreeSet<(u64, u64)> =
-        except.iter().map(|hole| (u32::from(hole.network()).into(), u32::from(hole.broadcast()).into())).collect();
-    let mut rest = Vec::new();
-    let address = |number: u64| Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX));
+/// The addresses of `block` without those of `except`, of which those of the other kind mean nothing.
+pub fn block_without(block: IpNet, except: &[IpNet]) -> Vec<(IpAddr, IpAddr)> {
+    let holes: BTreeSet<(IpAddr, IpAddr)> = except
+        .iter()
+        .map(|hole| (hole.network(), hole.broadcast()))
+        .filter(|(begin, _)| begin.is_ipv4() == block.addr().is_ipv4())
+        .collect();
+    let (mut rest, last) = (Vec::new(), block.broadcast());
+    let mut next = Some(block.network());
     for (begin, end) in holes {
-        if begin > next && begin <= last {
-            rest.push((address(next), address(begin - 1)));
+        let Some(first) = next else { break };
+        if begin > first && begin <= last {
+            rest.extend(previous_address(begin).map(|before| (first, before)));
         }
-        next = next.max(end + 1);
+        if end >= first {
+            next = next_address(end);
+        }
     }
-    if next <= last {
-        rest.push((address(next), address(last)));
-    }
+    rest.extend(next.filter(|first| *first <= last).map(|first| (first, last)));
     rest
 }
 
@@ -525,7 +568,7 @@ pub fn block_without(block: ipnet::Ipv4Net, except: &[ipnet::Ipv4Net]) -> Vec<(I
 mod tests {
     use super::*;
 
-    fn texts(ranges: &[(Ipv4Addr, Ipv4Addr)]) -> Vec<String> {
+    fn texts(ranges: &[(IpAddr, IpAddr)]) -> Vec<String> {
         ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect()
     }
 
@@ -539,6 +582,11 @@ mod tests {
         );
         assert!(block_without(net("10.0.0.0/24"), &[net("10.0.0.0/24")]).is_empty());
         assert_eq!(texts(&block_without(net("0.0.0.0/0"), &[net("128.0.0.0/1")])), ["0.0.0.0-127.255.255.255"]);
+        assert_eq!(
+            texts(&block_without(net("2001:db8::/64"), &[net("2001:db8::/65"), net("10.0.0.0/8")])),
+            ["2001:db8:0:0:8000::-2001:db8::ffff:ffff:ffff:ffff"]
+        );
+        assert!(block_without(net("::/0"), &[net("::/0")]).is_empty());
     }
 
     #[test]

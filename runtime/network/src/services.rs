@@ -6,20 +6,18 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
+use crate::family::{Family, octets};
 use crate::firewall::{
-    ADMITTED, AFFINITY, CLIENT, Changes, DELETE_CHAIN, DESTINATION, GET_CHAIN, GUARDED, HAIRPIN, REFUSED, Side, TABLE,
-    load_destination, names, table,
+    ADMITTED, AFFINITY, Changes, GET_CHAIN, GUARDED, HAIRPIN, REFUSED, Side, TABLE, Table, load_destination, names,
 };
 use crate::netfilter::{self, ACKNOWLEDGE, Messages};
 use crate::rules::{Field, Register, Rule, Verdict};
-use crate::{Error, conntrack};
+use crate::{Error, bridge, conntrack};
 
 /// How the names of the chains begin that draw an endpoint.
 const DRAW: &str = "draw-";
-/// Where a drawn number, then the endpoint's address and, in the next one, its port stand.
-const ENDPOINT: Register = Register(4);
 
 /// A protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,8 +46,8 @@ impl Protocol {
 pub struct Frontend {
     /// Which clients.
     pub side: Side,
-    /// The address, or none for a port of every address of this machine.
-    pub address: Option<Ipv4Addr>,
+    /// The address; the unspecified one of its kind for a port of every address of this machine.
+    pub address: IpAddr,
     /// The protocol.
     pub protocol: Protocol,
     /// The port.
@@ -61,13 +59,13 @@ pub struct Frontend {
 pub enum Backend {
     /// One of these takes it; at least one.
     Endpoints {
-        /// Where they are.
-        endpoints: Vec<SocketAddrV4>,
+        /// Where they are; of the frontend's kind.
+        endpoints: Vec<SocketAddr>,
         /// For how many seconds after its last connection a client is sent to the same one.
         affinity: Option<u32>,
         /// Which clients may come, this machine aside: addresses from the first to the last of each pair, in order and
         /// apart from each other. None means all.
-        clients: Option<Vec<(Ipv4Addr, Ipv4Addr)>>,
+        clients: Option<Vec<(IpAddr, IpAddr)>>,
     },
     /// It is refused.
     Refused,
@@ -88,7 +86,7 @@ impl Draw {
     fn of(frontend: &Frontend, backend: &Backend) -> Option<Self> {
         let Backend::Endpoints { endpoints, affinity, .. } = backend else { return None };
         let endpoints = u32::try_from(endpoints.len()).ok()?;
-        Some(Self { side: frontend.side, by_address: frontend.address.is_some(), endpoints, affinity: *affinity })
+        Some(Self { side: frontend.side, by_address: !frontend.is_everywhere(), endpoints, affinity: *affinity })
     }
 
     fn chain(&self) -> String {
@@ -104,10 +102,10 @@ impl Draw {
     /// Loads one of the endpoints of what is loaded.
     fn draw<'a>(&self, rule: Rule<'a>) -> Rule<'a> {
         let numbered = match self.endpoints {
-            0 | 1 => rule.load_value(&[0; 4], ENDPOINT),
-            many => rule.load_random(many, ENDPOINT),
+            0 | 1 => rule.load_value(&[0; 4], Register::Endpoint),
+            many => rule.load_random(many, Register::Endpoint),
         };
-        numbered.map(self.side.endpoints(), DESTINATION, ENDPOINT)
+        numbered.map(self.side.endpoints(), Register::Destination, Register::Endpoint)
     }
 
     fn write(&self, changes: &mut Changes<'_>) {
@@ -115,17 +113,31 @@ impl Draw {
         changes.empty_chain(&chain);
         if let Some(seconds) = self.affinity {
             changes.rule(&chain, |rule| {
-                let known = self.load(rule.load(Field::Source, CLIENT)).map(AFFINITY, CLIENT, ENDPOINT);
-                let live = known.in_set(self.side.live(), DESTINATION);
-                live.remember(AFFINITY, CLIENT, ENDPOINT, seconds).send_to(ENDPOINT);
+                let known = self.load(rule.load(Field::Source, Register::Client)).map(
+                    AFFINITY,
+                    Register::Client,
+                    Register::Endpoint,
+                );
+                let live = known.in_set(self.side.live(), Register::Destination);
+                live.remember(AFFINITY, Register::Client, Register::Endpoint, seconds).send_to_endpoint();
+            });
+            // Who was sent to one that is gone is sent to another, and to that one from now on.
+            changes.rule(&chain, |rule| {
+                let known = self.load(rule.load(Field::Source, Register::Client)).map(
+                    AFFINITY,
+                    Register::Client,
+                    Register::Endpoint,
+                );
+                let gone = known.not_in_set(self.side.live(), Register::Destination);
+                gone.forget(AFFINITY, Register::Client, Register::Endpoint);
             });
             changes.rule(&chain, |rule| {
-                let drawn = self.draw(self.load(rule.load(Field::Source, CLIENT)));
-                drawn.remember(AFFINITY, CLIENT, ENDPOINT, seconds).send_to(ENDPOINT);
+                let drawn = self.draw(self.load(rule.load(Field::Source, Register::Client)));
+                drawn.remember(AFFINITY, Register::Client, Register::Endpoint, seconds).send_to_endpoint();
             });
         }
         // With affinity this one is for when no more clients can be remembered.
-        changes.rule(&chain, |rule| self.draw(self.load(rule)).send_to(ENDPOINT));
+        changes.rule(&chain, |rule| self.draw(self.load(rule)).send_to_endpoint());
     }
 }
 
@@ -134,7 +146,7 @@ impl Draw {
 enum Data {
     Nothing,
     Verdict(Verdict),
-    Endpoint(SocketAddrV4),
+    Endpoint(SocketAddr),
 }
 
 /// A set and a key in it; in [`ADMITTED`], the key's first value and its last.
@@ -143,9 +155,14 @@ type Element = (&'static str, Vec<u8>);
 type Elements = BTreeMap<Element, Data>;
 
 impl Frontend {
+    /// Whether it is a port of every address of this machine.
+    pub fn is_everywhere(&self) -> bool {
+        self.address.is_unspecified()
+    }
+
     /// (address, protocol, port) as it stands in registers.
     fn key(&self) -> Vec<u8> {
-        let mut key = self.address.map_or([0; 4], |address| address.octets()).to_vec();
+        let mut key = octets(self.address);
         key.extend([self.protocol as u8, 0, 0, 0]);
         push_port(&mut key, self.port);
         key
@@ -160,7 +177,7 @@ impl Frontend {
                     let numbered = [&key[..], &number.to_ne_bytes()].concat();
                     all.insert((self.side.endpoints(), numbered), Data::Endpoint(*endpoint));
                     if affinity.is_some() {
-                        let mut live = [&key[..], &endpoint.ip().octets()].concat();
+                        let mut live = [&key[..], &octets(endpoint.ip())].concat();
                         push_port(&mut live, endpoint.port());
                         all.insert((self.side.live(), live), Data::Nothing);
                     }
@@ -207,7 +224,7 @@ fn write_element(messages: &mut Messages, (set, key, data): (&'static str, &[u8]
             });
         }
         Data::Endpoint(endpoint) => {
-            let mut value = endpoint.ip().octets().to_vec();
+            let mut value = octets(endpoint.ip());
             push_port(&mut value, endpoint.port());
             messages.nested(2, |inner| {
                 inner.bytes(1, &value);
@@ -216,9 +233,9 @@ fn write_element(messages: &mut Messages, (set, key, data): (&'static str, &[u8]
     }
 }
 
-/// The services of one instance as the kernel has them.
+/// The services of one instance that have addresses of one kind, as the kernel has them.
 pub(crate) struct Services {
-    table: String,
+    table: Table,
     /// What leads to Services.
     known: HashMap<Frontend, Backend>,
     /// Ports of this machine that lead to a pod, with the pod's uid: they go before Services' ports of all its addresses,
@@ -237,9 +254,9 @@ pub(crate) struct Services {
 pub(crate) fn contested(own: &str, ports: &[Frontend]) -> std::io::Result<Vec<(Frontend, String)>> {
     const GET_TABLE: u16 = 1;
     const GET_ELEMENT: u16 = 13;
-    let own = table(own);
+    let own = Table::of(own, Family::V4).name;
     let mut others = Vec::new();
-    netfilter::dump((10 << 8) | GET_TABLE, |attributes| {
+    netfilter::dump((10 << 8) | GET_TABLE, Family::V4, |attributes| {
         let name =
             netfilter::attribute(attributes, 1).and_then(|name| std::str::from_utf8(name.strip_suffix(&[0])?).ok());
         others.extend(name.filter(|name| name.starts_with(TABLE) && **name != own).map(str::to_owned));
@@ -247,7 +264,7 @@ pub(crate) fn contested(own: &str, ports: &[Frontend]) -> std::io::Result<Vec<(F
     let (mut questions, mut asked) = (Messages::default(), Vec::new());
     for other in &others {
         for port in ports {
-            questions.begin((10 << 8) | GET_ELEMENT, ACKNOWLEDGE, 0);
+            questions.begin((10 << 8) | GET_ELEMENT, ACKNOWLEDGE, Family::of(port.address));
             questions.name(1, other).name(2, port.side.services());
             questions.nested(3, |list| {
                 list.nested(1, |element| write_key(element, 1, &port.key()));
@@ -270,9 +287,9 @@ struct Before {
 }
 
 impl Services {
-    pub(crate) fn new(instance: &str) -> Self {
+    pub(crate) fn new(table: Table) -> Self {
         Self {
-            table: table(instance),
+            table,
             known: HashMap::new(),
             published: HashMap::new(),
             shared: HashMap::new(),
@@ -290,6 +307,11 @@ impl Services {
         let all: Vec<Frontend> = self.known.keys().chain(self.published.keys()).copied().collect();
         self.forget_stale(&all);
         Ok(())
+    }
+
+    /// Writes everything into a table that was made anew.
+    pub(crate) fn restore(&mut self) -> Result<(), Error> {
+        if self.told { self.rewrite() } else { Ok(()) }
     }
 
     /// Carries changes out, all at once. What it costs depends on what changes, not on what there is.
@@ -325,7 +347,7 @@ impl Services {
     /// What a frontend leads to.
     fn effective(&self, frontend: &Frontend) -> Option<&Backend> {
         let (known, published) = (self.known.get(frontend), self.published.get(frontend).map(|(_, backend)| backend));
-        if frontend.address.is_some() { known.or(published) } else { published.or(known) }
+        if frontend.is_everywhere() { published.or(known) } else { known.or(published) }
     }
 
     fn apply(&mut self, wanted: Vec<Change>, set: impl Fn(&mut Self, Frontend, Option<Backend>)) -> Result<(), Error> {
@@ -394,7 +416,7 @@ impl Services {
         }
         add(&mut changes, &come);
         for draw in changed_draws(false) {
-            changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &draw.chain());
+            changes.remove_chain(&draw.chain());
         }
         changes.commit("change")
     }
@@ -410,9 +432,9 @@ impl Services {
         }
         [HAIRPIN, REFUSED, GUARDED, ADMITTED].into_iter().for_each(|set| changes.clear(set));
         for chain in names(&self.table, GET_CHAIN, 3, DRAW)
-            .map_err(Error::kernel(format!("list the chains of {}", self.table)))?
+            .map_err(Error::kernel(format!("list the chains of {}", self.table.name)))?
         {
-            changes.transaction.message(DELETE_CHAIN, 0).name(1, &self.table).name(3, &chain);
+            changes.remove_chain(&chain);
         }
         let all: HashSet<&Frontend> = self.known.keys().chain(self.published.keys()).collect();
         let (mut elements, mut shared, mut draws) = (Elements::new(), HashMap::new(), HashMap::new());
@@ -436,7 +458,7 @@ impl Services {
     /// Datagrams have no connections that end: what the kernel remembers of the way to an endpoint that is gone, or to a
     /// service that had none, would hold for as long as the client goes on.
     fn forget_stale(&self, frontends: &[Frontend]) {
-        let datagrams: HashMap<_, HashSet<SocketAddrV4>> = frontends
+        let datagrams: HashMap<_, HashSet<SocketAddr>> = frontends
             .iter()
             .filter(|frontend| frontend.protocol == Protocol::Udp)
             .map(|frontend| {
@@ -450,7 +472,12 @@ impl Services {
         if datagrams.is_empty() {
             return;
         }
-        let outcome = conntrack::forget(|flow| {
+        let family = self.table.family;
+        // What came for a port of the machine's while nothing was behind it went nowhere, and would go on doing so.
+        let by_port = datagrams.keys().any(|(_, address, _)| address.is_unspecified());
+        let here = by_port.then(bridge::local_addresses).and_then(Result::ok).unwrap_or_default();
+        let is_here = |address: IpAddr| here.iter().any(|(local, _)| *local == address);
+        let outcome = conntrack::forget(family, |flow| {
             let known = |address| {
                 let sides: Vec<_> = Side::ALL
                     .iter()
@@ -458,9 +485,9 @@ impl Services {
                     .collect();
                 (!sides.is_empty()).then(|| sides.iter().any(|endpoints| endpoints.contains(&flow.answers_from)))
             };
-            // A port of the machine is a service's only where the connection was translated.
-            let by_port = || known(None).filter(|_| flow.answers_from != flow.destination);
-            known(Some(*flow.destination.ip())).or_else(by_port) == Some(false)
+            let translated = flow.answers_from != flow.destination;
+            let by_port = || known(family.unspecified()).filter(|_| translated || is_here(flow.destination.ip()));
+            known(flow.destination.ip()).or_else(by_port) == Some(false)
         });
         if let Err(error) = outcome {
             tracing::warn!(%error, "datagrams may go on to endpoints that are gone");
@@ -492,20 +519,20 @@ fn step<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: K, more: b
 fn shared_elements(frontend: &Frontend, backend: &Backend) -> Vec<Element> {
     match backend {
         Backend::Endpoints { endpoints, clients, .. } => {
-            let twice = |address: [u8; 4]| (HAIRPIN, [address, address].concat());
-            let mut all: Vec<Element> = endpoints.iter().map(|endpoint| twice(endpoint.ip().octets())).collect();
+            let twice = |address: Vec<u8>| (HAIRPIN, [&address[..], &address].concat());
+            let mut all: Vec<Element> = endpoints.iter().map(|endpoint| twice(octets(endpoint.ip()))).collect();
             // Who may come is the same on every side.
             if let Some(clients) = clients {
                 let key = frontend.key();
-                let admitted = |(first, last): &(Ipv4Addr, Ipv4Addr)| {
-                    (ADMITTED, [first, last].map(|client| [&client.octets()[..], &key].concat()).concat())
+                let admitted = |(first, last): &(IpAddr, IpAddr)| {
+                    (ADMITTED, [*first, *last].map(|client| [&octets(client)[..], &key].concat()).concat())
                 };
                 all.extend(clients.iter().map(admitted));
                 all.push((GUARDED, key));
             }
             all
         }
-        Backend::Refused if frontend.address.is_some() => vec![(REFUSED, frontend.key())],
+        Backend::Refused if !frontend.is_everywhere() => vec![(REFUSED, frontend.key())],
         _ => Vec::new(),
     }
 }

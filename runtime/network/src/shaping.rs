@@ -15,7 +15,7 @@ use netlink_packet_route::tc::{
 };
 
 use crate::bridge;
-use crate::netlink::{self, Mode, Netlink};
+use crate::netlink::{self, Ipv6, Mode, Netlink};
 
 /// Bits per second from and to a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(crate) fn shape(instance: &str, pod: Ipv4Addr, bandwidth: Bandwidth) -> io::
         remove_link(&mut netlink, &name)?;
         let mut block = netlink::link(&name);
         block.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
-        netlink.make_link(&name, RouteNetlinkMessage::NewLink(block))?;
+        netlink.make_link(&name, RouteNetlinkMessage::NewLink(block), Ipv6::Off)?;
         let block = netlink::index_of(&name).ok_or(io::ErrorKind::NotFound)?;
         netlink.request(vec![
             (token_bucket(block, rate), Mode::Create),

@@ -2,20 +2,22 @@
 //!
 //! A pod has four counters, which are elements of one set: one lookup per packet and direction, however many pods there are.
 //! They begin at zero with the pod's address and go on through a restart of this process. A peer is the one that the packet
-//! really goes to or comes from: behind a service its endpoint, behind a translated address the pod.
+//! really goes to or comes from: behind a service its endpoint, behind a translated address the pod. Packets of IPv6 have
+//! counters of their own, in the table of theirs, under the IPv4 address that a pod's IPv6 address ends in.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use crate::firewall::{CLIENT, Changes, DELETE_ELEMENTS, DESTINATION, GET_ELEMENTS, NEW_ELEMENTS, table};
+use crate::family::Family;
+use crate::firewall::{Changes, DELETE_ELEMENTS, GET_ELEMENTS, NEW_ELEMENTS, Table, tables};
 use crate::netfilter::{ACKNOWLEDGE, CREATE, Connection, DUMP, Messages, attribute, attributes};
-use crate::rules::{Field, Is, Meta, Rule, Verdict};
+use crate::rules::{Field, Is, Meta, Register, Rule, Verdict};
 use crate::services::write_key;
 use crate::{Error, lock, namespace};
 
@@ -71,7 +73,7 @@ impl Kind {
 }
 
 /// Writes the rules; `pods` begins the names of pods' links.
-pub(crate) fn count(changes: &mut Changes<'_>, pods: &str, cluster: Ipv4Net) {
+pub(crate) fn count(changes: &mut Changes<'_>, pods: &str, cluster: IpNet) {
     for chain in [FROM_POD, TO_POD] {
         changes.empty_chain(chain);
     }
@@ -79,12 +81,13 @@ pub(crate) fn count(changes: &mut Changes<'_>, pods: &str, cluster: Ipv4Net) {
     for ((chain, peer), [inside, outside]) in
         ends.into_iter().zip([[Kind::ClusterSent, Kind::InternetSent], [Kind::ClusterReceived, Kind::InternetReceived]])
     {
-        let own = if peer == Field::Source { Field::Destination } else { Field::Source };
+        let own = if peer == Field::Source { Field::DestinationEnd } else { Field::SourceEnd };
         changes.rule(chain, |rule| {
             counted(rule.network(peer, Is::Equal, cluster), own, inside).verdict(&Verdict::Return);
         });
         changes.rule(chain, |rule| {
-            counted(rule.load(peer, CLIENT).in_set(NODES, CLIENT), own, inside).verdict(&Verdict::Return);
+            counted(rule.load(peer, Register::Client).in_set(NODES, Register::Client), own, inside)
+                .verdict(&Verdict::Return);
         });
         changes.rule(chain, |rule| {
             counted(rule, own, outside);
@@ -98,24 +101,25 @@ pub(crate) fn count(changes: &mut Changes<'_>, pods: &str, cluster: Ipv4Net) {
     });
     // This machine is a node, by whatever address.
     changes.rule(RECEIVED, |rule| {
-        counted(rule.interface(Meta::InputName, Is::Equal, pods), Field::Source, Kind::ClusterSent);
+        counted(rule.interface(Meta::InputName, Is::Equal, pods), Field::SourceEnd, Kind::ClusterSent);
     });
     changes.rule(SENT, |rule| {
-        counted(rule.interface(Meta::OutputName, Is::Equal, pods), Field::Destination, Kind::ClusterReceived);
+        counted(rule.interface(Meta::OutputName, Is::Equal, pods), Field::DestinationEnd, Kind::ClusterReceived);
     });
 }
 
-/// Counts for the pod that has the address in this field; goes on only if there is one.
+/// Counts for the pod whose address this field is the end of; goes on only if there is one.
 fn counted(rule: Rule<'_>, own: Field, kind: Kind) -> Rule<'_> {
-    rule.load(own, CLIENT).load_value(&kind.key(), DESTINATION).in_set(TRAFFIC, CLIENT)
+    // The two stand side by side, of whatever kind the addresses are.
+    let rule = rule.load(own, Register::Protocol).load_value(&kind.key(), Register::Port);
+    rule.in_set(TRAFFIC, Register::Protocol)
 }
 
 /// Tells which addresses nodes have.
-pub(crate) fn set_nodes(instance: &str, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Result<(), Error> {
-    let name = table(instance);
-    let mut changes = Changes::of(&name);
+pub(crate) fn set_nodes(table: &Table, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
+    let mut changes = Changes::of(table);
     changes.clear(NODES);
-    changes.add(NODES, addresses, |messages, address| write_key(messages, 1, &address.octets()));
+    changes.add_addresses(NODES, addresses);
     changes.commit("tell the nodes in")
 }
 
@@ -124,13 +128,13 @@ pub(crate) fn set_nodes(instance: &str, addresses: impl IntoIterator<Item = Ipv4
 pub struct TrafficCounters(Arc<Inner>);
 
 struct Inner {
-    table: String,
+    tables: Vec<Table>,
     connection: Mutex<Connection>,
 }
 
 impl fmt::Debug for TrafficCounters {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.debug_tuple("TrafficCounters").field(&self.0.table).finish()
+        to.debug_tuple("TrafficCounters").field(&self.0.tables).finish()
     }
 }
 
@@ -138,45 +142,61 @@ impl TrafficCounters {
     /// Of a worker that may not be running, in its network namespace: this thread's, or another.
     pub fn open(instance: &str, netns: Option<&OwnedFd>) -> Result<Self, Error> {
         let open = || Connection::open().map_err(Error::kernel("open a netlink socket"));
-        let connection = match netns {
+        let mut connection = match netns {
             Some(netns) => namespace::within(netns, open)?,
             None => open()?,
         };
-        Ok(Self(Arc::new(Inner { table: table(instance), connection: Mutex::new(connection) })))
+        let mut tables: Vec<_> = tables(instance, true).collect();
+        // A kernel without IPv6 has no such tables either.
+        tables.retain(|table| table.family == Family::V4 || exists(&mut connection, table));
+        Ok(Self(Arc::new(Inner { tables, connection: Mutex::new(connection) })))
     }
 
     /// What all pods have received and sent, by their addresses. Where one of a pod's counters isn't told, nothing is: less
     /// than was told before would count as a new beginning.
     pub fn read(&self) -> io::Result<HashMap<Ipv4Addr, Traffic>> {
-        let mut all = Dump::default();
-        let ask = |messages: &mut Messages| {
-            messages.name(1, &self.0.table).name(2, TRAFFIC);
-        };
-        self.ask(DUMP, ask, |address, kind, bytes| all.take(address, kind, bytes))?;
-        Ok(all.whole())
+        let mut all: Option<HashMap<Ipv4Addr, Traffic>> = None;
+        for table in &self.0.tables {
+            let mut dump = Dump::default();
+            let ask = |messages: &mut Messages| {
+                messages.name(1, &table.name).name(2, TRAFFIC);
+            };
+            self.ask((DUMP, table.family), ask, |address, kind, bytes| dump.take(address, kind, bytes))?;
+            let more = dump.whole();
+            all = Some(match all {
+                None => more,
+                Some(all) => {
+                    all.into_iter().filter_map(|(pod, traffic)| Some((pod, traffic + *more.get(&pod)?))).collect()
+                }
+            });
+        }
+        Ok(all.unwrap_or_default())
     }
 
     /// What one pod has; none if it isn't counted.
     pub fn of(&self, pod: Ipv4Addr) -> io::Result<Option<Traffic>> {
         let mut found = Traffic::default();
-        let ask = |messages: &mut Messages| {
-            messages.name(1, &self.0.table).name(2, TRAFFIC);
-            write_elements(messages, pod);
-        };
-        match self.ask(ACKNOWLEDGE, ask, |_, kind, bytes| *kind.of(&mut found) = bytes) {
-            Ok(()) => Ok(Some(found)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
+        for table in &self.0.tables {
+            let ask = |messages: &mut Messages| {
+                messages.name(1, &table.name).name(2, TRAFFIC);
+                write_elements(messages, pod);
+            };
+            match self.ask((ACKNOWLEDGE, table.family), ask, |_, kind, bytes| *kind.of(&mut found) += bytes) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(Some(found))
     }
 
     fn ask(
         &self,
-        flags: u16,
+        (flags, family): (u16, Family),
         write: impl FnOnce(&mut Messages),
         mut each: impl FnMut(Ipv4Addr, Kind, u64),
     ) -> io::Result<()> {
-        lock(&self.0.connection).ask((GET_ELEMENTS, flags), write, |body| {
+        lock(&self.0.connection).ask((GET_ELEMENTS, flags, family), write, |body| {
             let elements = attribute(body, 3).into_iter().flat_map(attributes);
             for (address, kind, bytes) in elements.filter_map(|(_, element)| counter(element)) {
                 each(address, kind, bytes);
@@ -203,13 +223,33 @@ impl TrafficCounters {
     fn change(&self, pod: Ipv4Addr, steps: &[u16]) -> Result<(), Error> {
         let mut connection = lock(&self.0.connection);
         let mut transaction = connection.transaction();
-        for step in steps {
-            let flags = if *step == NEW_ELEMENTS { CREATE } else { 0 };
-            let message = transaction.message(*step, flags).name(1, &self.0.table).name(2, TRAFFIC);
+        for (table, step) in self.0.tables.iter().flat_map(|table| steps.iter().map(move |step| (table, *step))) {
+            let flags = if step == NEW_ELEMENTS { CREATE } else { 0 };
+            let message = transaction.message(step, flags, table.family).name(1, &table.name).name(2, TRAFFIC);
             write_elements(message, pod);
         }
         connection.commit(transaction).map_err(Error::kernel(format!("count what {pod} receives and sends")))
     }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, mut other: Self) -> Self {
+        let mut sum = self;
+        for kind in Kind::ALL {
+            *kind.of(&mut sum) += *kind.of(&mut other);
+        }
+        sum
+    }
+}
+
+fn exists(connection: &mut Connection, table: &Table) -> bool {
+    const GET_TABLE: u16 = 1;
+    let name = |messages: &mut Messages| {
+        messages.name(1, &table.name);
+    };
+    connection.ask((GET_TABLE, ACKNOWLEDGE, table.family), name, |_| ()).is_ok()
 }
 
 /// What the kernel tells of all pods.

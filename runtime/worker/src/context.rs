@@ -1,5 +1,6 @@
 //! What every part of the worker shares: the API client, the runtime crates, directories and the table of pods.
 
+use crate::addresses::Addresses;
 use crate::admission::Admission;
 use crate::credential_providers::CredentialProviders;
 use crate::events::{About, Recorder, Severity};
@@ -20,7 +21,7 @@ use carob_network::{Dns, DnsSockets, Ipv4Net, Ipv6Net, Network};
 use carob_sandbox::{Exit, RecoveredPod, Runtime};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -188,6 +189,8 @@ pub(crate) struct Context {
     /// Where this worker itself answers for names.
     pub own_dns: Option<SocketAddrV4>,
     pub host_ip: IpAddr,
+    /// With that of the other kind, where pods have such.
+    pub host_ips: Addresses,
     pub admission: Admission,
     pub events: Arc<Recorder>,
     pub metrics: Metrics,
@@ -230,10 +233,16 @@ impl Context {
         };
         let machine = Machine::read(config.share)?;
         let host_ip = config.address.or_else(host_address).unwrap_or(IpAddr::V4(config.network.gateway_address()));
+        let gateway6 = config.network.address6(config.network.gateway_address());
+        let host_ips = Addresses::new(host_ip, gateway6.map(|gateway| host_address6().unwrap_or(gateway.into())));
+        let mut adopted = Vec::new();
         for pod in config.recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
             // Their addresses must not be given away before their objects are seen.
-            let address = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Ipv4Addr>().ok());
-            if let Some(address) = address {
+            let addresses = pod.annotations.get(crate::pod::ADDRESS).and_then(|ip| ip.parse::<Addresses>().ok());
+            if let Some(addresses) = addresses
+                && let IpAddr::V4(address) = addresses.first
+            {
+                adopted.push((pod.uid.clone(), addresses));
                 config.network.adopt(&pod.uid, address);
                 let text = pod.annotations.get(crate::pod::HOST_PORTS).map_or("", String::as_str);
                 if let Err(error) = config.network.publish(&pod.uid, address, host_ports::from_text(text)).await {
@@ -251,7 +260,8 @@ impl Context {
             upstream.clone()
         };
         let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
-        let (policies, requests) = Policies::new();
+        let own = Addresses::new(config.network.gateway_address(), gateway6);
+        let (policies, requests) = Policies::new(own, adopted);
         let disk = Disk::of(dirs.pods(), &config.settings, machine.share);
         let context = Arc::new(Self {
             admission: Admission::new(machine.allocatable(config.settings.max_pods, disk.allocatable)),
@@ -279,6 +289,7 @@ impl Context {
             serves: config.serves,
             own_dns,
             host_ip,
+            host_ips,
             metrics: Metrics::default(),
             interests: Interests::default(),
             pods: PodTable::default(),
@@ -303,11 +314,16 @@ impl Context {
     }
 
     /// Puts a pod's policies in force, and then leads its ports of this machine to it.
-    pub async fn admit_network(&self, pod: &Pod, address: Ipv4Addr) -> Result<(), Arc<carob_network::Error>> {
-        self.policies.admit(pod, address).await?;
+    pub async fn admit_network(
+        &self,
+        pod: &Pod,
+        address: Ipv4Addr,
+        addresses: Addresses,
+    ) -> Result<(), Arc<carob_network::Error>> {
+        self.policies.admit(pod, addresses).await?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let elsewhere = self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)?;
-        for port in host_ports::without_way(pod, &elsewhere) {
+        for port in host_ports::without_way(&elsewhere) {
             self.events.record(About::pod(pod), Severity::Warning, "HostPortNotAvailable", port);
         }
         Ok(())
@@ -319,11 +335,20 @@ pub fn machine_address() -> IpAddr {
     host_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The address that this machine uses towards the world. Connecting a datagram socket sends nothing: the kernel only
-/// chooses the route (the destination is a documentation address, RFC 5737).
+/// The address that this machine uses towards the world.
 fn host_address() -> Option<IpAddr> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    // Documentation addresses (RFC 5737, RFC 3849).
+    address_towards((Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(192, 0, 2, 1)))
+}
+
+fn host_address6() -> Option<IpAddr> {
+    address_towards((Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)))
+}
+
+/// Connecting a datagram socket sends nothing: the kernel only chooses the route.
+fn address_towards<A: Into<IpAddr>>((own, world): (A, A)) -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((own.into(), 0)).ok()?;
+    socket.connect((world.into(), 9)).ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_unspecified()).then_some(address)
 }

@@ -93,8 +93,8 @@ pub fn containers(
     };
     let facts = || Facts {
         pod: &pod,
-        pod_ip: Some(address),
-        host_ip: address,
+        pod_ips: Some(address.into()),
+        host_ips: address.into(),
         node: "node",
         allocatable: PodAmounts { cpu_millis: 4000, memory_bytes: 8 << 30, ..PodAmounts::default() },
     };

@@ -5,6 +5,7 @@
 //! them and writes their status. Everything that survives a restart of this process lives in the sandbox's annotations
 //! and in the pod's status, never only in memory.
 
+mod addresses;
 mod admission;
 mod container;
 mod context;

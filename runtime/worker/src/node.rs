@@ -276,6 +276,10 @@ async fn register(ctx: &Context) -> Result<(), kube::Error> {
     for name in extended(before.allocatable.as_ref()).keys().chain(there.keys()) {
         patch["status"]["allocatable"][name] = json!(there.get(name));
     }
+    // The key by which lists of addresses are merged is their type, of which a node may have two.
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.insert(0, json!({"$patch": "replace"}));
+    }
     api.patch_status(&ctx.node, &PatchParams::default(), &Patch::Strategic(patch)).await?;
     Ok(())
 }
@@ -330,9 +334,10 @@ async fn status(ctx: &Context, before: Option<&NodeStatus>, now: Timestamp) -> N
         amounts.into_iter().chain(huge).map(|(name, amount)| (name.to_owned(), Quantity(amount))).collect()
     };
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let addresses = ctx.host_ips.all().map(|ip| address("InternalIP", ip.to_string()));
     let images = ctx.images.list().await.unwrap_or_default();
     NodeStatus {
-        addresses: Some(vec![address("InternalIP", ctx.host_ip.to_string()), address("Hostname", ctx.node.clone())]),
+        addresses: Some(addresses.chain([address("Hostname", ctx.node.clone())]).collect()),
         capacity: Some(amounts(machine.cpu_millis, machine.memory_bytes, disk.capacity)),
         allocatable: Some(amounts(allocatable.cpu_millis, allocatable.memory_bytes, disk.allocatable)),
         conditions: Some(conditions(before, &|short| ctx.pressure.has(short), now)),

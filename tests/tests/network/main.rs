@@ -2,6 +2,7 @@
 
 mod balancers;
 mod bandwidth;
+mod dual_stack;
 mod isolation;
 mod policies;
 mod ports;

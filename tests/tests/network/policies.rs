@@ -116,11 +116,12 @@ fn policies_decide_who_reaches_whom_and_follow_labels() {
     carob.kubectl(&["delete", "networkpolicy", "--all"]);
     reached(&carob, "stranger", &web);
 
-    // Out of a pod: only to one place, and names are still found.
+    // Out of a pod: only to one place, and names may be asked for.
     carob.apply(&list(&[policy(
         "out",
         json!({"podSelector": {"matchLabels": {"app": "stranger"}}, "policyTypes": ["Egress"],
-        "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "server"}}}], "ports": [{"port": "web"}]}]}),
+        "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "server"}}}], "ports": [{"port": "web"}]},
+            {"ports": [{"port": 53, "protocol": "UDP"}]}]}),
     )]));
     held(&carob, "friend", &second);
     reached(&carob, "friend", by_name);
@@ -171,4 +172,26 @@ fn a_policy_is_in_force_before_a_pods_first_packet_and_through_a_restart() {
     assert!(!asks(&carob, "idle", &url), "also after a restart");
     carob.kubectl(&["delete", "networkpolicy", "sealed"]);
     reached(&carob, "idle", &url);
+}
+
+#[test]
+fn what_may_not_leave_a_pod_may_not_ask_for_names_unless_a_policy_says_so() {
+    let carob = Carob::start(&["tools"]);
+    carob.start_pod(&list(&[pod("closed", &[idle("main")])]), "closed");
+    let resolves = || {
+        let name = "kubernetes.default.svc.cluster.local";
+        carob.run(&["exec", "closed", "--", "timeout", "1", "nslookup", name]).status.success()
+    };
+    eventually("names are answered", resolves);
+    let closed = json!({"podSelector": {}, "policyTypes": ["Egress"]});
+    carob.apply(&list(&[policy("closed", closed)]));
+    eventually("a pod that may not send is answered no names", || !resolves());
+    let api = carob.jsonpath("service/kubernetes", ".spec.clusterIP");
+    assert!(!asks(&carob, "closed", &format!("http://{api}:443/")), "nor does it reach the API");
+    let names = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+                "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}],
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}]});
+    carob.apply(&list(&[policy("names", names)]));
+    eventually("what a policy lets through is answered", resolves);
 }

@@ -31,7 +31,7 @@ struct Request {
 }
 
 pub fn serve(port: u16, health: &Health) -> io::Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    let listener = crate::everywhere(port, |address| TcpListener::bind(address))?;
     println!("listening on {port}");
     let start = Instant::now();
     for stream in listener.incoming() {
@@ -43,7 +43,8 @@ pub fn serve(port: u16, health: &Health) -> io::Result<()> {
 }
 
 fn connection(stream: &TcpStream, start: Instant, health: Health) -> io::Result<()> {
-    let peer = stream.peer_addr()?;
+    let mut peer = stream.peer_addr()?;
+    peer.set_ip(peer.ip().to_canonical());
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
         println!("{} {} {peer}", request.method, request.path);
@@ -153,10 +154,12 @@ fn answer(request: &Request, peer: &str, start: Instant, health: Health) -> (u16
 pub fn get(url: &str, timeout: Duration) -> io::Result<()> {
     let rest = url.strip_prefix("http://").ok_or_else(|| io::Error::other("only http:// URLs"))?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (host, port) = match authority.rsplit_once(':') {
+    // The colons of an IPv6 address are in brackets.
+    let (host, port) = match authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
         Some((host, port)) => (host, port.parse().map_err(io::Error::other)?),
         None => (authority, 80),
     };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = *lookup::lookup(host)?.first().ok_or_else(|| io::Error::other("no address"))?;
     let stream = TcpStream::connect_timeout(&(address, port).into(), timeout)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -15,6 +15,7 @@ mod signals;
 mod units;
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -169,4 +170,9 @@ fn run(command: Command) -> io::Result<ExitCode> {
         Command::Whoami => output::whoami()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a port on all addresses, those of IPv6 too where the kernel has it.
+fn everywhere<T>(port: u16, open: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    open((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| open((Ipv4Addr::UNSPECIFIED, port).into()))
 }

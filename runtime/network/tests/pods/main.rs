@@ -1,10 +1,11 @@
 //! Pods' networks on the real kernel: run as root.
 
+mod dual_stack;
 mod policies;
 mod traffic;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
@@ -26,7 +27,7 @@ fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
 
 /// A range of services for each test.
 fn services(tag: u8) -> Ipv4Net {
-    Ipv4Net::new(Ipv4Addr::new(10, 180 + tag, 0, 0), 16).unwrap()
+    Ipv4Net::new(Ipv4Addr::new(10, 140 + tag, 0, 0), 16).unwrap()
 }
 
 struct TestNetwork {
@@ -34,24 +35,33 @@ struct TestNetwork {
     instance: String,
 }
 
+/// A network of pods with these addresses, and services of a test's range.
+fn config(instance: &str, pods: Ipv4Net, services: Option<Ipv4Net>) -> NetworkConfig {
+    NetworkConfig {
+        instance: instance.to_owned(),
+        pod_cidr: pods,
+        cluster_cidr: pods,
+        annexed: false,
+        service_cidr: services,
+        cluster_cidr6: None,
+        service_cidr6: None,
+        open_metadata: false,
+    }
+}
+
 impl TestNetwork {
     async fn start(tag: u8) -> Self {
+        Self::start_as(tag, |config| config).await
+    }
+
+    async fn start_as(tag: u8, change: impl FnOnce(NetworkConfig) -> NetworkConfig) -> Self {
         let instance = format!("{tag:02x}{:06x}", std::process::id());
         let pod_cidr = carob_network::free_cidr(
             &instance,
             (0..200).map(|third| Ipv4Net::new(Ipv4Addr::new(10, 200 + tag, third, 0), 24).unwrap()),
         )
         .unwrap();
-        let config = NetworkConfig {
-            instance: instance.clone(),
-            pod_cidr,
-            cluster_cidr: pod_cidr,
-            annexed: false,
-            service_cidr: Some(services(tag)),
-            cluster_cidr6: None,
-            service_cidr6: None,
-            open_metadata: false,
-        };
+        let config = change(config(&instance, pod_cidr, Some(services(tag))));
         Self { network: Network::start(config).await.unwrap(), instance }
     }
 
@@ -74,7 +84,8 @@ impl Drop for TestNetwork {
     }
 }
 
-fn talk(from: &PodNetwork, to: SocketAddrV4) -> String {
+fn talk(from: &PodNetwork, to: impl Into<SocketAddr>) -> String {
+    let to = to.into();
     inside(&from.netns, || {
         let mut stream = TcpStream::connect(to).unwrap();
         stream.write_all(b"hello").unwrap();
@@ -125,17 +136,26 @@ async fn a_pod_reaches_the_machine_on_the_bridge_and_itself_on_loopback() {
     test.end().await;
 }
 
-fn inside_service(address: Ipv4Addr, protocol: Protocol, port: u16) -> Frontend {
-    Frontend { side: Side::Inside, address: Some(address), protocol, port }
+fn inside_service(address: impl Into<IpAddr>, protocol: Protocol, port: u16) -> Frontend {
+    Frontend { side: Side::Inside, address: address.into(), protocol, port }
 }
 
-fn endpoints(all: &[SocketAddrV4]) -> Backend {
-    Backend::Endpoints { endpoints: all.to_vec(), affinity: None, clients: None }
+fn endpoints<A: Copy + Into<SocketAddr>>(all: &[A]) -> Backend {
+    Backend::Endpoints { endpoints: all.iter().map(|one| (*one).into()).collect(), affinity: None, clients: None }
+}
+
+fn with_affinity(all: &[SocketAddrV4]) -> Backend {
+    let endpoints = all.iter().map(|one| (*one).into()).collect();
+    Backend::Endpoints { endpoints, affinity: Some(60), clients: None }
 }
 
 /// Answers every connection with the address it listens on, until the namespace's end.
 fn name_itself(pod: &PodNetwork) {
-    let address = pod.address;
+    name_itself_at(pod, pod.address);
+}
+
+fn name_itself_at(pod: &PodNetwork, address: impl Into<IpAddr>) {
+    let address = address.into();
     let listener = inside(&pod.netns, || TcpListener::bind((address, 80)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -147,8 +167,9 @@ fn name_itself(pod: &PodNetwork) {
     });
 }
 
-fn refused(from: Option<&PodNetwork>, to: SocketAddrV4) {
-    let connect = || TcpStream::connect_timeout(&to.into(), std::time::Duration::from_secs(5));
+fn refused(from: Option<&PodNetwork>, to: impl Into<SocketAddr>) {
+    let to = to.into();
+    let connect = || TcpStream::connect_timeout(&to, std::time::Duration::from_secs(5));
     let error = match from {
         Some(pod) => inside(&pod.netns, connect),
         None => connect(),
@@ -186,12 +207,12 @@ async fn a_service_leads_to_its_endpoints_and_the_pod_sees_who_asks() {
     test.network.change_services(vec![(frontend, Some(endpoints(&[of_a, of_b])))]).await.unwrap();
     let answers: std::collections::HashSet<_> = (0..40).map(|_| talk(&a, service)).collect();
     assert_eq!(answers.len(), 2, "{answers:?}");
-    let sticky = Backend::Endpoints { endpoints: vec![of_a, of_b], affinity: Some(60), clients: None };
+    let sticky = with_affinity(&[of_a, of_b]);
     test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
     let answers: std::collections::HashSet<_> = (0..20).map(|_| talk(&a, service)).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
     let only = if answers.iter().next().unwrap().starts_with(&a.address.to_string()) { of_b } else { of_a };
-    let sticky = Backend::Endpoints { endpoints: vec![only], affinity: Some(60), clients: None };
+    let sticky = with_affinity(&[only]);
     test.network.change_services(vec![(frontend, Some(sticky))]).await.unwrap();
     assert!(talk(&a, service).starts_with(&only.ip().to_string()), "the one it was sent to is gone");
     test.network.change_services(vec![(frontend, Some(Backend::Refused))]).await.unwrap();
@@ -208,11 +229,12 @@ async fn ten_thousand_services_are_written_and_changed_quickly() {
     name_itself(&pod);
     let first = u32::from(services(8).network());
     let here = endpoints(&[SocketAddrV4::new(pod.address, 80); 3]);
-    let all: Vec<_> = (0..10_000).map(|number| inside_service((first + number).into(), Protocol::Tcp, 80)).collect();
+    let all: Vec<_> =
+        (0..10_000).map(|number| inside_service(Ipv4Addr::from(first + number), Protocol::Tcp, 80)).collect();
     let begin = std::time::Instant::now();
     test.network.replace_services(all.iter().map(|frontend| (*frontend, here.clone())).collect()).await.unwrap();
     let whole = begin.elapsed();
-    let last = SocketAddrV4::new(all[9_999].address.unwrap(), 80);
+    let last = SocketAddr::new(all[9_999].address, 80);
     assert!(talk(&pod, last).starts_with(&pod.address.to_string()));
     let begin = std::time::Instant::now();
     test.network.change_services(vec![(all[9_999], Some(Backend::Refused))]).await.unwrap();
@@ -295,17 +317,7 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
     let instance = first.instance.clone();
     drop(first);
     let cidr = Ipv4Net::new(kept.gateway, 24).unwrap().trunc();
-    let config = NetworkConfig {
-        instance: instance.clone(),
-        pod_cidr: cidr,
-        cluster_cidr: cidr,
-        annexed: false,
-        service_cidr: None,
-        cluster_cidr6: None,
-        service_cidr6: None,
-        open_metadata: false,
-    };
-    let second = Network::start(config).await.unwrap();
+    let second = Network::start(config(&instance, cidr, None)).await.unwrap();
     second.adopt("kept", kept.address);
     let new = second.attach("new").await.unwrap();
     assert_ne!(new.address, kept.address);
@@ -317,17 +329,7 @@ async fn a_second_start_takes_over_and_never_hands_out_an_adopted_or_living_addr
 async fn an_overlapping_cidr_is_refused_with_the_interface_that_has_it() {
     let first = TestNetwork::start(7).await;
     let taken = Ipv4Net::new(first.network.gateway_address(), 24).unwrap().trunc();
-    let config = NetworkConfig {
-        instance: "ffffffff".into(),
-        pod_cidr: taken,
-        cluster_cidr: taken,
-        annexed: false,
-        service_cidr: None,
-        cluster_cidr6: None,
-        service_cidr6: None,
-        open_metadata: false,
-    };
-    let error = Network::start(config).await.err().expect("two networks with one CIDR");
+    let error = Network::start(config("ffffffff", taken, None)).await.err().expect("two networks with one CIDR");
     assert!(error.to_string().contains(&format!("cb-{}", first.instance)), "{error}");
     first.end().await;
 }
@@ -338,11 +340,11 @@ async fn a_held_address_is_for_services_alone_and_only_for_the_clients_that_it_i
     let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
     name_itself(&b);
     let address = Ipv4Addr::new(198, 19, 250, 14);
-    test.network.hold(vec![address]).await.unwrap();
+    test.network.hold(vec![address.into()]).await.unwrap();
     let own = TcpListener::bind(("0.0.0.0", 0)).unwrap();
     refused(None, SocketAddrV4::new(address, own.local_addr().unwrap().port()));
     let lead = async |clients| {
-        let endpoints = vec![SocketAddrV4::new(b.address, 80)];
+        let endpoints = vec![SocketAddr::new(b.address.into(), 80)];
         let backend = Backend::Endpoints { endpoints, affinity: None, clients };
         test.network.replace_services([(inside_service(address, Protocol::Tcp, 80), backend)].into()).await.unwrap();
     };
@@ -352,6 +354,7 @@ async fn a_held_address_is_for_services_alone_and_only_for_the_clients_that_it_i
             TcpStream::connect_timeout(&service.into(), std::time::Duration::from_millis(400)).is_ok()
         })
     };
+    let only = |pod: &PodNetwork| (IpAddr::from(pod.address), IpAddr::from(pod.address));
     lead(None).await;
     let mut stream = TcpStream::connect_timeout(&service.into(), std::time::Duration::from_secs(5)).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -359,16 +362,16 @@ async fn a_held_address_is_for_services_alone_and_only_for_the_clients_that_it_i
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with(&b.address.to_string()), "the machine itself gets its answers: {answer}");
     assert!(talk(&a, service).starts_with(&b.address.to_string()));
-    lead(Some(vec![(Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(9, 255, 255, 255)), (b.address, b.address)])).await;
+    lead(Some(vec![([0, 0, 0, 0].into(), [9, 255, 255, 255].into()), only(&b)])).await;
     assert!(!connects(&a));
-    lead(Some(vec![(a.address, a.address)])).await;
+    lead(Some(vec![only(&a)])).await;
     assert!(connects(&a));
     // Outside the same address leads to the same pod, until none of this machine is to take it.
     let outside = Frontend { side: Side::Outside, ..inside_service(address, Protocol::Tcp, 80) };
     let limited = Backend::Endpoints {
-        endpoints: vec![SocketAddrV4::new(b.address, 80)],
+        endpoints: vec![SocketAddr::new(b.address.into(), 80)],
         affinity: None,
-        clients: Some(vec![(b.address, b.address)]),
+        clients: Some(vec![only(&b)]),
     };
     let both = [inside_service(address, Protocol::Tcp, 80), outside].map(|frontend| (frontend, limited.clone()));
     test.network.replace_services(both.into()).await.unwrap();
@@ -396,12 +399,17 @@ async fn a_port_of_the_machine_is_on_its_own_addresses_and_takes_none_from_a_ser
     let gateway = test.network.gateway_address();
     let cluster_ip = Ipv4Addr::from(u32::from(services(19).network()) + 7);
     let held = Ipv4Addr::new(198, 19, 250, 19);
-    test.network.hold(vec![held]).await.unwrap();
+    test.network.hold(vec![held.into()]).await.unwrap();
     let to_server = endpoints(&[SocketAddrV4::new(server.address, 80)]);
     let external = inside_service(gateway, Protocol::Tcp, 8001);
     let known = [(inside_service(cluster_ip, Protocol::Tcp, 8000), to_server.clone()), (external, to_server)];
     test.network.replace_services(known.into()).await.unwrap();
-    let port = |address, port| HostPort { address: Some(address), protocol: Protocol::Tcp, port, pod_port: 80 };
+    let port = |address: Ipv4Addr, port| HostPort {
+        address: Some(address.into()),
+        protocol: Protocol::Tcp,
+        port,
+        pod_port: 80,
+    };
     let ports = [cluster_ip, held, gateway].map(|address| port(address, 8000));
     let more = [port(gateway, 8001), port(cluster_ip, 8002), port(other.address, 80)];
     let ports = ports.into_iter().chain(more).collect();
@@ -454,17 +462,7 @@ async fn a_change_that_the_kernel_refused_is_made_when_it_is_asked_for_again() {
     assert!(Command::new("nft").args(["delete", "table", "ip", &table]).status().unwrap().success());
     change().await.expect_err("there is no table");
     let cidr = Ipv4Net::new(a.gateway, 24).unwrap().trunc();
-    let config = NetworkConfig {
-        instance: test.instance.clone(),
-        pod_cidr: cidr,
-        cluster_cidr: cidr,
-        annexed: false,
-        service_cidr: Some(services(22)),
-        cluster_cidr6: None,
-        service_cidr6: None,
-        open_metadata: false,
-    };
-    drop(Network::start(config).await.unwrap());
+    drop(Network::start(config(&test.instance, cidr, Some(services(22)))).await.unwrap());
     change().await.unwrap();
     assert!(talk(&a, SocketAddrV4::new(address, 80)).starts_with(&b.address.to_string()));
     test.end().await;
@@ -489,4 +487,117 @@ async fn a_pod_packs_no_packets_as_nodes_do() {
     assert!(!arrives(in_pod(&world, VXLAN)), "another machine takes it for this node's");
     test.end().await;
     outside.end().await;
+}
+
+#[tokio::test]
+async fn who_was_sent_to_an_endpoint_that_is_gone_stays_with_the_next_one() {
+    let test = TestNetwork::start(26).await;
+    let mut pods = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let pod = test.network.attach(name).await.unwrap();
+        name_itself(&pod);
+        pods.push(pod);
+    }
+    let address = Ipv4Addr::from(u32::from(services(26).network()) + 7);
+    let (frontend, service) = (inside_service(address, Protocol::Tcp, 80), SocketAddrV4::new(address, 80));
+    let of = |pods: &[PodNetwork]| {
+        with_affinity(&pods.iter().map(|pod| SocketAddrV4::new(pod.address, 80)).collect::<Vec<_>>())
+    };
+    test.network.replace_services([(frontend, of(&pods))].into()).await.unwrap();
+    let first = talk(&pods[0], service);
+    let left: Vec<SocketAddrV4> = pods
+        .iter()
+        .map(|pod| SocketAddrV4::new(pod.address, 80))
+        .filter(|endpoint| !first.starts_with(&format!("{} ", endpoint.ip())))
+        .collect();
+    test.network.change_services(vec![(frontend, Some(with_affinity(&left)))]).await.unwrap();
+    let answers: std::collections::HashSet<_> = (0..20).map(|_| talk(&pods[0], service)).collect();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn datagrams_for_a_port_of_the_machine_find_the_endpoint_that_comes_later() {
+    let test = TestNetwork::start(27).await;
+    let (client, server) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    test.network.replace_services(std::collections::HashMap::new()).await.unwrap();
+    let socket_in = |pod: &PodNetwork, port| {
+        let socket = inside(&pod.netns, || UdpSocket::bind((pod.address, port)).unwrap());
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        socket
+    };
+    let (from, to) = (socket_in(&client, 12_345), socket_in(&server, 53));
+    inside(&client.netns, || from.connect((test.network.gateway_address(), 30_053)).unwrap());
+    // A link that was made just now may lose what is sent first.
+    from.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    let is_refused = || {
+        from.send(b"early").is_ok()
+            && from.recv(&mut [0; 8]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    assert!((0..25).any(|_| is_refused()), "nobody is there yet");
+    let everywhere = inside_service(Ipv4Addr::UNSPECIFIED, Protocol::Udp, 30_053);
+    let endpoint = endpoints(&[SocketAddrV4::new(server.address, 53)]);
+    test.network.change_services(vec![(everywhere, Some(endpoint))]).await.unwrap();
+    from.send(b"late").unwrap();
+    let mut heard = [0; 8];
+    let length = to.recv(&mut heard).unwrap();
+    assert_eq!(&heard[..length], b"late");
+    test.end().await;
+}
+
+#[tokio::test]
+async fn rules_that_somebody_took_away_are_put_back_whole() {
+    let test = TestNetwork::start(28).await;
+    let (a, b) = (test.network.attach("a").await.unwrap(), test.network.attach("b").await.unwrap());
+    name_itself(&b);
+    let address = Ipv4Addr::from(u32::from(services(28).network()) + 7);
+    let to_b = endpoints(&[SocketAddrV4::new(b.address, 80)]);
+    test.network.replace_services([(inside_service(address, Protocol::Tcp, 80), to_b)].into()).await.unwrap();
+    let closed = TcpListener::bind((test.network.gateway_address(), 0)).unwrap().local_addr().unwrap();
+    let open = TcpListener::bind(closed).unwrap();
+    test.network.close([closed].into()).await.unwrap();
+    let deny =
+        carob_network::PolicyChange::Isolate(carob_network::Direction::Ingress, a.address.into(), Some([].into()));
+    test.network.replace_policies(vec![deny]).await.unwrap();
+    assert!(!test.network.restore().await.unwrap(), "they are there");
+    let table = format!("carob-{}", test.instance);
+    assert!(Command::new("nft").args(["delete", "table", "ip", &table]).status().unwrap().success());
+    assert!(test.network.restore().await.unwrap());
+    assert!(talk(&a, SocketAddrV4::new(address, 80)).starts_with(&b.address.to_string()), "Services");
+    refused(Some(&a), closed);
+    let _listening = inside(&a.netns, || TcpListener::bind((a.address, 80)).unwrap());
+    let to_a = SocketAddr::from((a.address, 80));
+    let reached = inside(&b.netns, || TcpStream::connect_timeout(&to_a, std::time::Duration::from_millis(400)).is_ok());
+    assert!(!reached, "policies");
+    assert!(test.network.traffic().of(a.address).unwrap().is_some(), "counters");
+    drop(open);
+    test.end().await;
+}
+
+#[tokio::test]
+async fn rules_of_another_shape_let_no_connection_begin_before_policies_are_known() {
+    let first = TestNetwork::start(29).await;
+    let (a, b) = (first.network.attach("a").await.unwrap(), first.network.attach("b").await.unwrap());
+    let _listening = inside(&b.netns, || TcpListener::bind((b.address, 80)).unwrap());
+    let reaches = || {
+        let to = SocketAddr::from((b.address, 80));
+        inside(&a.netns, || TcpStream::connect_timeout(&to, std::time::Duration::from_millis(400)).is_ok())
+    };
+    assert!(reaches());
+    let (instance, cidr) = (first.instance.clone(), Ipv4Net::new(a.gateway, 24).unwrap().trunc());
+    drop(first);
+    // As another version might have had it.
+    let table = format!("carob-{instance}");
+    let nft = |command: &str| assert!(Command::new("nft").arg(command).status().unwrap().success(), "{command}");
+    nft(&format!("delete table ip {table}"));
+    nft(&format!("add table ip {table}"));
+    nft(&format!("add set ip {table} hairpin {{ type ipv4_addr; }}"));
+    let network = Network::start(config(&instance, cidr, None)).await.unwrap();
+    for (uid, pod) in [("a", &a), ("b", &b)] {
+        network.adopt(uid, pod.address);
+    }
+    assert!(!reaches());
+    network.replace_policies(Vec::new()).await.unwrap();
+    assert!(reaches());
+    TestNetwork { network, instance }.end().await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn listen(pod: &PodNetwork, port: u16) -> TcpListener {
 
 fn isolate(direction: Direction, pod: &PodNetwork, rules: &[(Peers, Ports)]) -> PolicyChange {
     let allow = |(peers, ports): &(Peers, Ports)| Allow { peers: peers.clone(), ports: ports.clone() };
-    PolicyChange::Isolate(direction, pod.address, Some(rules.iter().map(allow).collect::<Vec<_>>().into()))
+    PolicyChange::Isolate(direction, pod.address.into(), Some(rules.iter().map(allow).collect::<Vec<_>>().into()))
 }
 
 fn tcp(first: u16, last: u16) -> Ports {
@@ -69,7 +69,7 @@ async fn only_what_a_policy_names_gets_in_and_what_is_under_way_stays() {
     assert!(reaches(&b, a.address, 9000), "it may ask others, and hears their answers");
     drop(out);
 
-    let members = HashSet::from([Member::Pod(a.address)]);
+    let members = HashSet::from([Member::Pod(a.address.into())]);
     change(vec![
         PolicyChange::Define(PODS, members),
         isolate(Direction::Ingress, &b, &[(Peers::Group(PODS), tcp(80, 90))]),
@@ -78,19 +78,19 @@ async fn only_what_a_policy_names_gets_in_and_what_is_under_way_stays() {
     assert!(reaches(&a, b.address, 80) && reaches(&a, b.address, 90) && !reaches(&a, b.address, 8080));
     assert!(!reaches(&c, b.address, 80));
     change(vec![
-        PolicyChange::Member(PODS, Member::Pod(c.address), true),
-        PolicyChange::Member(PODS, Member::Pod(a.address), false),
+        PolicyChange::Member(PODS, Member::Pod(c.address.into()), true),
+        PolicyChange::Member(PODS, Member::Pod(a.address.into()), false),
     ])
     .await;
     assert!(reaches(&c, b.address, 81) && !reaches(&a, b.address, 81));
 
     let blocks = Peers::Blocks(vec![
-        (Ipv4Addr::UNSPECIFIED, a.address),
-        (c.address.min(Ipv4Addr::BROADCAST), Ipv4Addr::BROADCAST),
+        ([0, 0, 0, 0].into(), a.address.into()),
+        (c.address.min(Ipv4Addr::BROADCAST).into(), Ipv4Addr::BROADCAST.into()),
     ]);
     change(vec![isolate(Direction::Ingress, &b, &[(blocks, Ports::Any)])]).await;
     assert!(reaches(&a, b.address, 8080) && reaches(&c, b.address, 80));
-    let named = HashSet::from([Member::Port(b.address, Protocol::Tcp, 8080)]);
+    let named = HashSet::from([Member::Port(b.address.into(), Protocol::Tcp, 8080)]);
     change(vec![
         PolicyChange::Define(NAMED, named),
         isolate(Direction::Ingress, &b, &[(Peers::Anybody, Ports::Group(NAMED))]),
@@ -98,7 +98,7 @@ async fn only_what_a_policy_names_gets_in_and_what_is_under_way_stays() {
     ])
     .await;
     assert!(reaches(&a, b.address, 8080) && !reaches(&a, b.address, 80));
-    change(vec![PolicyChange::Isolate(Direction::Ingress, b.address, None), PolicyChange::Forget(NAMED)]).await;
+    change(vec![PolicyChange::Isolate(Direction::Ingress, b.address.into(), None), PolicyChange::Forget(NAMED)]).await;
     assert!(reaches(&a, b.address, 80));
     assert_eq!(policy_objects(&test), 0, "nothing is left of what was");
     test.end().await;
@@ -123,7 +123,7 @@ async fn egress_is_held_to_where_a_service_leads_and_both_ends_count() {
     let frontend = inside_service(address, Protocol::Tcp, 8000);
     let to_b = endpoints(&[SocketAddrV4::new(b.address, 80)]);
     test.network.replace_services([(frontend, to_b)].into()).await.unwrap();
-    let b_only = HashSet::from([Member::Pod(b.address)]);
+    let b_only = HashSet::from([Member::Pod(b.address.into())]);
     test.network
         .replace_policies(vec![
             PolicyChange::Define(PODS, b_only),
@@ -135,7 +135,7 @@ async fn egress_is_held_to_where_a_service_leads_and_both_ends_count() {
     assert_eq!(listed, 3, "a chain, a group, a set of ports");
     assert!(reaches(&a, address, 8000), "it is the pod's port that counts, not the Service's");
     assert!(reaches(&a, b.address, 80));
-    let to_service = Peers::Blocks(vec![(address, address)]);
+    let to_service = Peers::Blocks(vec![(address.into(), address.into())]);
     test.network.change_policies(vec![isolate(Direction::Egress, &a, &[(to_service, Ports::Any)])]).await.unwrap();
     assert!(!reaches(&a, address, 8000));
     let all = (Peers::Anybody, Ports::Any);
@@ -152,7 +152,7 @@ async fn egress_is_held_to_where_a_service_leads_and_both_ends_count() {
 #[tokio::test]
 async fn a_pod_more_costs_the_same_however_many_there_are() {
     let test = TestNetwork::start(13).await;
-    let pods = |count: u32| (0..count).map(|number| Ipv4Addr::from(0x0a00_0000 + number));
+    let pods = |count: u32| (0..count).map(|number| IpAddr::V4((0x0a00_0000 + number).into()));
     let rules: Arc<[Allow]> = Arc::new([Allow { peers: Peers::Group(PODS), ports: tcp(80, 80) }]);
     let whole = std::time::Instant::now();
     let mut all = vec![PolicyChange::Define(PODS, pods(10_000).map(Member::Pod).collect())];
@@ -161,7 +161,7 @@ async fn a_pod_more_costs_the_same_however_many_there_are() {
     let whole = whole.elapsed();
     assert_eq!(policy_objects(&test), 3);
     let begin = std::time::Instant::now();
-    let new = Ipv4Addr::new(10, 99, 99, 99);
+    let new = IpAddr::from([10, 99, 99, 99]);
     let changes = vec![
         PolicyChange::Member(PODS, Member::Pod(new), true),
         PolicyChange::Isolate(Direction::Ingress, new, Some(rules)),

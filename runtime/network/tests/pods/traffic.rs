@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use carob_network::{Backend, Network, NetworkConfig, PodNetwork, Protocol, Traffic};
+use carob_network::{Backend, Network, PodNetwork, Protocol, Traffic};
 
 use crate::{Ipv4Net, TestNetwork, inside, inside_service, services};
 
@@ -52,7 +52,7 @@ async fn bytes_are_counted_by_pod_and_by_whether_the_peer_is_of_the_cluster() {
     // By address and by a service, whose endpoint is the peer.
     exchange(&a, to_b, 3);
     let address = Ipv4Addr::new(services(15).network().octets()[0], services(15).network().octets()[1], 0, 9);
-    let backend = Backend::Endpoints { endpoints: vec![to_b], affinity: None, clients: None };
+    let backend = Backend::Endpoints { endpoints: vec![to_b.into()], affinity: None, clients: None };
     test.network.replace_services([(inside_service(address, Protocol::Udp, 9), backend)].into()).await.unwrap();
     exchange(&a, SocketAddrV4::new(address, 9), 2);
     let cluster =
@@ -68,7 +68,7 @@ async fn bytes_are_counted_by_pod_and_by_whether_the_peer_is_of_the_cluster() {
     exchange(&a, to_world, 4);
     let and_internet = Traffic { internet_received: both_ways(4), internet_sent: both_ways(4), ..cluster(6) };
     assert_eq!((of(&a), of(&b)), (and_internet, cluster(5)));
-    test.network.set_nodes([world.address].into()).await.unwrap();
+    test.network.set_nodes([world.address.into()].into()).await.unwrap();
     exchange(&a, to_world, 1);
     let both = Traffic { cluster_received: both_ways(7), cluster_sent: both_ways(7), ..and_internet };
     assert_eq!(of(&a), both);
@@ -86,16 +86,7 @@ async fn counts_go_on_through_a_restart_and_begin_at_zero_with_an_address() {
     let (instance, old) = (first.instance.clone(), first.network.traffic().clone());
     drop(first);
     let cidr = Ipv4Net::new(a.gateway, 24).unwrap().trunc();
-    let config = NetworkConfig {
-        instance: instance.clone(),
-        pod_cidr: cidr,
-        cluster_cidr: cidr,
-        annexed: false,
-        service_cidr: Some(services(17)),
-        cluster_cidr6: None,
-        service_cidr6: None,
-        open_metadata: false,
-    };
+    let config = crate::config(&instance, cidr, Some(services(17)));
     let second = TestNetwork { network: Network::start(config).await.unwrap(), instance };
     for (uid, pod) in [("a", &a), ("b", &b)] {
         second.network.adopt(uid, pod.address);

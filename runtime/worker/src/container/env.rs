@@ -3,18 +3,18 @@
 use super::ConfigError;
 use super::expand::{Room, expand};
 use super::resources::{self, PodAmounts};
+use crate::addresses::Addresses;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, Pod, PodSpec, Secret, Service,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 
 /// What references in an environment or a downward API volume can name.
 #[derive(Clone)]
 pub(crate) struct Facts<'a> {
     pub pod: &'a Pod,
-    pub pod_ip: Option<IpAddr>,
-    pub host_ip: IpAddr,
+    pub pod_ips: Option<Addresses>,
+    pub host_ips: Addresses,
     pub node: &'a str,
     pub allocatable: PodAmounts,
 }
@@ -223,7 +223,6 @@ pub(crate) fn field_value(field: &ObjectFieldSelector, facts: &Facts<'_>) -> Res
     let (meta, spec) = (&facts.pod.metadata, facts.pod.spec.as_ref());
     let path = field.field_path.as_str();
     let text = |value: Option<&String>| value.cloned().unwrap_or_default();
-    let address = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
     if let Some((base, key)) = path.strip_suffix(']').and_then(|path| path.split_once('[')) {
         let key = key.trim_matches(|quote| quote == '\'' || quote == '"');
         let map = match base {
@@ -241,8 +240,10 @@ pub(crate) fn field_value(field: &ObjectFieldSelector, facts: &Facts<'_>) -> Res
         "metadata.annotations" => lines(meta.annotations.as_ref()),
         "spec.nodeName" => facts.node.to_owned(),
         "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
-        "status.hostIP" | "status.hostIPs" => address(Some(facts.host_ip)),
-        "status.podIP" | "status.podIPs" => address(facts.pod_ip),
+        "status.hostIP" => facts.host_ips.first.to_string(),
+        "status.hostIPs" => facts.host_ips.to_string(),
+        "status.podIP" => facts.pod_ips.map(|ips| ips.first.to_string()).unwrap_or_default(),
+        "status.podIPs" => facts.pod_ips.map(|ips| ips.to_string()).unwrap_or_default(),
         _ => return Err(unsupported(path)),
     })
 }
@@ -274,8 +275,8 @@ mod tests {
         let pod = pod();
         let facts = Facts {
             pod: &pod,
-            pod_ip: Some("10.1.2.3".parse().unwrap()),
-            host_ip: "192.168.0.1".parse().unwrap(),
+            pod_ips: Some("10.1.2.3,fd00::a01:203".parse().unwrap()),
+            host_ips: "192.168.0.1".parse().unwrap(),
             node: "n1",
             allocatable: PodAmounts::default(),
         };

@@ -1,8 +1,8 @@
 //! /etc/hosts as the kubelet writes it.
 
+use crate::addresses::Addresses;
 use k8s_openapi::api::core::v1::HostAlias;
 use std::fmt::Write;
-use std::net::IpAddr;
 
 /// Names that every pod resolves.
 const LOCAL: &str = "127.0.0.1\tlocalhost\n\
@@ -15,7 +15,7 @@ fe00::2\tip6-allrouters\n";
 /// `host` is the host's own file, for pods on its network; others get loopback names and their own address.
 pub(crate) fn content(
     host: Option<&str>,
-    address: Option<IpAddr>,
+    addresses: Option<Addresses>,
     hostname: &str,
     domain: Option<&str>,
     aliases: &[HostAlias],
@@ -27,7 +27,7 @@ pub(crate) fn content(
     } else {
         out.push_str("# Kubernetes-managed hosts file.\n");
         out.push_str(LOCAL);
-        if let Some(address) = address {
+        for address in addresses.into_iter().flat_map(Addresses::all) {
             let names = domain.map_or_else(|| hostname.to_owned(), |domain| format!("{domain}\t{hostname}"));
             let _infallible = writeln!(out, "{address}\t{names}");
         }
@@ -54,6 +54,8 @@ mod tests {
         assert!(text.ends_with("10.0.0.5\tweb\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
         let text = content(None, Some("10.0.0.5".parse().unwrap()), "web", Some("web.sub.ns.svc.c"), &[]);
         assert!(text.ends_with("10.0.0.5\tweb.sub.ns.svc.c\tweb\n"));
+        let text = content(None, Some("10.0.0.5,fd00::5".parse().unwrap()), "web", None, &[]);
+        assert!(text.ends_with("\n10.0.0.5\tweb\nfd00::5\tweb\n"));
     }
 
     #[test]

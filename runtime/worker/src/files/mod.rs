@@ -3,6 +3,7 @@
 pub(crate) mod hosts;
 pub(crate) mod resolv;
 
+use crate::addresses::Addresses;
 use crate::container::mounts::PodFile;
 use crate::context::ClusterInfo;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -35,7 +36,7 @@ impl PodFiles {
         pod_directory: &Path,
         pod: &Pod,
         names: &Names,
-        address: Option<IpAddr>,
+        address: Option<Addresses>,
         cluster: &ClusterInfo,
     ) -> io::Result<Self> {
         let spec = pod.spec.clone().unwrap_or_default();

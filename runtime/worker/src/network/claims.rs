@@ -98,12 +98,12 @@ mod tests {
     }
 
     fn at(port: u16) -> Frontend {
-        let address = Some([192, 0, 2, 1].into());
+        let address = [192, 0, 2, 1].into();
         Frontend { side: Side::Outside, address, protocol: Protocol::Tcp, port }
     }
 
     fn leads_to(name: u8) -> Backend {
-        let endpoints = vec![std::net::SocketAddrV4::new([10, 0, 0, name].into(), 80)];
+        let endpoints = vec![std::net::SocketAddr::from(([10, 0, 0, name], 80))];
         Backend::Endpoints { endpoints, affinity: None, clients: None }
     }
 

@@ -2,11 +2,11 @@
 //!
 //! The rules are those of kube-proxy (Service's `internalTrafficPolicy`, `externalTrafficPolicy`, EndpointSlice's conditions).
 
-use carob_network::{Backend, Frontend, Protocol, Side, block_without, merged};
+use carob_network::{Backend, Frontend, IpNet, Protocol, Side, block_without, merged, next_address};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use std::collections::{BTreeSet, HashMap};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where it isn't given.
 const AFFINITY_SECONDS: i32 = 10_800;
@@ -27,12 +27,14 @@ pub(super) fn of<'a>(
     let mut frontends = HashMap::new();
     let Some(spec) = &service.spec else { return frontends };
     let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
-    let Some(cluster_ip) = cluster_ip(spec).filter(|_| kind != "ExternalName") else { return frontends };
-    for port in spec.ports.iter().flatten() {
+    let cluster_ips: Vec<IpAddr> = cluster_ips(spec).filter(|_| kind != "ExternalName").collect();
+    for (cluster_ip, port) in cluster_ips.iter().flat_map(|ip| spec.ports.iter().flatten().map(move |port| (*ip, port)))
+    {
         let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port)) else {
             continue;
         };
-        let endpoints = Endpoints::of(port, slices.clone(), place);
+        let alike = |address: &IpAddr| address.is_ipv4() == cluster_ip.is_ipv4();
+        let endpoints = Endpoints::of(port, slices.clone().filter(|slice| is_of(slice, cluster_ip)), place);
         let affinity = affinity(spec);
         let internal = endpoints.backend(spec.internal_traffic_policy.as_deref(), affinity);
         let external = endpoints.backend(spec.external_traffic_policy.as_deref(), affinity);
@@ -41,31 +43,39 @@ pub(super) fn of<'a>(
         let mut lead = |side, address, port, backend: &Backend| {
             frontends.insert(Frontend { side, address, protocol, port }, backend.clone());
         };
-        lead(Side::Inside, Some(cluster_ip), number, &internal);
-        for address in spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()) {
-            lead(Side::Inside, Some(address), number, &anywhere);
-            lead(Side::Outside, Some(address), number, &external);
+        lead(Side::Inside, cluster_ip, number, &internal);
+        for address in spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(alike) {
+            lead(Side::Inside, address, number, &anywhere);
+            lead(Side::Outside, address, number, &external);
         }
-        let clients = source_ranges(spec);
-        for address in balanced_addresses(service) {
-            lead(Side::Inside, Some(address), number, &only_for(anywhere.clone(), clients.as_ref()));
-            lead(Side::Outside, Some(address), number, &only_for(external.clone(), clients.as_ref()));
+        let clients = source_ranges(spec, cluster_ip);
+        for address in balanced_addresses(service).filter(alike) {
+            lead(Side::Inside, address, number, &only_for(anywhere.clone(), clients.as_ref()));
+            lead(Side::Outside, address, number, &only_for(external.clone(), clients.as_ref()));
         }
         if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0) {
-            lead(Side::Inside, None, node_port, &anywhere);
-            lead(Side::Outside, None, node_port, &external);
+            let everywhere =
+                if cluster_ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            lead(Side::Inside, everywhere, node_port, &anywhere);
+            lead(Side::Outside, everywhere, node_port, &external);
         }
     }
     frontends
 }
 
-pub(super) fn cluster_ip(spec: &ServiceSpec) -> Option<Ipv4Addr> {
-    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    all.into_iter().find_map(|ip| ip.parse().ok())
+/// A Service's own addresses, one of each kind that it has.
+pub(super) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
+    let all = spec.cluster_ips.as_deref().filter(|all| !all.is_empty()).unwrap_or(spec.cluster_ip.as_slice());
+    all.iter().filter_map(|ip| ip.parse().ok())
+}
+
+/// Whether a slice has addresses of this one's kind.
+fn is_of(slice: &EndpointSlice, address: IpAddr) -> bool {
+    slice.address_type == if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// Addresses that a load balancer of this node's own answers at.
-pub(super) fn balanced_addresses(service: &Service) -> impl Iterator<Item = Ipv4Addr> {
+pub(super) fn balanced_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     // A balancer of mode Proxy sends to nodes; only a virtual address is a node's own business.
@@ -75,19 +85,19 @@ pub(super) fn balanced_addresses(service: &Service) -> impl Iterator<Item = Ipv4
 }
 
 /// Addresses of a Service that it may share with others.
-pub(super) fn other_addresses(service: &Service) -> impl Iterator<Item = Ipv4Addr> {
+pub(super) fn other_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
     let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
     external.filter_map(|ip| ip.parse().ok()).chain(balanced_addresses(service))
 }
 
-type Clients = Vec<(Ipv4Addr, Ipv4Addr)>;
+type Clients = Vec<(IpAddr, IpAddr)>;
 
-/// Who may use a load balancer; none if everybody.
-fn source_ranges(spec: &ServiceSpec) -> Option<Clients> {
+/// Who may use a load balancer, of those with addresses of this one's kind; none if everybody.
+fn source_ranges(spec: &ServiceSpec, balancer: IpAddr) -> Option<Clients> {
     let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
-    let blocks =
-        ranges.iter().filter_map(|range| range.trim().parse().ok()).flat_map(|block| block_without(block, &[]));
-    Some(merged(blocks.collect(), |last| u32::from(last).checked_add(1).map(Ipv4Addr::from)))
+    let blocks = ranges.iter().filter_map(|range| range.trim().parse::<IpNet>().ok());
+    let blocks = blocks.filter(|block| block.addr().is_ipv4() == balancer.is_ipv4());
+    Some(merged(blocks.flat_map(|block| block_without(block, &[])).collect(), next_address))
 }
 
 fn only_for(backend: Backend, only: Option<&Clients>) -> Backend {
@@ -107,8 +117,11 @@ pub(super) fn health_check<'a>(
 ) -> Option<(u16, usize)> {
     let spec = service.spec.as_ref()?;
     let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port > 0)?;
+    // With two addresses each is one endpoint all the same.
+    let first = cluster_ips(spec).next()?;
+    let slices = slices.filter(|slice| is_of(slice, first));
     let ports = spec.ports.iter().flatten().map(|port| Endpoints::of(port, slices.clone(), place).ready_here);
-    let here: BTreeSet<Ipv4Addr> = ports.flatten().map(|endpoint| *endpoint.ip()).collect();
+    let here: BTreeSet<IpAddr> = ports.flatten().map(|endpoint| endpoint.ip()).collect();
     Some((port, here.len()))
 }
 
@@ -131,23 +144,23 @@ pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
 
 /// The endpoints of one port that may be sent to: on all nodes, and on this one.
 struct Endpoints {
-    all: Vec<SocketAddrV4>,
-    here: Vec<SocketAddrV4>,
+    all: Vec<SocketAddr>,
+    here: Vec<SocketAddr>,
     /// Those of `trafficDistribution`'s choice, where there is one.
-    near: Option<Vec<SocketAddrV4>>,
-    ready_here: Vec<SocketAddrV4>,
+    near: Option<Vec<SocketAddr>>,
+    ready_here: Vec<SocketAddr>,
 }
 
 /// Endpoints that are ready, and those that still serve while they end.
 #[derive(Default)]
 struct Usable {
-    ready: BTreeSet<SocketAddrV4>,
-    ending: BTreeSet<SocketAddrV4>,
+    ready: BTreeSet<SocketAddr>,
+    ending: BTreeSet<SocketAddr>,
 }
 
 impl Usable {
     /// Those that end are used only when nothing else is there.
-    fn chosen(self) -> Vec<SocketAddrV4> {
+    fn chosen(self) -> Vec<SocketAddr> {
         let set = if self.ready.is_empty() { self.ending } else { self.ready };
         set.into_iter().collect()
     }
@@ -156,12 +169,12 @@ impl Usable {
 /// Ready endpoints whose hints lead here. They count only where every ready endpoint has a hint, and one leads here.
 #[derive(Default)]
 struct Hinted {
-    here: BTreeSet<SocketAddrV4>,
+    here: BTreeSet<SocketAddr>,
     some_without: bool,
 }
 
 impl Hinted {
-    fn take<'a>(&mut self, address: SocketAddrV4, mut hints: impl Iterator<Item = &'a str>, here: Option<&str>) {
+    fn take<'a>(&mut self, address: SocketAddr, mut hints: impl Iterator<Item = &'a str>, here: Option<&str>) {
         let Some(first) = hints.next() else {
             self.some_without = true;
             return;
@@ -171,7 +184,7 @@ impl Hinted {
         }
     }
 
-    fn chosen(self) -> Option<Vec<SocketAddrV4>> {
+    fn chosen(self) -> Option<Vec<SocketAddr>> {
         (!self.some_without && !self.here.is_empty()).then(|| self.here.into_iter().collect())
     }
 }
@@ -180,12 +193,12 @@ impl Endpoints {
     fn of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>, place: Place<'_>) -> Self {
         let (mut all, mut here) = (Usable::default(), Usable::default());
         let (mut of_node, mut of_zone) = (Hinted::default(), Hinted::default());
-        for slice in slices.filter(|slice| slice.address_type == "IPv4") {
+        for slice in slices {
             let Some(number) = target(slice, port) else { continue };
             for endpoint in &slice.endpoints {
                 let Some(state) = State::of(endpoint) else { continue };
                 for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
-                    let address = SocketAddrV4::new(address, number);
+                    let address = SocketAddr::new(address, number);
                     state.set(&mut all).insert(address);
                     if matches!(state, State::Ready) {
                         let hints = endpoint.hints.as_ref();
@@ -233,7 +246,7 @@ impl State {
         ending.then_some(Self::Ending)
     }
 
-    fn set<'a>(&self, usable: &'a mut Usable) -> &'a mut BTreeSet<SocketAddrV4> {
+    fn set<'a>(&self, usable: &'a mut Usable) -> &'a mut BTreeSet<SocketAddr> {
         match self {
             Self::Ready => &mut usable.ready,
             Self::Ending => &mut usable.ending,
@@ -278,12 +291,12 @@ mod tests {
         let slice = slice(endpoints);
         let all = of(service, std::iter::once(&slice), HERE);
         let port = if address.is_some() { 80 } else { 30080 };
-        let address = address.map(|address| address.parse().unwrap());
+        let address = address.unwrap_or("0.0.0.0").parse().unwrap();
         all[&Frontend { side, address, protocol: Protocol::Tcp, port }].clone()
     }
 
     fn leads_to(all: &[&str]) -> Backend {
-        let endpoints = all.iter().map(|address| SocketAddrV4::new(address.parse().unwrap(), 8080)).collect();
+        let endpoints = all.iter().map(|address| SocketAddr::new(address.parse().unwrap(), 8080)).collect();
         Backend::Endpoints { endpoints, affinity: None, clients: None }
     }
 

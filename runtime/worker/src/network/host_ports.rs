@@ -4,7 +4,7 @@ use super::frontends::protocol;
 use carob_api::host_port::holders;
 use carob_network::HostPort;
 use k8s_openapi::api::core::v1::Pod;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The host ports of a pod that has a network of its own, each once.
 pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
@@ -18,9 +18,8 @@ pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
         };
         let address = match port.host_ip.as_deref().unwrap_or_default() {
             "" | "0.0.0.0" | "::" => None,
-            text => match text.parse::<Ipv4Addr>() {
+            text => match text.parse::<IpAddr>() {
                 Ok(address) => Some(address),
-                // An address of IPv6, which this machine's pods don't have.
                 Err(_) => continue,
             },
         };
@@ -32,26 +31,22 @@ pub(crate) fn of(pod: &Pod) -> Vec<HostPort> {
     all
 }
 
-/// Says of ports that no connection comes to that it is so: they are on addresses of others, or of IPv6, which this machine's
-/// pods don't have.
-pub(crate) fn without_way(pod: &Pod, elsewhere: &[HostPort]) -> Vec<String> {
-    let others = elsewhere.iter().filter_map(|port| Some((port.port, port.address?.to_string())));
-    let spec = pod.spec.as_ref().filter(|spec| spec.host_network != Some(true));
-    let containers = spec.into_iter().flat_map(holders);
-    let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let sixes = ports.filter_map(|port| {
-        let address = port.host_ip.as_deref().filter(|ip| *ip != "::" && ip.parse::<Ipv6Addr>().is_ok())?;
-        Some((u16::try_from(port.host_port?).ok()?, address.to_owned()))
-    });
-    let one =
-        |(port, address)| format!("hostPort {port} leads nowhere: hostIP {address} is no IPv4 address of this machine");
-    others.chain(sixes).map(one).collect()
+/// Says of ports that no connection comes to that it is so: they are on addresses of others, or of a kind that pods don't
+/// have.
+pub(crate) fn without_way(elsewhere: &[HostPort]) -> Vec<String> {
+    let one = |port: &HostPort| {
+        let (port, address) = (port.port, port.address?);
+        Some(format!(
+            "hostPort {port} leads nowhere: hostIP {address} is no address of this machine that pods can be led to by"
+        ))
+    };
+    elsewhere.iter().filter_map(one).collect()
 }
 
 /// As a sandbox's annotation: `TCP/0.0.0.0/8080/80`, with commas between.
 pub(crate) fn to_text(ports: &[HostPort]) -> String {
     let one = |port: &HostPort| {
-        let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         format!("{}/{address}/{}/{}", port.protocol.name(), port.port, port.pod_port)
     };
     ports.iter().map(one).collect::<Vec<_>>().join(",")
@@ -62,7 +57,7 @@ pub(crate) fn from_text(text: &str) -> Vec<HostPort> {
     let one = |text: &str| {
         let mut parts = text.split('/');
         let protocol = protocol(parts.next())?;
-        let address: Ipv4Addr = parts.next()?.parse().ok()?;
+        let address: IpAddr = parts.next()?.parse().ok()?;
         let address = Some(address).filter(|address| !address.is_unspecified());
         Some(HostPort { address, protocol, port: parts.next()?.parse().ok()?, pod_port: parts.next()?.parse().ok()? })
     };
@@ -80,7 +75,7 @@ mod tests {
         let ports = json!([
             {"containerPort": 80}, {"containerPort": 80, "hostPort": 8080},
             {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
-            {"containerPort": 1, "hostPort": 1, "hostIP": "::1"}
+            {"containerPort": 1, "hostPort": 1, "hostIP": "2001:db8::1"}
         ]);
         let taken = json!([{"containerPort": 1, "hostPort": 443}]);
         let mut pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "ports": ports}],
@@ -88,14 +83,15 @@ mod tests {
         .unwrap();
         let expected = [
             HostPort { address: None, protocol: Protocol::Tcp, port: 8080, pod_port: 80 },
-            HostPort { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Udp, port: 53, pod_port: 53 },
+            HostPort { address: Some(Ipv4Addr::LOCALHOST.into()), protocol: Protocol::Udp, port: 53, pod_port: 53 },
+            HostPort { address: Some("2001:db8::1".parse().unwrap()), protocol: Protocol::Tcp, port: 1, pod_port: 1 },
         ];
         assert_eq!(of(&pod), expected);
         assert_eq!(from_text(&to_text(&expected)), expected);
         assert!(from_text("").is_empty());
         let other = HostPort { address: Some([192, 0, 2, 9].into()), ..expected[0] };
-        let said = without_way(&pod, &[other]);
-        assert!(said[0].contains("8080 leads nowhere: hostIP 192.0.2.9") && said[1].contains("hostIP ::1"), "{said:?}");
+        let said = without_way(&[other, expected[0]]);
+        assert!(said.len() == 1 && said[0].contains("8080 leads nowhere: hostIP 192.0.2.9"), "{said:?}");
         pod.spec.as_mut().unwrap().host_network = Some(true);
         assert!(of(&pod).is_empty(), "its ports are the machine's already");
     }

@@ -25,7 +25,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +41,9 @@ const DNS_PORT: u16 = 53;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that says where a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// Somebody else carries a Service out that has this label.
-const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Services with one of these labels are not for this proxy: somebody else carries them out, or their address is to lead
+/// nowhere. Their names and their addresses are theirs all the same.
+const NOT_OURS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 /// What [`run`] begins with.
 pub(crate) struct Inputs {
@@ -67,8 +68,7 @@ pub(crate) async fn run(ctx: Arc<Context>, inputs: Inputs, shutdown: Cancellatio
 
 async fn follow(ctx: Arc<Context>, shutdown: CancellationToken) {
     let client = ctx.services.clone();
-    let config = || watcher::Config::default().labels(&format!("!{OTHER_PROXY}"));
-    let services = watcher(Api::<Service>::all(client.clone()), config()).default_backoff();
+    let services = watcher(Api::<Service>::all(client.clone()), watcher::Config::default()).default_backoff();
     let slices = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).default_backoff();
     let (mut services, mut slices) = (pin!(services), pin!(slices));
     let mut own_node = ctx.own_node.subscribe();
@@ -120,11 +120,11 @@ struct Proxy {
     changed: HashSet<Key>,
     health: HealthChecks,
     /// The addresses of balancers that this machine has.
-    held: BTreeSet<Ipv4Addr>,
+    held: BTreeSet<IpAddr>,
     /// This node's.
     zone: Option<String>,
     /// Which Service has which cluster address.
-    owners: HashMap<Ipv4Addr, Key>,
+    owners: HashMap<IpAddr, Key>,
     claims: Claims,
     /// Ports of this machine that the kernel leads to Services; nothing before it was told of all Services.
     told: Option<HashSet<Frontend>>,
@@ -205,7 +205,7 @@ impl Proxy {
 
     /// Answers at the ports where outside balancers ask.
     fn answer_health_checks(&mut self) {
-        let wanted = |key: &Key| frontends::health_check(self.services.get(key)?, self.slices_of(key), self.place());
+        let wanted = |key: &Key| frontends::health_check(self.proxied(key)?, self.slices_of(key), self.place());
         let wanted: Vec<_> = self.changed.iter().map(|key| (key.clone(), wanted(key))).collect();
         for (key, wanted) in wanted {
             self.health.set(&key, wanted);
@@ -215,10 +215,9 @@ impl Proxy {
     /// Has the machine answer for the addresses of the pool that Services have.
     async fn hold_addresses(&mut self) -> Result<(), carob_network::Error> {
         let pool = &self.ctx.cluster.load_balancers;
-        let ours =
-            |address: &Ipv4Addr| pool.iter().any(|(first, last)| (*first..=*last).contains(&IpAddr::V4(*address)));
+        let ours = |address: &IpAddr| pool.iter().any(|(first, last)| (*first..=*last).contains(address));
         let services = self.services.keys().filter(|_| !pool.is_empty()).filter_map(|key| self.services.get(key));
-        let wanted: BTreeSet<Ipv4Addr> = services
+        let wanted: BTreeSet<IpAddr> = services
             .flat_map(|service| frontends::balanced_addresses(service).collect::<Vec<_>>())
             .filter(ours)
             .collect();
@@ -232,9 +231,9 @@ impl Proxy {
     /// Takes down who has which cluster address. Whoever asks for one that changed hands may get more or less now.
     fn find_owners(&mut self) {
         let services = self.services.keys().filter_map(|key| Some((key, self.services.get(key)?.spec.as_ref()?)));
-        let owners: HashMap<Ipv4Addr, Key> =
-            services.filter_map(|(key, spec)| Some((frontends::cluster_ip(spec)?, key.clone()))).collect();
-        let differs = |address: &Ipv4Addr| owners.get(address) != self.owners.get(address);
+        let owners: HashMap<IpAddr, Key> =
+            services.flat_map(|(key, spec)| frontends::cluster_ips(spec).map(|ip| (ip, key.clone()))).collect();
+        let differs = |address: &IpAddr| owners.get(address) != self.owners.get(address);
         let asks = |key: &&Key| {
             let service = self.services.get(key);
             service.is_some_and(|service| frontends::other_addresses(service).any(|address| differs(&address)))
@@ -244,12 +243,20 @@ impl Proxy {
         self.owners = owners;
     }
 
+    /// A Service that is carried out here.
+    fn proxied(&self, key: &Key) -> Option<&Service> {
+        let service = self.services.get(key)?;
+        let labels = service.metadata.labels.as_ref();
+        let others = labels.is_some_and(|labels| NOT_OURS.iter().any(|label| labels.contains_key(*label)));
+        (!others).then_some(&**service)
+    }
+
     /// What leads to a Service on this node, apart from others' cluster addresses: whoever may make Services could else
     /// take them, by externalIPs (CVE-2020-8554) or a balancer's.
     fn frontends(&self, key: &Key) -> HashMap<Frontend, Backend> {
-        let Some(service) = self.services.get(key) else { return HashMap::new() };
+        let Some(service) = self.proxied(key) else { return HashMap::new() };
         let mut all = frontends::of(service, self.slices_of(key), self.place());
-        let owner = |frontend: &Frontend| self.owners.get(&frontend.address?);
+        let owner = |frontend: &Frontend| self.owners.get(&frontend.address);
         all.retain(|frontend, _| owner(frontend).is_none_or(|owner| owner == key));
         answer_names_here(&self.ctx, &mut all);
         all
@@ -317,16 +324,15 @@ impl Proxy {
 
 /// Whether it is a port of every address of this machine, for whoever comes from outside.
 fn is_machines(frontend: &Frontend) -> bool {
-    frontend.address.is_none() && frontend.side == Side::Outside
+    frontend.is_everywhere() && frontend.side == Side::Outside
 }
 
 /// Names are asked of this worker by its own pods, also while the gateway's machine can't be reached.
 fn answer_names_here(ctx: &Context, frontends: &mut HashMap<Frontend, Backend>) {
     let Some(own) = ctx.own_dns else { return };
     for (frontend, backend) in frontends {
-        let asked = frontend.address.is_some_and(|ip| ctx.cluster.dns_servers.contains(&IpAddr::V4(ip)));
-        if asked && frontend.port == DNS_PORT {
-            *backend = Backend::Endpoints { endpoints: vec![own], affinity: None, clients: None };
+        if ctx.cluster.dns_servers.contains(&frontend.address) && frontend.port == DNS_PORT {
+            *backend = Backend::Endpoints { endpoints: vec![own.into()], affinity: None, clients: None };
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A Service with its endpoints, as DNS is told of it.
 
-use super::frontends::protocol;
+use super::frontends::{cluster_ips, protocol};
 use carob_network::{NamedEndpoint, NamedPort, ServiceNames};
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use std::net::IpAddr;
 
@@ -12,19 +12,13 @@ pub(super) fn of<'a>(service: &Service, slices: impl Iterator<Item = &'a Endpoin
     if spec.type_.as_deref() == Some("ExternalName") {
         return Some(ServiceNames::Alias(spec.external_name.clone()?));
     }
-    let addresses = cluster_addresses(spec);
+    let addresses: Vec<IpAddr> = cluster_ips(spec).collect();
     if !addresses.is_empty() {
         let ports = spec.ports.iter().flatten();
         let ports = ports.filter_map(|port| named(port.name.as_ref(), port.protocol.as_deref(), port.port)).collect();
         return Some(ServiceNames::Address { addresses, ports });
     }
     (spec.cluster_ip.as_deref() == Some("None")).then(|| ServiceNames::Endpoints(slices.flat_map(endpoints).collect()))
-}
-
-/// The Service's own addresses, one of each family that it has.
-fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
-    let all = spec.cluster_ips.as_deref().filter(|all| !all.is_empty()).unwrap_or(spec.cluster_ip.as_slice());
-    all.iter().filter_map(|address| address.parse().ok()).collect()
 }
 
 fn named(name: Option<&String>, transport: Option<&str>, port: i32) -> Option<NamedPort> {

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +60,16 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
             },
             () = timer => {
                 let all: Vec<Arc<Node>> = known.keys().filter_map(|key: &Key| known.get(key).cloned()).collect();
-                let (new_ways, new_doors) = (ways_of(&all, &ctx.node, ctx.host_ip), doors_of(&all));
+                let (new_ways, new_doors) = (ways_of(&all, &ctx.node, ctx.host_ip, ctx.network.cluster_cidr()), doors_of(&all));
                 due = Some(Instant::now() + AGAIN);
+                match ctx.network.restore().await {
+                    Ok(false) => {}
+                    Ok(true) => tracing::warn!("somebody had taken the pods' network rules away: they are in force again"),
+                    Err(error) => {
+                        tracing::error!(error = %chain(&error), "the pods' network rules may be gone");
+                        due = Some(Instant::now() + RETRY);
+                    }
+                }
                 if new_doors != doors {
                     match ctx.network.close(new_doors.clone()).await {
                         Ok(()) => doors = new_doors,
@@ -85,7 +93,11 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
                 if ctx.annexed || (new_ways.is_empty() && ways.as_ref().is_some_and(Ways::is_empty)) {
                     continue;
                 }
-                match ctx.network.set_ways(new_ways.clone()).await {
+                let machine = match ctx.host_ip {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                };
+                match ctx.network.set_ways(new_ways.clone(), machine).await {
                     Ok(refused) if refused.is_empty() => ways = Some(new_ways),
                     Ok(refused) => {
                         for (block, error) in refused {
@@ -103,12 +115,12 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     }
 }
 
-/// The blocks of nodes on other machines. Of two nodes with one block the older one has it: nobody takes another's by
-/// saying so.
-fn ways_of(nodes: &[Arc<Node>], own: &str, own_address: IpAddr) -> Ways {
+/// The blocks of nodes on other machines. Of two nodes with one block the older one has it, and nobody has what isn't
+/// pods': nobody takes another's by saying so.
+fn ways_of(nodes: &[Arc<Node>], own: &str, own_address: IpAddr, cluster: Ipv4Net) -> Ways {
     let mut oldest: BTreeMap<Ipv4Net, &Node> = BTreeMap::new();
     for node in nodes {
-        let Some(block) = block(node) else { continue };
+        let Some(block) = block(node).filter(|block| cluster.contains(block)) else { continue };
         let age = |node: &Node| (node.metadata.creation_timestamp.clone(), node.metadata.name.clone());
         let overlapping: Vec<Ipv4Net> =
             oldest.keys().filter(|other| other.contains(&block) || block.contains(*other)).copied().collect();
@@ -130,7 +142,7 @@ fn doors_of(nodes: &[Arc<Node>]) -> Doors {
     let door = |node: &Arc<Node>| {
         let endpoints = node.status.as_ref()?.daemon_endpoints.as_ref()?;
         let port = u16::try_from(endpoints.kubelet_endpoint.as_ref()?.port).ok().filter(|port| *port != 0)?;
-        Some(addresses(node).map(|address| SocketAddrV4::new(address, port)).collect::<Vec<_>>())
+        Some(addresses(node).map(|address| SocketAddr::new(address, port)).collect::<Vec<_>>())
     };
     nodes.iter().filter_map(door).flatten().collect()
 }
@@ -142,20 +154,25 @@ fn block(node: &Node) -> Option<Ipv4Net> {
 /// The address of the machine that a node is on: other machines reach it there.
 fn machine(node: &Node) -> Option<Ipv4Addr> {
     let told = node.metadata.annotations.as_ref().and_then(|all| all.get(MACHINE_ADDRESS)?.parse().ok());
-    told.or_else(|| addresses(node).next())
+    told.or_else(|| {
+        addresses(node).find_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
+    })
 }
 
 /// Where nodes are reached, by whoever.
-fn addresses_of(nodes: &[Arc<Node>]) -> BTreeSet<Ipv4Addr> {
+fn addresses_of(nodes: &[Arc<Node>]) -> BTreeSet<IpAddr> {
     let told = |node: &Node| {
         let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
         let own = all.filter_map(|address| address.address.parse().ok());
-        own.chain(machine(node)).collect::<Vec<_>>()
+        own.chain(machine(node).map(IpAddr::from)).collect::<Vec<_>>()
     };
     nodes.iter().flat_map(|node| told(node)).collect()
 }
 
-fn addresses(node: &Node) -> impl Iterator<Item = Ipv4Addr> {
+fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
     let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     all.filter(|address| address.type_ == "InternalIP").filter_map(|address| address.address.parse().ok())
 }
@@ -181,15 +198,17 @@ mod tests {
             Arc::new(annexed),
             node("thief", "10.42.8.0/23", "192.0.2.66", 5),
             node("there", "10.42.8.0/22", "192.0.2.2", 2),
+            node("greedy", "128.0.0.0/1", "192.0.2.67", 1),
         ];
         let ways = |own: &str, address: &str| -> Vec<String> {
-            let ways = ways_of(&nodes, own, address.parse().unwrap());
+            let cluster = "10.42.0.0/16".parse().unwrap();
+            let ways = ways_of(&nodes, own, address.parse().unwrap(), cluster);
             ways.iter().map(|(block, via)| format!("{block} {via}")).collect()
         };
         assert_eq!(ways("here", "192.0.2.1"), ["10.42.8.0/22 192.0.2.2"]);
         assert_eq!(ways("there", "192.0.2.2"), ["10.42.0.0/22 192.0.2.1", "10.42.4.0/22 192.0.2.1"]);
         let all: Vec<String> = addresses_of(&nodes).iter().map(ToString::to_string).collect();
-        assert_eq!(all, ["10.42.4.1", "192.0.2.1", "192.0.2.2", "192.0.2.66"]);
+        assert_eq!(all, ["10.42.4.1", "192.0.2.1", "192.0.2.2", "192.0.2.66", "192.0.2.67"]);
         assert!(doors_of(&nodes).contains(&"10.42.4.1:10250".parse().unwrap()));
     }
 }

@@ -104,7 +104,7 @@ impl Actor {
             return;
         };
         // As in Kubernetes, the container isn't shown as running before its hook has ended.
-        let address = self.sandbox.as_ref().and_then(|sandbox| sandbox.address);
+        let address = self.sandbox.as_ref().and_then(|sandbox| Some(sandbox.address?.first));
         let (ctx, container) = (self.ctx.clone(), self.container(index).clone());
         self.tasks.spawn(async move {
             let result = hooks::run(&ctx, &hook, &container, &id, address).await;
@@ -140,7 +140,7 @@ impl Actor {
             container: container.clone(),
             index,
             id: live.id.clone(),
-            address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
+            address: self.sandbox.as_ref().and_then(|sandbox| Some(sandbox.address?.first)),
             sender: self.sender.clone(),
         };
         let record = &mut self.records[index];

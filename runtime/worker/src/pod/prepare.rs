@@ -1,5 +1,6 @@
 //! What a pod needs before its first container: network, sandbox, files and volumes.
 
+use crate::addresses::Addresses;
 use crate::container::env::Facts;
 use crate::container::resources::{PodAmounts, pod_cgroup, pod_requests};
 use crate::context::Context;
@@ -15,7 +16,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use std::time::Instant;
 /// A pod's sandbox: it exists, and this is its address.
 #[derive(Debug, Clone)]
 pub(super) struct Sandbox {
-    pub address: Option<IpAddr>,
+    pub address: Option<Addresses>,
     pub hostname: String,
     pub files: PodFiles,
 }
@@ -44,12 +45,12 @@ pub(crate) const HOST_PORTS: &str = "hostPorts";
 pub(crate) const NETWORK: &str = "network";
 
 /// References of this pod's fields.
-pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<IpAddr>) -> Facts<'a> {
+pub(super) fn facts<'a>(ctx: &'a Context, pod: &'a Pod, address: Option<Addresses>) -> Facts<'a> {
     let allocatable = ctx.admission.allocatable();
     Facts {
         pod,
-        pod_ip: address,
-        host_ip: ctx.host_ip,
+        pod_ips: address,
+        host_ips: ctx.host_ips,
         node: &ctx.node,
         allocatable: PodAmounts {
             cpu_millis: allocatable.cpu_millis,
@@ -184,8 +185,8 @@ struct Namespaces {
     /// None on the host's network, and where it comes with the users.
     net: Option<OwnedFd>,
     users: Option<(UserRange, UserNamespaces)>,
-    address: Option<IpAddr>,
-    /// The address, unless it is the host's.
+    address: Option<Addresses>,
+    /// The first address, unless it is the host's.
     network: Option<Ipv4Addr>,
 }
 
@@ -197,7 +198,7 @@ async fn namespaces(
     own_users: bool,
 ) -> Result<Namespaces, String> {
     if spec.host_network == Some(true) {
-        return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ip), network: None });
+        return Ok(Namespaces { net: None, users: None, address: Some(ctx.host_ips), network: None });
     }
     let in_network = |error: &dyn std::error::Error| format!("failed to set up the pod's network: {}", chain(error));
     let (network, users) = if own_users {
@@ -207,11 +208,12 @@ async fn namespaces(
         (ctx.network.attach(uid).await.map_err(|error| in_network(&error))?, None)
     };
     // Its policies are in force before it has a process that could send or hear anything.
-    ctx.admit_network(pod, network.address).await.map_err(|error| in_network(&error))?;
+    let address = Addresses::new(network.address, network.address6);
+    ctx.admit_network(pod, network.address, address).await.map_err(|error| in_network(&error))?;
     let bandwidth = bandwidth::of(pod).map_err(|message| format!("failed to set up the pod's network: {message}"))?;
     ctx.network.shape(network.address, bandwidth).await.map_err(|error| in_network(&error))?;
-    let address = Some(IpAddr::V4(network.address));
-    Ok(Namespaces { net: users.is_none().then_some(network.netns), users, address, network: Some(network.address) })
+    let net = users.is_none().then_some(network.netns);
+    Ok(Namespaces { net, users, address: Some(address), network: Some(network.address) })
 }
 
 /// The runtime that the handler of the pod's RuntimeClass names; `None` is Carob's own. The errors are containerd's.

@@ -5,6 +5,7 @@ use super::prepare::{ADDRESS, NAME, NAMESPACE, Sandbox};
 use super::record::{CRASH_LOOP, CREATING, Ended, RESTARTING_ALL, Role, State};
 use super::resize::{Size, note_resized};
 use super::start::{ATTEMPT, CONTAINER, IDENTITY, IMAGE, IMAGE_ID, SPEC_IMAGE, STOP_SIGNAL, USER, observed_requests};
+use crate::addresses::Addresses;
 use crate::container::build::ContainerPaths;
 use crate::container::signal::StopSignal;
 use crate::files::PodFiles;
@@ -13,7 +14,6 @@ use carob_sandbox::{CgroupPaths, CgroupVersion, ContainerId, ContainerState, Exi
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -27,7 +27,7 @@ impl Actor {
             self.mark_lost();
             return;
         };
-        let address: Option<IpAddr> = pod.annotations.get(ADDRESS).and_then(|address| address.parse().ok());
+        let address: Option<Addresses> = pod.annotations.get(ADDRESS).and_then(|address| address.parse().ok());
         if pod.alive {
             let files = PodFiles::existing(&self.ctx.dirs.pod(&self.uid));
             self.sandbox = Some(Sandbox { address, hostname: pod.hostname.clone(), files });

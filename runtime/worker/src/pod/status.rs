@@ -2,6 +2,7 @@
 
 use super::conditions::{Facts, PASSING, Verdict, conditions};
 use super::record::{CREATING, Ended, INITIALIZING, Record, Role, State};
+use crate::addresses::Addresses;
 use crate::container::mounts;
 use crate::container::resources::qos_class;
 use jiff::Timestamp;
@@ -11,7 +12,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
-use std::net::IpAddr;
 
 /// All that a status is computed from.
 pub(crate) struct Inputs<'a> {
@@ -23,8 +23,8 @@ pub(crate) struct Inputs<'a> {
     pub ephemeral: &'a [Container],
     /// The sandbox exists and has its network.
     pub sandbox_ready: bool,
-    pub address: Option<IpAddr>,
-    pub host_ip: IpAddr,
+    pub address: Option<Addresses>,
+    pub host_ips: Addresses,
     pub start_time: Timestamp,
     /// The pod will run nothing any more: it is being deleted, was refused, or has ended.
     pub terminal: bool,
@@ -60,18 +60,17 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
         records.zip(containers).map(|(record, container)| container_status(record, container, inputs.records)).collect()
     };
     let init = spec.init_containers.as_deref().unwrap_or_default();
-    let host_ip = inputs.host_ip.to_string();
-    let address = inputs.address.map(|address| address.to_string());
+    let pod_ips = inputs.address.map(|addresses| addresses.all().map(|ip| PodIP { ip: ip.to_string() }).collect());
     let refused = inputs.verdict.is_some() && inputs.records.iter().all(|record| record.starts == 0);
     PodStatus {
         phase: Some(phase.to_owned()),
         reason: inputs.verdict.map(|(reason, _)| reason.to_owned()),
         message: inputs.verdict.map(|(_, message)| message.to_owned()),
         conditions: Some(all),
-        host_ip: Some(host_ip.clone()),
-        host_ips: Some(vec![HostIP { ip: host_ip }]),
-        pod_ip: address.clone(),
-        pod_ips: address.map(|ip| vec![PodIP { ip }]),
+        host_ip: Some(inputs.host_ips.first.to_string()),
+        host_ips: Some(inputs.host_ips.all().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ip: inputs.address.map(|addresses| addresses.first.to_string()),
+        pod_ips,
         start_time: Some(Time(inputs.start_time)),
         qos_class: before
             .and_then(|status| status.qos_class.clone())
@@ -356,7 +355,7 @@ mod tests {
             ephemeral: &[],
             sandbox_ready: true,
             address: Some("10.0.0.2".parse().unwrap()),
-            host_ip: "192.168.0.1".parse().unwrap(),
+            host_ips: "192.168.0.1".parse().unwrap(),
             start_time: Timestamp::UNIX_EPOCH,
             terminal: false,
             verdict: None,

@@ -96,7 +96,7 @@ impl Actor {
         self.ctx.events.record(about.clone(), Severity::Normal, "Killing", why);
         self.controls[index].stopping = true;
         let ctx = self.ctx.clone();
-        let address = self.sandbox.as_ref().and_then(|sandbox| sandbox.address);
+        let address = self.sandbox.as_ref().and_then(|sandbox| Some(sandbox.address?.first));
         self.tasks.spawn(async move {
             let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
             if let Some(hook) = hook {

@@ -26,7 +26,7 @@ impl Actor {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             uid: self.uid.clone(),
-            address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
+            address: self.sandbox.as_ref().and_then(|sandbox| Some(sandbox.address?.first)),
             host_network: self.spec().host_network == Some(true),
             logs: self.ctx.dirs.pod_logs(&self.namespace, &self.name, &self.uid),
             containers: containers.collect(),

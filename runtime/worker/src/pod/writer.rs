@@ -103,7 +103,7 @@ impl Actor {
             ephemeral: &self.ephemeral,
             sandbox_ready: self.sandbox.is_some() && self.life == Life::Living,
             address: self.sandbox.as_ref().and_then(|sandbox| sandbox.address),
-            host_ip: self.ctx.host_ip,
+            host_ips: self.ctx.host_ips,
             start_time: self.start_time,
             terminal: self.life >= Life::Over || ended_by_itself,
             verdict: message,

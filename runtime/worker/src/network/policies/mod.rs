@@ -6,6 +6,7 @@ mod rules;
 
 use super::copy::Copy;
 use super::{GATHER, RETRY};
+use crate::addresses::Addresses;
 use crate::context::Context;
 use carob_network::Error;
 use futures::stream::BoxStream;
@@ -18,7 +19,6 @@ use kube::{Api, Resource};
 use model::{Model, PodFacts};
 use rules::Policy;
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,10 @@ pub(crate) struct Policies {
 }
 
 /// What [`run`] needs of the worker.
-pub(crate) struct Requests(mpsc::UnboundedReceiver<Request>);
+pub(crate) struct Requests {
+    inbox: mpsc::UnboundedReceiver<Request>,
+    model: Model,
+}
 
 enum Request {
     Admit { uid: String, facts: PodFacts, done: oneshot::Sender<Result<(), Arc<Error>>> },
@@ -37,15 +40,16 @@ enum Request {
 }
 
 impl Policies {
-    pub fn new() -> (Self, Requests) {
+    /// `own` are the worker's addresses among the pods, `adopted` those of pods that an earlier run has started, by uid.
+    pub fn new(own: Addresses, adopted: Vec<(String, Addresses)>) -> (Self, Requests) {
         let (requests, inbox) = mpsc::unbounded_channel();
-        (Self { requests }, Requests(inbox))
+        (Self { requests }, Requests { inbox, model: Model::new(own, adopted) })
     }
 
-    /// A pod has this address from now on. Returns when the kernel has its rules.
-    pub async fn admit(&self, pod: &Pod, address: Ipv4Addr) -> Result<(), Arc<Error>> {
+    /// A pod has these addresses from now on. Returns when the kernel has its rules.
+    pub async fn admit(&self, pod: &Pod, addresses: Addresses) -> Result<(), Arc<Error>> {
         let mut facts = PodFacts::of(pod, "");
-        (facts.address, facts.local) = (Some(address), true);
+        (facts.addresses, facts.local) = (addresses.all().collect(), true);
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.ask(|done| Request::Admit { uid, facts, done }).await
     }
@@ -99,7 +103,7 @@ struct Listed {
 /// Carries policies out until `shutdown`; the kernel goes on as it was told last.
 pub(super) async fn run(ctx: Arc<Context>, mut requests: Requests, shutdown: CancellationToken) {
     let mut policies = watch::<NetworkPolicy>(&ctx.policies_client);
-    let mut engine = Engine::new(ctx);
+    let mut engine = Engine::new(ctx, std::mem::take(&mut requests.model));
     let mut timer: Option<tokio::time::Instant> = None;
     loop {
         let due = async {
@@ -121,7 +125,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut requests: Requests, shutdown: Can
                 Surrounding::Pod(event) => engine.pod(*event),
                 Surrounding::Namespace(event) => engine.namespace(*event),
             },
-            request = requests.0.recv() => {
+            request = requests.inbox.recv() => {
                 let Some(request) = request else { return };
                 engine.request(request);
                 // Nobody waits for others' changes to gather who has a pod to start.
@@ -179,15 +183,8 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(ctx: Arc<Context>) -> Self {
-        Self {
-            ctx,
-            policies: Copy::default(),
-            surroundings: None,
-            model: Model::default(),
-            waiting: Vec::new(),
-            told: false,
-        }
+    fn new(ctx: Arc<Context>, model: Model) -> Self {
+        Self { ctx, policies: Copy::default(), surroundings: None, model, waiting: Vec::new(), told: false }
     }
 
     fn policy(&mut self, event: Event<NetworkPolicy>) {

@@ -3,11 +3,12 @@
 use super::super::copy::Key;
 use super::super::frontends::protocol;
 use super::rules::{Choice, Labels, Peer, Policy, Port, Rule};
+use crate::addresses::Addresses;
 use carob_network::{Allow, Direction, GroupId, Member, Peers, PolicyChange, Ports, Protocol, Rules, is_port_group};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::{Selector, SelectorExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What policies need to know of a pod.
@@ -17,8 +18,8 @@ pub(super) struct PodFacts {
     pub labels: Labels,
     /// The ports that have names.
     pub ports: Vec<(String, Protocol, u16)>,
-    /// None without a network of its own, before it has an address, and after its end.
-    pub address: Option<Ipv4Addr>,
+    /// None without a network of its own, before it has any, and after its end.
+    pub addresses: Vec<IpAddr>,
     /// It runs on this node.
     pub local: bool,
 }
@@ -35,12 +36,12 @@ impl PodFacts {
         let on_machine = spec.is_some_and(|spec| spec.host_network == Some(true));
         let phase = status.and_then(|status| status.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed"));
-        let address = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+        let ips = status.filter(|_| !on_machine && !over).and_then(|status| status.pod_ips.as_ref());
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
             ports: ports.collect(),
-            address: address.filter(|_| !on_machine && !over),
+            addresses: ips.into_iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect(),
             local: spec.and_then(|spec| spec.node_name.as_deref()) == Some(node),
         }
     }
@@ -76,20 +77,24 @@ impl Chooser {
         }
     }
 
-    fn members(&self, pod: &PodFacts, address: Ipv4Addr, namespaces: &HashMap<String, Labels>) -> Vec<Member> {
+    fn members(&self, pod: &PodFacts, namespaces: &HashMap<String, Labels>) -> Vec<Member> {
         match self {
             Self::Nothing => Vec::new(),
             Self::Port(protocol, name) => {
                 let ports = pod.ports.iter().filter(|(own, of, _)| own == name && *of as u8 == *protocol);
-                ports.map(|(_, protocol, number)| Member::Port(address, *protocol, *number)).collect()
+                let at = |(_, protocol, number): &(String, Protocol, u16)| {
+                    let (protocol, number) = (*protocol, *number);
+                    pod.addresses.iter().map(move |address| Member::Port(*address, protocol, number))
+                };
+                ports.flat_map(at).collect()
             }
             Self::Pods { namespace, namespaces: of_namespace, pods } => {
-                let none = Labels::new();
-                let labels = namespaces.get(&pod.namespace).unwrap_or(&none);
+                // Of a namespace that nothing is known of yet, nothing can be said.
+                let labels = namespaces.get(&pod.namespace);
                 let chosen = namespace.as_ref().is_none_or(|name| *name == pod.namespace)
-                    && of_namespace.as_ref().is_none_or(|selector| selector.matches(labels))
+                    && of_namespace.as_ref().is_none_or(|chosen| labels.is_some_and(|labels| chosen.matches(labels)))
                     && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels));
-                chosen.then_some(Member::Pod(address)).into_iter().collect()
+                pod.addresses.iter().filter(|_| chosen).copied().map(Member::Pod).collect()
             }
         }
     }
@@ -104,19 +109,53 @@ pub(super) struct Model {
     pods: HashMap<String, PodFacts>,
     /// Pods of this node whose network is set up, with what was known of them then; the API learns of it later.
     admitted: HashMap<String, PodFacts>,
+    /// The addresses of pods that an earlier run has started; what else there is to know the API tells.
+    adopted: HashMap<String, Vec<IpAddr>>,
+    /// Who has an address here, whatever the API says of others.
+    here: HashMap<IpAddr, String>,
+    /// Whose address it is as the API says.
+    said: HashMap<IpAddr, HashSet<String>>,
     /// Pods of this node whose network is gone, while the API still has them.
     released: HashSet<String>,
     groups: HashMap<Choice, Group>,
     next_group: GroupId,
     memberships: HashMap<String, HashSet<(GroupId, Member)>>,
-    isolated: HashMap<(Direction, Ipv4Addr), Rules>,
-    /// Whose pods' addresses have been told.
-    addresses: HashMap<String, Ipv4Addr>,
+    /// For how many pods an address is in a group: while one goes and the next has it already, for two.
+    members: HashMap<(GroupId, Member), usize>,
+    isolated: HashMap<(Direction, IpAddr), Rules>,
+    /// For which pod an address was told of last.
+    holders: HashMap<IpAddr, String>,
+    /// Which addresses were told of for a pod.
+    addresses: HashMap<String, Vec<IpAddr>>,
     dirty: HashSet<String>,
     new_rules: bool,
 }
 
+/// The DNS of the cluster answers on the worker's own addresses; to policies it is the pod that it is elsewhere.
+const NAME_SERVER: (&str, [(&str, &str); 1]) = ("kube-system", [("k8s-app", "kube-dns")]);
+const NAME_PORTS: [(&str, Protocol); 2] = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
+
 impl Model {
+    /// `own` are the worker's addresses among the pods, `adopted` those of pods that an earlier run has started, by uid.
+    pub fn new(own: Addresses, adopted: Vec<(String, Addresses)>) -> Self {
+        let mut model = Self::default();
+        let (namespace, labels) = NAME_SERVER;
+        let facts = PodFacts {
+            namespace: namespace.to_owned(),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ports: NAME_PORTS.map(|(name, protocol)| (name.to_owned(), protocol, super::super::DNS_PORT)).into(),
+            addresses: own.all().collect(),
+            local: false,
+        };
+        // A uid is never so short.
+        model.admit("dns", facts);
+        for (uid, addresses) in adopted {
+            model.here.extend(addresses.all().map(|address| (address, uid.clone())));
+            model.adopted.insert(uid, addresses.all().collect());
+        }
+        model
+    }
+
     pub fn has_policies(&self) -> bool {
         !self.policies.is_empty()
     }
@@ -153,10 +192,21 @@ impl Model {
             return;
         }
         self.dirty.insert(uid.to_owned());
+        let old = self.pods.remove(uid);
+        for address in old.iter().flat_map(|pod| &pod.addresses) {
+            if let Some(uids) = self.said.get_mut(address) {
+                uids.remove(uid);
+                if uids.is_empty() {
+                    self.said.remove(address);
+                }
+            }
+        }
         if let Some(facts) = facts {
+            for address in &facts.addresses {
+                self.said.entry(*address).or_default().insert(uid.to_owned());
+            }
             self.pods.insert(uid.to_owned(), facts);
         } else {
-            self.pods.remove(uid);
             self.released.remove(uid);
         }
     }
@@ -165,13 +215,24 @@ impl Model {
     pub fn admit(&mut self, uid: &str, facts: PodFacts) {
         self.dirty.insert(uid.to_owned());
         self.released.remove(uid);
+        self.adopted.remove(uid);
+        for address in &facts.addresses {
+            self.here.insert(*address, uid.to_owned());
+            // Of others that are said to have it the object has yet to follow.
+            self.dirty.extend(self.said.get(address).into_iter().flatten().cloned());
+        }
         self.admitted.insert(uid.to_owned(), facts);
     }
 
     /// A pod's network is going away.
     pub fn release(&mut self, uid: &str) {
         self.dirty.insert(uid.to_owned());
-        self.admitted.remove(uid);
+        let admitted = self.admitted.remove(uid).map(|pod| pod.addresses);
+        for address in admitted.or(self.adopted.remove(uid)).into_iter().flatten() {
+            if self.here.get(&address).is_some_and(|holder| holder == uid) {
+                self.here.remove(&address);
+            }
+        }
         if self.pods.contains_key(uid) {
             self.released.insert(uid.to_owned());
         }
@@ -181,24 +242,25 @@ impl Model {
     pub fn forget_others(&mut self) {
         self.dirty.extend(self.pods.keys().cloned());
         self.pods.clear();
+        self.said.clear();
         self.released.clear();
         self.namespaces.clear();
     }
 
-    /// What is known of a pod that has an address.
-    fn facts(&self, uid: &str) -> Option<(PodFacts, Ipv4Addr)> {
+    /// What is known of a pod, with the addresses that it has now; nothing of one that has none.
+    fn facts(&self, uid: &str) -> Option<PodFacts> {
         let admitted = self.admitted.get(uid);
         let mut facts = self.pods.get(uid).or(admitted)?.clone();
         if let Some(here) = admitted {
-            (facts.address, facts.local) = (here.address, true);
+            (facts.addresses, facts.local) = (here.addresses.clone(), here.local);
+        } else if let Some(adopted) = self.adopted.get(uid) {
+            (facts.addresses, facts.local) = (adopted.clone(), true);
         } else if self.released.contains(uid) {
             return None;
         }
-        let address = facts.address?;
         // Of two, the one whose network is there has the address: the other's object has yet to follow.
-        let taken =
-            admitted.is_none() && self.admitted.iter().any(|(other, pod)| other != uid && pod.address == Some(address));
-        (!taken).then_some((facts, address))
+        facts.addresses.retain(|address| self.here.get(address).is_none_or(|holder| holder == uid));
+        (!facts.addresses.is_empty()).then_some(facts)
     }
 
     /// What has changed since the last time, in an order in which it can be carried out.
@@ -207,38 +269,69 @@ impl Model {
         let new_rules = std::mem::take(&mut self.new_rules);
         let mut dirty = std::mem::take(&mut self.dirty);
         let obsolete = if new_rules { self.renew_groups(&mut changes) } else { Vec::new() };
-        let (mut left, mut joined) = (Vec::new(), Vec::new());
-        for uid in &dirty {
+        self.renew_memberships(&dirty, &mut changes);
+        if new_rules {
+            dirty.extend(self.pods.keys().chain(self.admitted.keys()).cloned());
+        }
+        self.renew_isolation(dirty, &mut changes);
+        changes.extend(obsolete.into_iter().map(PolicyChange::Forget));
+        changes
+    }
+
+    fn renew_memberships(&mut self, dirty: &HashSet<String>, changes: &mut Vec<PolicyChange>) {
+        let mut touched: BTreeMap<(GroupId, Member), bool> = BTreeMap::new();
+        for uid in dirty {
             let now = self.memberships_of(uid);
             let before = self.memberships.remove(uid).unwrap_or_default();
-            left.extend(before.difference(&now).copied());
-            joined.extend(now.difference(&before).copied());
+            for (membership, more) in before
+                .difference(&now)
+                .map(|gone| (*gone, false))
+                .chain(now.difference(&before).map(|come| (*come, true)))
+            {
+                let count = self.members.entry(membership).or_default();
+                touched.entry(membership).or_insert(*count > 0);
+                *count = if more { *count + 1 } else { count.saturating_sub(1) };
+            }
             if !now.is_empty() {
                 self.memberships.insert(uid.clone(), now);
             }
         }
-        // An address that went from one pod to another is there in the end.
-        changes.extend(left.into_iter().map(|(group, member)| PolicyChange::Member(group, member, false)));
-        changes.extend(joined.into_iter().map(|(group, member)| PolicyChange::Member(group, member, true)));
-        if new_rules {
-            dirty.extend(self.pods.keys().chain(self.admitted.keys()).cloned());
-        }
-        let (mut lifted, mut isolated) = (Vec::new(), Vec::new());
-        for uid in dirty {
-            let known = self.facts(&uid).filter(|(facts, _)| facts.local);
-            let address = known.as_ref().map(|(_, address)| *address);
-            let before = match address {
-                Some(address) => self.addresses.insert(uid, address),
-                None => self.addresses.remove(&uid),
-            };
-            lifted.extend(before.filter(|before| address != Some(*before)));
-            if let Some((facts, address)) = known {
-                isolated.extend(Direction::BOTH.map(|direction| (direction, address, self.rules(direction, &facts))));
+        for (membership, there) in touched {
+            let remains = self.members.get(&membership).is_some_and(|count| *count > 0);
+            if !remains {
+                self.members.remove(&membership);
+            }
+            if remains != there {
+                changes.push(PolicyChange::Member(membership.0, membership.1, remains));
             }
         }
-        let owned: HashSet<Ipv4Addr> = isolated.iter().map(|(_, address, _)| *address).collect();
-        for address in lifted.into_iter().filter(|address| !owned.contains(address)) {
-            isolated.extend(Direction::BOTH.map(|direction| (direction, address, None)));
+    }
+
+    fn renew_isolation(&mut self, dirty: HashSet<String>, changes: &mut Vec<PolicyChange>) {
+        let (mut lifted, mut isolated) = (Vec::new(), Vec::new());
+        for uid in dirty {
+            let facts = self.facts(&uid).filter(|facts| facts.local);
+            let now = facts.as_ref().map(|facts| facts.addresses.clone()).unwrap_or_default();
+            for address in &now {
+                self.holders.insert(*address, uid.clone());
+            }
+            let before = match now.is_empty() {
+                true => self.addresses.remove(&uid),
+                false => self.addresses.insert(uid.clone(), now.clone()),
+            };
+            lifted.extend(before.into_iter().flatten().filter(|was| !now.contains(was)).map(|was| (was, uid.clone())));
+            let Some(facts) = facts else { continue };
+            for direction in Direction::BOTH {
+                let rules = self.rules(direction, &facts);
+                isolated.extend(now.iter().map(|address| (direction, *address, rules.clone())));
+            }
+        }
+        for (address, uid) in lifted {
+            // Unless it is another's by now.
+            if self.holders.get(&address) == Some(&uid) {
+                self.holders.remove(&address);
+                isolated.extend(Direction::BOTH.map(|direction| (direction, address, None)));
+            }
         }
         for (direction, address, rules) in isolated {
             let before = match &rules {
@@ -249,8 +342,6 @@ impl Model {
                 changes.push(PolicyChange::Isolate(direction, address, rules));
             }
         }
-        changes.extend(obsolete.into_iter().map(PolicyChange::Forget));
-        changes
     }
 
     /// Makes the groups that rules name now; returns those that none names any more.
@@ -264,8 +355,11 @@ impl Model {
             }
             keep
         });
-        for of_pod in self.memberships.values_mut().filter(|_| !obsolete.is_empty()) {
-            of_pod.retain(|(group, _)| !obsolete.contains(group));
+        if !obsolete.is_empty() {
+            for of_pod in self.memberships.values_mut() {
+                of_pod.retain(|(group, _)| !obsolete.contains(group));
+            }
+            self.members.retain(|(group, _), _| !obsolete.contains(group));
         }
         for choice in needed {
             if self.groups.contains_key(&choice) {
@@ -279,10 +373,12 @@ impl Model {
             let mut members = HashSet::new();
             let all: HashSet<&String> = self.pods.keys().chain(self.admitted.keys()).collect();
             for uid in all {
-                let Some((facts, address)) = self.facts(uid) else { continue };
-                for member in group.chooses.members(&facts, address, &self.namespaces) {
+                let Some(facts) = self.facts(uid) else { continue };
+                for member in group.chooses.members(&facts, &self.namespaces) {
                     members.insert(member);
-                    self.memberships.entry(uid.clone()).or_default().insert((group.id, member));
+                    if self.memberships.entry(uid.clone()).or_default().insert((group.id, member)) {
+                        *self.members.entry((group.id, member)).or_default() += 1;
+                    }
                 }
             }
             changes.push(PolicyChange::Define(group.id, members));
@@ -292,11 +388,11 @@ impl Model {
     }
 
     fn memberships_of(&self, uid: &str) -> HashSet<(GroupId, Member)> {
-        let Some((facts, address)) = self.facts(uid) else { return HashSet::new() };
+        let Some(facts) = self.facts(uid) else { return HashSet::new() };
         self.groups
             .values()
             .flat_map(|group| {
-                let members = group.chooses.members(&facts, address, &self.namespaces);
+                let members = group.chooses.members(&facts, &self.namespaces);
                 members.into_iter().map(|member| (group.id, member))
             })
             .collect()
@@ -361,7 +457,7 @@ mod tests {
             namespace: namespace.into(),
             labels: [("app".to_owned(), app.to_owned())].into(),
             ports: vec![("web".into(), Protocol::Tcp, 8000 + u16::from(last))],
-            address: Some([10, 0, 0, last].into()),
+            addresses: vec![[10, 0, 0, last].into()],
             local: true,
         }
     }
@@ -398,7 +494,7 @@ mod tests {
         model.changes();
         model.admit("a", pod("n", "web", 1));
         assert_eq!(model.changes().len(), 2, "a member, and isolated");
-        model.set_pod("a", Some(PodFacts { address: None, ..pod("n", "web", 1) }));
+        model.set_pod("a", Some(PodFacts { addresses: Vec::new(), ..pod("n", "web", 1) }));
         assert!(model.changes().is_empty(), "the API learns of the address later");
         model.set_pod("a", Some(pod("n", "web", 1)));
         assert!(model.changes().is_empty());
@@ -408,6 +504,66 @@ mod tests {
         assert!(matches!(&model.changes()[..], [PolicyChange::Isolate(_, _, Some(_))]), "the address is another's");
         model.set_pod("a", None);
         assert!(model.changes().is_empty());
+    }
+
+    #[test]
+    fn an_address_that_another_has_already_stays_his_when_the_first_one_goes() {
+        let mut model = Model::default();
+        model.set_policy(key("p"), Some(from_app("web")));
+        // As the API has them after the machine was started anew: addresses of another life.
+        model.set_pod("a", Some(pod("n", "web", 1)));
+        model.set_pod("b", Some(pod("n", "web", 2)));
+        model.changes();
+        model.admit("b", pod("n", "web", 1));
+        model.changes();
+        model.set_pod("b", Some(pod("n", "web", 1)));
+        model.changes();
+        model.admit("a", pod("n", "web", 2));
+        let changes = model.changes();
+        let takes_from_b = |change: &PolicyChange| match change {
+            PolicyChange::Isolate(_, address, None) | PolicyChange::Member(_, Member::Pod(address), false) => {
+                *address == IpAddr::from([10, 0, 0, 1])
+            }
+            _ => false,
+        };
+        assert!(!changes.iter().any(takes_from_b), "{changes:?}");
+        model.release("a");
+        model.set_pod("a", None);
+        let changes = model.changes();
+        assert!(
+            matches!(&changes[..], [PolicyChange::Member(_, _, false), PolicyChange::Isolate(_, _, None)]),
+            "{changes:?}"
+        );
+    }
+
+    #[test]
+    fn a_pod_of_an_earlier_run_has_its_policies_by_the_address_that_it_has() {
+        let own = Addresses::from(IpAddr::from([10, 0, 0, 254]));
+        let mut model = Model::new(own, vec![("a".to_owned(), "10.0.0.1,fd00::a00:1".parse().unwrap())]);
+        model.set_policy(key("p"), Some(policy(json!({"podSelector": {}}))));
+        model.set_pod("a", Some(PodFacts { addresses: Vec::new(), ..pod("n", "web", 1) }));
+        let isolated =
+            model.changes().iter().filter(|change| matches!(change, PolicyChange::Isolate(_, _, Some(_)))).count();
+        assert_eq!(isolated, 2, "by both of its addresses, which the API doesn't know yet");
+        model.release("a");
+        assert_eq!(model.changes().len(), 2);
+    }
+
+    #[test]
+    fn names_may_be_asked_where_a_policy_lets_the_clusters_dns_be_asked() {
+        let mut model = Model::new(IpAddr::from([10, 0, 0, 254]).into(), Vec::new());
+        model.set_namespace(
+            "kube-system",
+            Some([("kubernetes.io/metadata.name".to_owned(), "kube-system".to_owned())].into()),
+        );
+        let to = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+            "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]);
+        let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": to, "ports": [{"port": 53, "protocol": "UDP"}]}]});
+        model.set_policy(key("p"), Some(policy(spec)));
+        let changes = model.changes();
+        let PolicyChange::Define(_, members) = &changes[0] else { panic!("{changes:?}") };
+        assert_eq!(*members, HashSet::from([Member::Pod([10, 0, 0, 254].into())]));
+        assert_eq!(changes.len(), 1, "it is no pod that is held to policies itself");
     }
 
     #[test]

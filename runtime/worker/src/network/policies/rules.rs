@@ -1,7 +1,7 @@
 //! A NetworkPolicy as it is carried out: whom it is about, and what it lets through.
 
 use super::super::frontends::protocol;
-use carob_network::{Protocol, block_without, merged};
+use carob_network::{IpNet, Protocol, block_without, merged, next_address};
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
 };
@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::{Selector, SelectorExt};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Labels of an object.
 pub(super) type Labels = BTreeMap<String, String>;
@@ -45,7 +45,7 @@ pub(super) enum Choice {
 pub(super) enum Peer {
     Anybody,
     Pods(Choice),
-    Blocks(Vec<(Ipv4Addr, Ipv4Addr)>),
+    Blocks(Vec<(IpAddr, IpAddr)>),
 }
 
 /// At which ports.
@@ -124,8 +124,8 @@ fn peers_of(peers: &[NetworkPolicyPeer], namespace: &str) -> Vec<Peer> {
         match (&peer.ip_block, &peer.namespace_selector, pods) {
             (Some(block), ..) => {
                 let except: Vec<_> = block.except.iter().flatten().filter_map(|hole| hole.parse().ok()).collect();
-                // A block of IPv6 addresses has no pod's.
-                blocks.extend(block.cidr.parse().into_iter().flat_map(|block| block_without(block, &except)));
+                let cidr = block.cidr.parse::<IpNet>();
+                blocks.extend(cidr.into_iter().flat_map(|block| block_without(block, &except)));
             }
             (None, Some(namespaces), pods) => {
                 all.push(Peer::Pods(Choice::Anywhere { namespaces: Chosen::new(namespaces), pods }));
@@ -137,7 +137,7 @@ fn peers_of(peers: &[NetworkPolicyPeer], namespace: &str) -> Vec<Peer> {
         }
     }
     if !blocks.is_empty() {
-        all.push(Peer::Blocks(merged(blocks, |last| u32::from(last).checked_add(1).map(Ipv4Addr::from))));
+        all.push(Peer::Blocks(merged(blocks, next_address)));
     }
     all
 }
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn peers_of_which_none_can_be_met_are_not_everybody() {
-        let rule = json!({"from": [{"ipBlock": {"cidr": "2001:db8::/32"}}]});
+        let rule = json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"]}}]});
         let policy = policy(json!({"podSelector": {}, "ingress": [rule]}));
         assert!(policy.ingress.unwrap()[0].peers.is_empty());
     }
