@@ -226,9 +226,10 @@ const LOOK_UP: [(Side, &str, &str); 3] = [
 /// Loads (address, protocol, port) from [`Register::Destination`] on; `address` false puts zeros for the address.
 pub(crate) fn load_destination(rule: Rule<'_>, address: bool) -> Rule<'_> {
     let everywhere = octets(rule.family.unspecified());
-    let rule = match address {
-        true => rule.load(Field::Destination, Register::Destination),
-        false => rule.load_value(&everywhere, Register::Destination),
+    let rule = if address {
+        rule.load(Field::Destination, Register::Destination)
+    } else {
+        rule.load_value(&everywhere, Register::Destination)
     };
     load_port(rule)
 }
@@ -545,7 +546,7 @@ fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> R
     // Answers to this machine's own connections through a balancer come back to the balancer's address.
     changes.rule("received", |rule| rule.under_way().verdict(&Verdict::Accept));
     changes.rule("received", |rule| {
-        rule.load(Field::Destination, Register::Client).in_set(HELD, Register::Client).refuse()
+        rule.load(Field::Destination, Register::Client).in_set(HELD, Register::Client).refuse();
     });
     changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
     // An endpoint's segment that connection tracking can't place would reach the client from an address that it never asked.

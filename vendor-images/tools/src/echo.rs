@@ -5,8 +5,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
 pub fn serve(port: u16) -> io::Result<()> {
-    let udp = crate::everywhere(port, |address| UdpSocket::bind(address))?;
-    let tcp = crate::everywhere(port, |address| TcpListener::bind(address))?;
+    let udp = crate::everywhere(port, UdpSocket::bind)?;
+    let tcp = crate::everywhere(port, TcpListener::bind)?;
     println!("listening on {port}");
     thread::spawn(move || {
         let mut datagram = vec![0; 64 << 10];

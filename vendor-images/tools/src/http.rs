@@ -31,7 +31,7 @@ struct Request {
 }
 
 pub fn serve(port: u16, health: &Health) -> io::Result<()> {
-    let listener = crate::everywhere(port, |address| TcpListener::bind(address))?;
+    let listener = crate::everywhere(port, TcpListener::bind)?;
     println!("listening on {port}");
     let start = Instant::now();
     for stream in listener.incoming() {

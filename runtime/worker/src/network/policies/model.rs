@@ -315,9 +315,10 @@ impl Model {
             for address in &now {
                 self.holders.insert(*address, uid.clone());
             }
-            let before = match now.is_empty() {
-                true => self.addresses.remove(&uid),
-                false => self.addresses.insert(uid.clone(), now.clone()),
+            let before = if now.is_empty() {
+                self.addresses.remove(&uid)
+            } else {
+                self.addresses.insert(uid.clone(), now.clone())
             };
             lifted.extend(before.into_iter().flatten().filter(|was| !now.contains(was)).map(|was| (was, uid.clone())));
             let Some(facts) = facts else { continue };
