@@ -193,6 +193,8 @@ fn sets() -> Vec<(&'static str, Vec<Part>, Holds, Shape)> {
 
 /// While pods run whose policies aren't known yet, nobody begins a connection with one: in place of policies.
 pub(crate) const UNTIL_POLICIES: &str = "until-policies";
+/// What a pod sends, before anything else.
+const FROM_POD: &str = "from-pod";
 /// What nodes further away have packed, before it is unpacked.
 const PACKED: &str = "packed";
 
@@ -509,15 +511,14 @@ fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> R
             load_destination(rule, false).verdict_of(side.services(), Register::Destination);
         });
     }
+    changes.empty_chain(FROM_POD);
+    changes.rule("spoofed", |rule| {
+        rule.interface(Meta::InputName, Is::Equal, &pods).verdict(&Verdict::Jump(FROM_POD.to_owned()));
+    });
     // Ports of pods on this machine's loopback addresses make the kernel take packets for those from links as well.
-    changes.rule("spoofed", |rule| {
-        let rule = rule.interface(Meta::InputName, Is::Equal, &pods);
-        rule.network(Field::Destination, Is::Equal, loopback).verdict(&Verdict::Drop);
-    });
+    changes.rule(FROM_POD, |rule| rule.network(Field::Destination, Is::Equal, loopback).verdict(&Verdict::Drop));
     // A pod sends with no address but its own.
-    changes.rule("spoofed", |rule| {
-        rule.interface(Meta::InputName, Is::Equal, &pods).only_from_elsewhere().verdict(&Verdict::Drop);
-    });
+    changes.rule(FROM_POD, |rule| rule.only_from_elsewhere().verdict(&Verdict::Drop));
     let inside = Verdict::Jump("to-inside".to_owned());
     changes.rule("arriving", |rule| {
         let rule =
@@ -533,6 +534,8 @@ fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> R
         rule.verdict(&Verdict::Goto("to-loopback".to_owned()));
     });
     changes.rule("leaving", |rule| rule.verdict(&inside));
+    // First what most packets are.
+    changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
     // Nodes further away have their packets packed (`nodes.rs`), and what is unpacked is taken for theirs: no pod packs any,
     // for this machine or another, to which it would go in this machine's name. Looked at here, where a service's address
     // hides nothing.
@@ -548,7 +551,6 @@ fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> R
     changes.rule("received", |rule| {
         rule.load(Field::Destination, Register::Client).in_set(HELD, Register::Client).refuse();
     });
-    changes.rule("forwarded", |rule| rule.under_way().verdict(&Verdict::Accept));
     // An endpoint's segment that connection tracking can't place would reach the client from an address that it never asked.
     for end in [Meta::InputName, Meta::OutputName] {
         changes.rule("forwarded", |rule| rule.interface(end, Is::Equal, &pods).astray().verdict(&Verdict::Drop));
