@@ -42,7 +42,7 @@ pub struct Reading<'a> {
     pub namespace: &'a str,
     /// Its endpoints speak HTTP/2, whatever their Services say.
     pub http2: bool,
-    /// Values that can't be carried out: the first one.
+    /// Values of the rule at hand that can't be carried out: the first one.
     pub accepted: Option<Problem>,
     /// References that lead nowhere: the first one.
     pub resolved: Option<Problem>,

@@ -371,6 +371,7 @@ fn attach(route: &Route<'_>, gateways: &mut HashMap<Key, Drawn<'_>>, state: &Sta
         let drawn = gateways.get_mut(&Key::new(namespace, &parent.name)).filter(|_| of_gateway);
         let Some(drawn) = drawn else { continue };
         let problem = attach_to(route, parent, drawn, state).err().or_else(|| route.accepted.clone());
+        let is_accepted = problem.is_none();
         let accepted = match problem {
             None => condition("Accepted", true, "Accepted", "it is part of the Gateway", route.generation),
             Some(problem) => condition("Accepted", false, problem.reason, &problem.message, route.generation),
@@ -379,10 +380,15 @@ fn attach(route: &Route<'_>, gateways: &mut HashMap<Key, Drawn<'_>>, state: &Sta
             None => condition("ResolvedRefs", true, "ResolvedRefs", "all references were followed", route.generation),
             Some(problem) => condition("ResolvedRefs", false, problem.reason, &problem.message, route.generation),
         };
+        // Said only where it holds.
+        let dropped = route.dropped.as_ref().filter(|_| is_accepted);
+        let dropped = dropped
+            .map(|problem| condition("PartiallyInvalid", true, problem.reason, &problem.message, route.generation));
+        let conditions: Vec<Value> = [accepted, resolved].into_iter().chain(dropped).collect();
         parents.push(json!({
             "parentRef": shown(parent),
             "controllerName": GATEWAY_CONTROLLER,
-            "conditions": [accepted, resolved],
+            "conditions": conditions,
         }));
     }
     // What other controllers say stays.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Kind;
 use super::filter::{Filters, Problem, Reading};
 use crate::gateway_api::{
-    BackendRef, GRPCRoute, GrpcMatch, GrpcRule, HTTPRoute, HttpMatch, HttpRule, NamedMatch, ParentReference,
+    BackendRef, GRPCRoute, GrpcMatch, HTTPRoute, HttpMatch, HttpRule, NamedMatch, ParentReference,
 };
 use crate::route::host::Pattern;
 use crate::route::matches::whole;
@@ -28,7 +28,10 @@ pub struct Route<'a> {
     pub hosts: Vec<Pattern>,
     pub before: &'a Value,
     pub rules: Vec<(Match, Arc<Rule>)>,
+    /// Why none of it is carried out.
     pub accepted: Option<Problem>,
+    /// Why some of its rules are not.
+    pub dropped: Option<Problem>,
     pub resolved: Option<Problem>,
 }
 
@@ -57,16 +60,33 @@ struct Common<'a> {
 }
 
 impl<'a> Common<'a> {
-    /// The route, whose rules are read by `rules`.
-    fn route(self, state: &'a State, rules: impl FnOnce(&mut Reading<'a>) -> Vec<(Vec<Match>, Rule)>) -> Route<'a> {
+    /// The route, whose rules are read by `read`. A rule with something that can't be carried out is left out, whole; the
+    /// others hold.
+    fn route<R>(
+        self,
+        state: &'a State,
+        rules: &[R],
+        mut read: impl FnMut(&R, &mut Reading<'a>) -> (Vec<Match>, Rule),
+    ) -> Route<'a> {
         let Self { kind, kind_name, http2, metadata, parents, hostnames, status } = self;
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let mut reading = Reading { state, kind: kind_name, namespace, http2, accepted: None, resolved: None };
-        let mut all = Vec::new();
-        for (matches, rule) in rules(&mut reading) {
+        let (mut all, mut bad) = (Vec::new(), Vec::new());
+        for (index, rule) in rules.iter().enumerate() {
+            let (matches, rule) = read(rule, &mut reading);
+            if let Some(problem) = reading.accepted.take() {
+                bad.push((index, problem));
+                continue;
+            }
             let rule = Arc::new(rule);
             all.extend(matches.into_iter().map(|one| (one, Arc::clone(&rule))));
         }
+        let is_served = bad.is_empty() || bad.len() < rules.len();
+        let first = bad.first().map(|(_, problem)| problem.clone());
+        let each = bad.iter().map(|(index, problem)| format!("Dropped Rule spec.rules[{index}]: {}", problem.message));
+        let message = each.collect::<Vec<_>>().join("; ");
+        let dropped = first.as_ref().map(|problem| Problem::new(problem.reason, message));
+        let (accepted, dropped) = if is_served { (None, dropped) } else { (first, None) };
         Route {
             kind,
             kind_name,
@@ -77,7 +97,8 @@ impl<'a> Common<'a> {
             hosts: hostnames.iter().map(|name| Pattern::of_gateway(Some(name))).collect(),
             before: status.unwrap_or(NOTHING),
             rules: all,
-            accepted: reading.accepted,
+            accepted,
+            dropped,
             resolved: reading.resolved,
         }
     }
@@ -101,12 +122,9 @@ fn of_http<'a>(route: &'a HTTPRoute, state: &'a State) -> Route<'a> {
         hostnames: &route.spec.hostnames,
         status: route.status.as_ref(),
     };
-    common.route(state, |reading| {
-        let mut read = |rule: &HttpRule| {
-            let made = http_rule(rule, reading);
-            (matches(&rule.matches, |one| http_match(one, reading)), made)
-        };
-        route.spec.rules.iter().map(&mut read).collect()
+    common.route(state, &route.spec.rules, |rule, reading| {
+        let made = http_rule(rule, reading);
+        (matches(&rule.matches, |one| http_match(one, reading)), made)
     })
 }
 
@@ -120,13 +138,10 @@ fn of_grpc<'a>(route: &'a GRPCRoute, state: &'a State) -> Route<'a> {
         hostnames: &route.spec.hostnames,
         status: route.status.as_ref(),
     };
-    common.route(state, |reading| {
-        let mut read = |rule: &GrpcRule| {
-            let filters = reading.filters(&rule.filters, false);
-            let made = forwarding(filters, &rule.backend_refs, reading);
-            (matches(&rule.matches, |one| grpc_match(one, reading)), made)
-        };
-        route.spec.rules.iter().map(&mut read).collect()
+    common.route(state, &route.spec.rules, |rule, reading| {
+        let filters = reading.filters(&rule.filters, false);
+        let made = forwarding(filters, &rule.backend_refs, reading);
+        (matches(&rule.matches, |one| grpc_match(one, reading)), made)
     })
 }
 

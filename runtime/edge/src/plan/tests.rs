@@ -487,3 +487,38 @@ fn each_gateway_has_a_service_of_its_own() {
     assert_eq!(programmed("a-b"), ("True".to_owned(), 1));
     assert_eq!(programmed("a.b"), ("False".to_owned(), 0));
 }
+
+/// The port 80 of the Gateway `gw`.
+fn port_of(plan: &Plan) -> &Port {
+    &plan.frontends[&Frontend::Gateway(Key::new("default", "gw"))].ports[&80]
+}
+
+#[test]
+fn a_rule_that_cannot_be_carried_out_leaves_the_others_alone() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let rule = |path: Value, filters: Value| json!({"matches": [{"path": path}], "filters": filters, "backendRefs": [{"name": "one", "port": 80}]});
+    let under = |path: &str| json!({"type": "PathPrefix", "value": path});
+    let host = json!([{"type": "RequestHeaderModifier",
+        "requestHeaderModifier": {"set": [{"name": "Host", "value": "x"}]}}]);
+    let mut rewrites = rule(under("/rewritten"), json!([]));
+    rewrites["backendRefs"][0]["filters"] = json!([{"type": "URLRewrite", "urlRewrite": {"hostname": "x"}}]);
+    let bad =
+        [rule(json!({"type": "RegularExpression", "value": "("}), json!([])), rule(under("/host"), host), rewrites];
+    let [regex, host, rewrites] = &bad;
+    let mixed = json!({"rules": [regex, rule(under("/good"), json!([])), host, rewrites]});
+    state.http_routes =
+        vec![object(route("default", "mixed", mixed)), object(route("default", "bad", json!({"rules": bad})))];
+    let plan = Plan::of(&state, &setting());
+    let mixed = status_of(&plan, Kind::HttpRoute, "mixed")["parents"][0]["conditions"].clone();
+    assert_eq!(condition_of(&mixed, "Accepted"), ("True", "Accepted"));
+    assert_eq!(condition_of(&mixed, "PartiallyInvalid"), ("True", "UnsupportedValue"));
+    let message = mixed[2]["message"].as_str().unwrap();
+    assert!(message.starts_with("Dropped Rule spec.rules[0]: ") && message.contains("Dropped Rule spec.rules[2]: "));
+    assert!(message.contains("Dropped Rule spec.rules[3]: ") && !message.contains("spec.rules[1]"), "{message}");
+    let at = |path: &str| leads(port_of(&plan), &format!("http://h{path}"));
+    assert_eq!([at("/good"), at("/host"), at("/rewritten")], ["10.42.0.1:8080", "nowhere", "nowhere"]);
+    let bad = status_of(&plan, Kind::HttpRoute, "bad")["parents"][0]["conditions"].clone();
+    assert_eq!(condition_of(&bad, "Accepted"), ("False", "UnsupportedValue"));
+    assert_eq!(bad.as_array().unwrap().len(), 2, "{bad}");
+}
