@@ -522,3 +522,25 @@ fn a_rule_that_cannot_be_carried_out_leaves_the_others_alone() {
     assert_eq!(condition_of(&bad, "Accepted"), ("False", "UnsupportedValue"));
     assert_eq!(bad.as_array().unwrap().len(), 2, "{bad}");
 }
+
+#[test]
+fn a_default_backend_comes_after_rules_for_all_hosts() {
+    let mut state = state();
+    let path =
+        |path: &str, name: &str| json!({"paths": [{"path": path, "pathType": "Prefix", "backend": backend(name)}]});
+    state.ingresses = vec![ingress(json!({
+        "defaultBackend": backend("rest"),
+        "rules": [{"host": "foo.com", "http": path("/x", "one")}, {"http": path("/y", "two")}],
+    }))];
+    let plan = Plan::of(&state, &setting());
+    let port = &plan.frontends[&Frontend::Ingress].ports[&80];
+    for (uri, expected) in [
+        ("http://foo.com/x", "10.42.0.1:8080"),
+        ("http://foo.com/y", "10.42.0.2:8080"),
+        ("http://foo.com/z", "10.42.0.3:8080"),
+        ("http://bar.com/y", "10.42.0.2:8080"),
+        ("http://bar.com/x", "10.42.0.3:8080"),
+    ] {
+        assert_eq!(leads(port, uri), expected, "{uri}");
+    }
+}

@@ -44,6 +44,11 @@ impl PathMatch {
         }
     }
 
+    /// Whether it is what all else comes before.
+    pub(super) fn is_rest(&self) -> bool {
+        matches!(self, Self::Rest)
+    }
+
     /// The prefix that a rewrite may replace.
     pub fn replaceable(&self) -> &str {
         match self {
