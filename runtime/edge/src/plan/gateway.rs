@@ -429,10 +429,12 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
             continue;
         }
         allowed = true;
+        // The route's own names, not what they have in common with the listener's: it is by them that one route goes before
+        // another. What is not the listener's doesn't come here.
         let hosts: Vec<Pattern> = if route.hosts.is_empty() {
-            vec![listener.host.clone()]
+            vec![Pattern::Any]
         } else {
-            route.hosts.iter().filter_map(|host| host.intersection(&listener.host)).collect()
+            route.hosts.iter().filter(|host| host.intersection(&listener.host).is_some()).cloned().collect()
         };
         if hosts.is_empty() {
             continue;

@@ -544,3 +544,27 @@ fn a_default_backend_comes_after_rules_for_all_hosts() {
         assert_eq!(leads(port, uri), expected, "{uri}");
     }
 }
+
+#[test]
+fn a_routes_own_host_names_say_which_goes_first() {
+    let mut state = state();
+    state.gateways =
+        vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP", "hostname": "foo.example.com"}])))];
+    let named = |name: &str, hosts: Value, path: &str| {
+        let rules = json!([{"matches": [{"path": {"type": "PathPrefix", "value": path}}],
+            "backendRefs": [{"name": name, "port": 80}]}]);
+        object(route("default", name, json!({"hostnames": hosts, "rules": rules})))
+    };
+    state.http_routes = vec![
+        named("one", json!(["foo.example.com"]), "/"),
+        named("rest", json!([]), "/long/path"),
+        named("two", json!(["*.example.com"]), "/long"),
+    ];
+    let plan = Plan::of(&state, &setting());
+    let at = |uri: &str| leads(port_of(&plan), uri);
+    assert_eq!(at("http://foo.example.com/long/path"), "10.42.0.1:8080");
+    assert_eq!(at("http://bar.example.com/long"), "nowhere", "the listener is for one host");
+    state.http_routes.remove(0);
+    let plan = Plan::of(&state, &setting());
+    assert_eq!(leads(port_of(&plan), "http://foo.example.com/long/path"), "10.42.0.2:8080");
+}
