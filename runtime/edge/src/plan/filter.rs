@@ -197,11 +197,17 @@ impl Reading<'_> {
         Ok(found)
     }
 
+    /// What requests are answered that lead to no backend. Clients of gRPC take 503 for `UNAVAILABLE`, which they are
+    /// promised; 500 would be `UNKNOWN`.
+    pub fn nowhere(&self) -> StatusCode {
+        if self.http2 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
+    }
+
     /// A backend with its part of the requests.
     pub fn target(&mut self, reference: &BackendRef) -> Target {
         let to = self.backend(&reference.to).map_err(|problem| {
             self.unresolved(problem);
-            StatusCode::INTERNAL_SERVER_ERROR
+            self.nowhere()
         });
         let filters = self.filters(&reference.filters, true);
         Target {

@@ -146,10 +146,12 @@ fn of_grpc<'a>(route: &'a GRPCRoute, state: &'a State) -> Route<'a> {
 }
 
 fn forwarding(filters: Filters, backends: &[BackendRef], reading: &mut Reading<'_>) -> Rule {
-    let targets = backends.iter().map(|backend| reading.target(backend)).collect();
+    let targets: Vec<_> = backends.iter().map(|backend| reading.target(backend)).collect();
+    let weightless = targets.iter().all(|target| target.weight == 0);
     let action = match filters.redirect {
         _ if filters.broken => Action::Fail(StatusCode::INTERNAL_SERVER_ERROR),
         Some(redirect) => Action::Redirect(redirect),
+        None if weightless => Action::Fail(reading.nowhere()),
         None => Action::Forward(Split::new(targets)),
     };
     Rule {

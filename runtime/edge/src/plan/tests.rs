@@ -568,3 +568,19 @@ fn a_routes_own_host_names_say_which_goes_first() {
     let plan = Plan::of(&state, &setting());
     assert_eq!(leads(port_of(&plan), "http://foo.example.com/long/path"), "10.42.0.2:8080");
 }
+
+#[test]
+fn calls_that_lead_to_no_backend_are_unavailable() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    for backends in
+        [json!([]), json!([{"name": "none", "port": 80}]), json!([{"name": "one", "port": 80, "weight": 0}])]
+    {
+        let rules = object(route("default", "r", json!({"rules": [{"backendRefs": backends}]})));
+        (state.http_routes, state.grpc_routes) = (Vec::new(), vec![rules]);
+        assert_eq!(leads(port_of(&Plan::of(&state, &setting())), "http://h/s/M"), "503", "{backends}");
+        let rules = object(route("default", "r", json!({"rules": [{"backendRefs": backends}]})));
+        (state.http_routes, state.grpc_routes) = (vec![rules], Vec::new());
+        assert_eq!(leads(port_of(&Plan::of(&state, &setting())), "http://h/s/M"), "500", "{backends}");
+    }
+}
