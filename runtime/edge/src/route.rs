@@ -17,7 +17,7 @@ use rustls::sign::CertifiedKey;
 
 pub use self::action::{Action, Affinity, Backend, HeaderChange, Mirror, Protocol, Redirect, Rule, Split, Target};
 pub use self::host::Pattern;
-pub use self::matches::{Match, PathMatch, Text};
+pub use self::matches::{Call, Match, PathMatch, Text};
 
 /// What is served on one port.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use crate::gateway_api::{
 };
 use crate::route::host::Pattern;
 use crate::route::matches::whole;
-use crate::route::{Action, Match, PathMatch, Rule, Split, Text};
+use crate::route::{Action, Call, Match, PathMatch, Rule, Split, Text};
 use crate::state::{Key, State};
 
 /// A route as Gateways see it.
@@ -255,25 +255,28 @@ fn expression(text: &str, reading: &mut Reading<'_>) -> Option<regex::Regex> {
     read.ok()
 }
 
-/// A gRPC method is a path: `/SERVICE/METHOD`.
 fn grpc_match(one: &GrpcMatch, reading: &mut Reading<'_>) -> Option<Match> {
     let headers = headers(&one.headers, reading)?;
     let asked = one.method.as_ref();
-    let part = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
-    let service = part(asked.and_then(|asked| asked.service.as_ref()));
-    let method = part(asked.and_then(|asked| asked.method.as_ref()));
+    let written = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let service = asked.and_then(|asked| written(&asked.service));
+    let method = asked.and_then(|asked| written(&asked.method));
     let regular = asked.and_then(|asked| asked.kind.as_deref()) == Some("RegularExpression");
-    let path = match (service, method) {
-        (None, None) => PathMatch::prefix("/"),
-        (Some(service), Some(method)) if !regular => PathMatch::Exact(format!("/{service}/{method}")),
-        (Some(service), None) if !regular => PathMatch::prefix(&format!("/{service}")),
-        (service, method) => {
-            let escaped = |text: String| if regular { text } else { regex::escape(&text) };
-            let any = || "[^/]+".to_owned();
-            let (service, method) = (service.map_or_else(any, escaped), method.map_or_else(any, escaped));
-            PathMatch::Regex(expression(&format!("/(?:{service})/(?:{method})"), reading)?)
-        }
+    if service.is_none() && method.is_none() {
+        return Some(Match { path: PathMatch::prefix("/"), method: None, headers, query: Vec::new() });
+    }
+    let mut read = |written: &str| {
+        if regular { expression(written, reading).map(Text::Regex) } else { Some(Text::Exact(written.to_owned())) }
     };
+    let service = match service {
+        Some(written) => Some((read(&written)?, written)),
+        None => None,
+    };
+    let method = match method {
+        Some(written) => Some((read(&written)?, written)),
+        None => None,
+    };
+    let path = PathMatch::Call(Call::new(service, method));
     Some(Match { path, method: None, headers, query: Vec::new() })
 }
 

@@ -584,3 +584,33 @@ fn calls_that_lead_to_no_backend_are_unavailable() {
         assert_eq!(leads(port_of(&Plan::of(&state, &setting())), "http://h/s/M"), "500", "{backends}");
     }
 }
+
+#[test]
+fn of_calls_the_longer_service_goes_first_then_the_longer_method_then_headers() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let mut first = |matches: [Value; 2]| {
+        let names = ["one", "two"];
+        let rules = matches
+            .into_iter()
+            .zip(names)
+            .map(|(one, name)| json!({"matches": [one], "backendRefs": [{"name": name, "port": 80}]}));
+        let rules: Vec<Value> = rules.collect();
+        state.grpc_routes = vec![object(route("default", "r", json!({"rules": rules})))];
+        leads(port_of(&Plan::of(&state, &setting())), "http://h/s.Some/Method")
+    };
+    let call = |method: Value| json!({"method": method});
+    let (one, two) = ("10.42.0.1:8080", "10.42.0.2:8080");
+    let service = || call(json!({"service": "s.Some"}));
+    assert_eq!(first([call(json!({"method": "Method"})), service()]), two, "a method is less than a service");
+    let expression = || call(json!({"type": "RegularExpression", "service": "s.+"}));
+    assert_eq!(first([expression(), service()]), two, "the longer");
+    let longer = || call(json!({"type": "RegularExpression", "service": "(s|t)[.]Some"}));
+    assert_eq!(first([service(), longer()]), two, "whichever way they are compared");
+    let both = || call(json!({"service": "s.Some", "method": "Method"}));
+    assert_eq!(first([service(), both()]), two);
+    let wider = || call(json!({"type": "RegularExpression", "service": "s.Some", "method": "M.+"}));
+    assert_eq!(first([wider(), both()]), two, "the longer method");
+    assert_eq!(first([both(), both()]), one, "the first");
+    assert_eq!(first([json!({}), service()]), two);
+}

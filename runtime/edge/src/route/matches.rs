@@ -25,8 +25,37 @@ pub enum PathMatch {
     Prefix(String),
     /// The whole path, as one expression.
     Regex(Regex),
+    /// A call of gRPC: `/SERVICE/METHOD`.
+    Call(Call),
     /// Everything, after all else: an Ingress' default backend.
     Rest,
+}
+
+/// Which calls are meant. What isn't given may be anything.
+#[derive(Clone, Debug)]
+pub struct Call {
+    service: Option<Text>,
+    method: Option<Text>,
+    /// How long the two are, as they were written.
+    lengths: (usize, usize),
+}
+
+impl Call {
+    /// Calls of a method of a service, each with the text that it was written as.
+    pub fn new(service: Option<(Text, String)>, method: Option<(Text, String)>) -> Self {
+        let length = |part: &Option<(Text, String)>| part.as_ref().map_or(0, |(_, written)| written.len());
+        let lengths = (length(&service), length(&method));
+        Self { service: service.map(|(text, _)| text), method: method.map(|(text, _)| text), lengths }
+    }
+
+    fn holds(&self, path: &str) -> bool {
+        // A method's name has no slash, its service's may.
+        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.rsplit_once('/')) else {
+            return false;
+        };
+        let holds = |text: &Option<Text>, value: &str| text.as_ref().is_none_or(|text| text.holds(value));
+        !service.is_empty() && !method.is_empty() && holds(&self.service, service) && holds(&self.method, method)
+    }
 }
 
 impl PathMatch {
@@ -40,6 +69,7 @@ impl PathMatch {
             Self::Exact(wanted) => path == wanted,
             Self::Prefix(prefix) => lies_under(path, prefix),
             Self::Regex(regex) => regex.is_match(path),
+            Self::Call(call) => call.holds(path),
             Self::Rest => true,
         }
     }
@@ -57,13 +87,15 @@ impl PathMatch {
         }
     }
 
-    /// Exact paths before expressions before prefixes; the longer first.
-    fn weight(&self) -> (u8, usize) {
+    /// Exact paths before expressions before prefixes; the longer first. Of calls, those with the longer service, then
+    /// those with the longer method.
+    fn weight(&self) -> (u8, usize, usize) {
         match self {
-            Self::Exact(path) => (3, path.len()),
-            Self::Regex(regex) => (2, regex.as_str().len()),
-            Self::Prefix(prefix) => (1, prefix.len()),
-            Self::Rest => (0, 0),
+            Self::Exact(path) => (3, path.len(), 0),
+            Self::Regex(regex) => (2, regex.as_str().len(), 0),
+            Self::Call(Call { lengths: (service, method), .. }) => (2, *service, *method),
+            Self::Prefix(prefix) => (1, prefix.len(), 0),
+            Self::Rest => (0, 0, 0),
         }
     }
 }
@@ -133,7 +165,7 @@ impl Match {
     }
 
     /// How specific it is: the larger is tried first.
-    pub(super) fn weight(&self) -> ((u8, usize), bool, usize, usize) {
+    pub(super) fn weight(&self) -> ((u8, usize, usize), bool, usize, usize) {
         (self.path.weight(), self.method.is_some(), self.headers.len(), self.query.len())
     }
 }
