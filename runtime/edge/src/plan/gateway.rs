@@ -103,6 +103,8 @@ struct DrawnListener<'a> {
     resolved: Option<Problem>,
     entries: Vec<Entry>,
     routes: usize,
+    /// What host names routes have here, with their kinds.
+    held: Vec<(&'static str, Pattern)>,
 }
 
 impl<'a> Drawn<'a> {
@@ -284,6 +286,7 @@ impl<'a> DrawnListener<'a> {
             resolved,
             entries: Vec::new(),
             routes: 0,
+            held: Vec::new(),
         }
     }
 
@@ -314,6 +317,13 @@ impl<'a> DrawnListener<'a> {
             "attachedRoutes": self.routes,
             "conditions": conditions,
         })
+    }
+
+    /// Whether routes of another kind have one of these host names: calls of gRPC and other requests are told apart by
+    /// nothing else.
+    fn is_held(&self, kind: &str, hosts: &[Pattern]) -> bool {
+        let others = self.held.iter().filter(|(other, _)| *other != kind);
+        others.into_iter().any(|(_, held)| hosts.iter().any(|host| host.intersection(held).is_some()))
     }
 
     /// Whether routes of a namespace may be attached.
@@ -422,7 +432,7 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
         parent.section_name.as_ref().is_none_or(|name| *name == listener.spec.name)
             && parent.port.is_none_or(|port| port == listener.spec.port)
     };
-    let (mut meant, mut allowed, mut attached) = (false, false, false);
+    let (mut meant, mut allowed, mut attached, mut free) = (false, false, false, route.accepted.is_some());
     for listener in drawn.listeners.iter_mut().filter(|listener| named(listener)) {
         meant = true;
         if !listener.kinds.contains(&route.kind_name) || !listener.allows(&route.key.namespace, &own, state) {
@@ -431,11 +441,10 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
         allowed = true;
         // The route's own names, not what they have in common with the listener's: it is by them that one route goes before
         // another. What is not the listener's doesn't come here.
-        let hosts: Vec<Pattern> = if route.hosts.is_empty() {
-            vec![Pattern::Any]
-        } else {
-            route.hosts.iter().filter(|host| host.intersection(&listener.host).is_some()).cloned().collect()
-        };
+        let any = [Pattern::Any];
+        let own = if route.hosts.is_empty() { &any[..] } else { &route.hosts };
+        let common = |host: &Pattern| Some((host.clone(), host.intersection(&listener.host)?));
+        let (hosts, shared): (Vec<Pattern>, Vec<Pattern>) = own.iter().filter_map(common).unzip();
         if hosts.is_empty() {
             continue;
         }
@@ -443,6 +452,12 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
         if route.accepted.is_some() {
             continue;
         }
+        // What is older came before.
+        if listener.is_held(route.kind_name, &shared) {
+            continue;
+        }
+        free = true;
+        listener.held.extend(shared.into_iter().map(|host| (route.kind_name, host)));
         listener.routes += 1;
         for host in hosts {
             let entries = route.rules.iter().enumerate().map(|(index, (matches, rule))| Entry {
@@ -454,13 +469,14 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
             listener.entries.extend(entries);
         }
     }
-    match (meant, allowed, attached) {
-        (false, _, _) => Err(Problem::new("NoMatchingParent", "the Gateway has no such listener")),
-        (_, false, _) => Err(Problem::new("NotAllowedByListeners", "no listener of the Gateway takes this route")),
-        (_, _, false) => Err(Problem::new(
+    match (meant, allowed, attached, free) {
+        (false, _, _, _) => Err(Problem::new("NoMatchingParent", "the Gateway has no such listener")),
+        (_, false, _, _) => Err(Problem::new("NotAllowedByListeners", "no listener of the Gateway takes this route")),
+        (_, _, false, _) => Err(Problem::new(
             "NoMatchingListenerHostname",
             "no listener of the Gateway has one of the route's host names",
         )),
+        (_, _, _, false) => Err(Problem::new("HostnameConflict", "an older route of another kind has its host names")),
         _ => Ok(()),
     }
 }

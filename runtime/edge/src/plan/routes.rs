@@ -43,7 +43,7 @@ pub fn all(state: &State) -> Vec<Route<'_>> {
     let http = state.http_routes.iter().map(|route| of_http(route, state));
     let grpc = state.grpc_routes.iter().map(|route| of_grpc(route, state));
     let mut all: Vec<Route<'_>> = http.chain(grpc).collect();
-    all.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    all.sort_by_cached_key(|route| (route.created, format!("{}/{}", route.key.namespace, route.key.name)));
     all
 }
 

@@ -614,3 +614,45 @@ fn of_calls_the_longer_service_goes_first_then_the_longer_method_then_headers() 
     assert_eq!(first([both(), both()]), one, "the first");
     assert_eq!(first([json!({}), service()]), two);
 }
+
+#[test]
+fn of_routes_of_two_kinds_that_have_a_host_in_common_the_older_is_accepted() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([
+        {"name": "a", "port": 80, "protocol": "HTTP", "hostname": "*.a.com"},
+        {"name": "b", "port": 80, "protocol": "HTTP", "hostname": "b.com"},
+    ])))];
+    let made = |name: &str, hosts: Value, second: u8, backend: &str| {
+        let mut spec = to(backend);
+        spec["hostnames"] = hosts;
+        let mut made = route("default", name, spec);
+        made["metadata"]["creationTimestamp"] = json!(format!("2026-01-01T00:00:0{second}Z"));
+        made
+    };
+    let outcome = |state: &State, kind: Kind, name: &str| {
+        let status = status_of(&Plan::of(state, &setting()), kind, name);
+        let (holds, reason) = condition_of(&status["parents"][0]["conditions"], "Accepted");
+        format!("{holds} {reason}")
+    };
+    let (accepted, conflict) = ("True Accepted", "False HostnameConflict");
+    state.http_routes = vec![object(made("http", json!(["x.a.com"]), 2, "one"))];
+    for (hosts, second, http, grpc) in [
+        (json!(["*.a.com"]), 1, conflict, accepted),
+        (json!(["*.a.com"]), 3, accepted, conflict),
+        (json!([]), 1, conflict, accepted),
+        // There is another listener for it.
+        (json!([]), 3, accepted, accepted),
+        (json!(["y.a.com"]), 3, accepted, accepted),
+        // By name.
+        (json!(["x.a.com"]), 2, conflict, accepted),
+    ] {
+        state.grpc_routes = vec![object(made("grpc", hosts.clone(), second, "two"))];
+        let seen = [outcome(&state, Kind::HttpRoute, "http"), outcome(&state, Kind::GrpcRoute, "grpc")];
+        assert_eq!(seen, [http, grpc], "{hosts} {second}");
+    }
+    assert_eq!(leads(port_of(&Plan::of(&state, &setting())), "http://x.a.com/"), "10.42.0.2:8080");
+    // One that isn't accepted anyway stands in nobody's way.
+    let bad = json!({"hostnames": ["x.a.com"], "rules": [{"matches": [{"method": {"type": "RegularExpression", "service": "("}}]}]});
+    state.grpc_routes = vec![object(route("default", "grpc", bad))];
+    assert_eq!(outcome(&state, Kind::HttpRoute, "http"), accepted);
+}
