@@ -25,10 +25,14 @@ pub enum Missing {
     Port,
     /// It is a name of something elsewhere.
     External,
+    /// It speaks something that isn't spoken here.
+    Protocol,
 }
 
 /// What speaks HTTP/2 without TLS says so.
 const HTTP2: [&str; 3] = ["kubernetes.io/h2c", "h2c", "grpc"];
+/// What speaks TLS: no endpoint is spoken to in it, and none of these without it.
+const TLS: [&str; 5] = ["https", "kubernetes.io/wss", "wss", "tls", "ssl"];
 
 /// The endpoints of one port of a Service but for the proxy itself. None of them may be ready.
 pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Backend>, Missing> {
@@ -40,6 +44,9 @@ pub fn find(state: &State, service: &Key, port: PortName<'_>) -> Result<Arc<Back
     let port = port_of(object, port).ok_or(Missing::Port)?;
     let slices = state.slices.get(service).map_or(&[][..], Vec::as_slice);
     let speaks = port.app_protocol.as_deref().unwrap_or_default();
+    if TLS.contains(&speaks) {
+        return Err(Missing::Protocol);
+    }
     let protocol = if HTTP2.contains(&speaks) { Protocol::Http2 } else { Protocol::Guess };
     let mut endpoints = endpoints(slices, port, primary_family(spec));
     endpoints.retain(|at| !state.own.contains(at));

@@ -184,6 +184,10 @@ impl Reading<'_> {
         let found = found.map_err(|missing| match missing {
             Missing::Service => Problem::new("BackendNotFound", format!("there is no Service {namespace}/{name}")),
             Missing::Port => Problem::new("BackendNotFound", format!("Service {namespace}/{name} has no port {port}")),
+            Missing::Protocol => Problem::new(
+                "UnsupportedProtocol",
+                format!("port {port} of Service {namespace}/{name} speaks TLS by its appProtocol, which backends are not spoken to in"),
+            ),
             Missing::External => Problem::new(
                 "UnsupportedProtocol",
                 format!("Service {namespace}/{name} is a name of something elsewhere"),

@@ -656,3 +656,39 @@ fn of_routes_of_two_kinds_that_have_a_host_in_common_the_older_is_accepted() {
     state.grpc_routes = vec![object(route("default", "grpc", bad))];
     assert_eq!(outcome(&state, Kind::HttpRoute, "http"), accepted);
 }
+
+/// A Service `odd` with these ports, each with a slice of the same name that leads to its own number.
+fn with_ports(state: &mut State, ports: Value) {
+    let mut all = ports.clone();
+    let named = |name: &Value| json!([{"name": name["name"], "port": 8080}]);
+    let slice = |(index, port): (usize, &Value)| {
+        object(json!({"metadata": {"namespace": "default", "name": format!("odd-{index}"),
+                "labels": {"kubernetes.io/service-name": "odd"}},
+            "addressType": "IPv4", "ports": named(port), "endpoints": [{"addresses": [format!("10.42.1.{index}")]}]}))
+    };
+    let slices = all.as_array_mut().unwrap().iter().enumerate().map(slice).collect();
+    let service = json!({"metadata": {"namespace": "default", "name": "odd"}, "spec": {"ports": ports}});
+    state.services.extend(State::by_key(vec![object(service)]));
+    state.slices.extend(State::by_service(slices));
+}
+
+#[test]
+fn a_backend_that_speaks_tls_is_not_spoken_to_without_it() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let odd = json!({"rules": [{"backendRefs": [{"name": "odd", "port": 80}]}]});
+    state.http_routes = vec![object(route("default", "r", odd))];
+    let mut outcome = |protocol: Value| {
+        with_ports(&mut state, json!([{"name": "web", "port": 80, "appProtocol": protocol}]));
+        let plan = Plan::of(&state, &setting());
+        let status = status_of(&plan, Kind::HttpRoute, "r");
+        let reason = condition_of(&status["parents"][0]["conditions"], "ResolvedRefs").1.to_owned();
+        (reason, leads(port_of(&plan), "http://h/"))
+    };
+    for protocol in ["https", "kubernetes.io/wss", "tls"] {
+        assert_eq!(outcome(json!(protocol)), ("UnsupportedProtocol".to_owned(), "500".to_owned()), "{protocol}");
+    }
+    for protocol in [Value::Null, json!("http"), json!("kubernetes.io/ws"), json!("kubernetes.io/h2c")] {
+        assert_eq!(outcome(protocol), ("ResolvedRefs".to_owned(), "10.42.1.0:8080".to_owned()));
+    }
+}
