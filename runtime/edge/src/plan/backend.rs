@@ -70,7 +70,9 @@ fn affinity(spec: &ServiceSpec, service: &Key, port: &ServicePort) -> Option<Aff
 }
 
 fn port_of<'a>(service: &'a Service, wanted: PortName<'_>) -> Option<&'a ServicePort> {
-    let mut ports = service.spec.as_ref()?.ports.iter().flatten();
+    let ports = service.spec.as_ref()?.ports.iter().flatten();
+    // One number may be that of a port for UDP as well.
+    let mut ports = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
     ports.find(|port| match wanted {
         PortName::Number(number) => port.port == i32::from(number),
         PortName::Name(name) => port.name.as_deref() == Some(name),

@@ -692,3 +692,15 @@ fn a_backend_that_speaks_tls_is_not_spoken_to_without_it() {
         assert_eq!(outcome(protocol), ("ResolvedRefs".to_owned(), "10.42.1.0:8080".to_owned()));
     }
 }
+
+#[test]
+fn a_port_is_the_one_for_tcp() {
+    let mut state = state();
+    let both =
+        json!([{"name": "quic", "port": 443, "protocol": "UDP"}, {"name": "web", "port": 443, "protocol": "TCP"}]);
+    with_ports(&mut state, both);
+    let find = |port| super::backend::find(&state, &Key::new("default", "odd"), port);
+    let found = find(super::backend::PortName::Number(443)).unwrap();
+    assert_eq!(found.endpoints, ["10.42.1.1:8080".parse().unwrap()]);
+    assert!(find(super::backend::PortName::Name("quic")).is_err(), "nobody speaks HTTP there");
+}
