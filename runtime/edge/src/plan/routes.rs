@@ -174,11 +174,13 @@ fn http_rule(rule: &HttpRule, reading: &mut Reading<'_>) -> Rule {
         if read.is_none() {
             reading.unsupported_value(format!("{text:?} is no duration"));
         }
-        // Zero means that there is no limit.
-        read.filter(|limit| !limit.is_zero())
+        // Zero means that there is no limit, not even the usual one.
+        read.map(|limit| if limit.is_zero() { Duration::MAX } else { limit })
     };
-    made.timeout = limit(&rule.timeouts.request);
-    made.backend_timeout = limit(&rule.timeouts.backend_request);
+    let (whole, backend) = (limit(&rule.timeouts.request), limit(&rule.timeouts.backend_request));
+    made.timeout = whole.filter(|limit| *limit < Duration::MAX);
+    // Who lets a request take as long as it will lets an endpoint do so.
+    made.backend_timeout = backend.or(whole.filter(|limit| *limit == Duration::MAX));
     made
 }
 

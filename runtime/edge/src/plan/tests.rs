@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, StatusCode};
 use serde::de::DeserializeOwned;
@@ -703,4 +704,25 @@ fn a_port_is_the_one_for_tcp() {
     let found = find(super::backend::PortName::Number(443)).unwrap();
     assert_eq!(found.endpoints, ["10.42.1.1:8080".parse().unwrap()]);
     assert!(find(super::backend::PortName::Name("quic")).is_err(), "nobody speaks HTTP there");
+}
+
+#[test]
+fn a_timeout_of_zero_is_none_at_all() {
+    let mut state = state();
+    state.gateways = vec![object(gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}])))];
+    let mut limits = |timeouts: Value| {
+        let rules = json!({"rules": [{"timeouts": timeouts, "backendRefs": [{"name": "one", "port": 80}]}]});
+        state.http_routes = vec![object(route("default", "r", rules))];
+        let plan = Plan::of(&state, &setting());
+        let (parts, ()) = Request::get("http://h/").body(()).unwrap().into_parts();
+        let Found::Entry(entry) = port_of(&plan).find("h", None, &parts) else { panic!("no rule") };
+        (entry.rule.timeout, entry.rule.backend_timeout)
+    };
+    let (seconds, forever) = (|n| Some(Duration::from_secs(n)), Some(Duration::MAX));
+    assert_eq!(limits(json!({})), (None, None), "as usual");
+    assert_eq!(limits(json!({"request": "0s"})), (None, forever));
+    assert_eq!(limits(json!({"backendRequest": "0s"})), (None, forever));
+    assert_eq!(limits(json!({"request": "10s", "backendRequest": "0s"})), (seconds(10), forever));
+    assert_eq!(limits(json!({"request": "0s", "backendRequest": "5s"})), (None, seconds(5)));
+    assert_eq!(limits(json!({"request": "10s"})), (seconds(10), None));
 }

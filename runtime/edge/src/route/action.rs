@@ -19,7 +19,7 @@ pub struct Rule {
     pub action: Action,
     /// How long until the client has its answer, whole.
     pub timeout: Option<Duration>,
-    /// How long until an endpoint has answered.
+    /// How long until an endpoint has answered, if not as long as usual; at most forever.
     pub backend_timeout: Option<Duration>,
 }
 
