@@ -449,6 +449,8 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
             continue;
         }
         attached = true;
+        // Those count as well that are not accepted for what is in them.
+        listener.routes += 1;
         if route.accepted.is_some() {
             continue;
         }
@@ -458,7 +460,6 @@ fn attach_to(route: &Route<'_>, parent: &ParentReference, drawn: &mut Drawn<'_>,
         }
         free = true;
         listener.held.extend(shared.into_iter().map(|host| (route.kind_name, host)));
-        listener.routes += 1;
         for host in hosts {
             let entries = route.rules.iter().enumerate().map(|(index, (matches, rule))| Entry {
                 host: host.clone(),

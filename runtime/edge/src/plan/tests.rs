@@ -309,7 +309,7 @@ fn a_route_is_attached_where_listeners_allow_it_and_told_why_not() {
     let gateway = status_of(&plan, Kind::Gateway, "gw");
     let attached: Vec<&Value> =
         gateway["listeners"].as_array().unwrap().iter().map(|one| &one["attachedRoutes"]).collect();
-    assert_eq!(attached, [2, 2, 0]);
+    assert_eq!(attached, [3, 3, 0], "the odd one is attached, too");
     assert_eq!(condition_of(&gateway["listeners"][2]["conditions"], "Accepted"), ("False", "UnsupportedProtocol"));
     assert_eq!(condition_of(&gateway["conditions"], "Accepted"), ("True", "ListenersNotValid"));
     assert_eq!(condition_of(&gateway["conditions"], "Programmed"), ("False", "AddressNotAssigned"));
