@@ -136,7 +136,8 @@ impl Port {
     pub fn certificate(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let listener = match name {
             Some(name) => self.listener(name)?,
-            None => self.listeners.iter().find(|listener| !listener.certificates.is_empty())?,
+            // Whoever says no name means no host in particular: the listener that is for most of them.
+            None => self.listeners.iter().rev().find(|listener| !listener.certificates.is_empty())?,
         };
         let fits = |certificate: &&Certificate| {
             let name = name?;

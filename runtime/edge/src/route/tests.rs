@@ -233,3 +233,27 @@ fn redirects_keep_what_is_not_given_and_leave_out_usual_ports() {
     };
     assert_eq!(to(&all, 80), "https://o.com:8443/x/bar?a=b");
 }
+
+#[test]
+fn who_says_no_name_gets_the_certificate_of_the_listener_for_most_hosts() {
+    let certificate = |name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        let key = Arc::new(CertifiedKey::new(vec![made.cert.der().clone()], key));
+        Certificate { key, names: vec![Pattern::of_gateway(Some(name))] }
+    };
+    let (narrow, wide, bare) = (certificate("b.a.com"), certificate("a.com"), Pattern::of_gateway(Some("zzz.a.com")));
+    let listener = |host: Pattern, certificates| Listener::new(host, certificates, Vec::new());
+    let port = Port::new(
+        true,
+        vec![
+            listener(narrow.names[0].clone(), vec![narrow.clone()]),
+            listener(Pattern::of_gateway(Some("*.a.com")), vec![wide.clone()]),
+            listener(bare, Vec::new()),
+        ],
+    );
+    let shown = |name| port.certificate(name).unwrap();
+    assert!(Arc::ptr_eq(&shown(None), &wide.key));
+    assert!(Arc::ptr_eq(&shown(Some("b.a.com")), &narrow.key));
+}
