@@ -9,7 +9,7 @@ use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 
 use super::body::Outgoing;
-use super::request::{Sending, address};
+use super::request::{Sending, address, is_grpc};
 use super::share::Place;
 use super::{Shared, headers};
 use crate::route::{Backend, Protocol};
@@ -29,7 +29,7 @@ pub struct Original<'a> {
 /// Sends a copy of a request beside the original.
 pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Original<'_>, body: Outgoing, place: Arc<Place>) {
     let Original { head: original, authority, client } = *original;
-    let http2 = to.protocol == Protocol::Http2;
+    let http2 = is_http2(to, original);
     let mut request = Request::new(body);
     *request.method_mut() = original.method.clone();
     *request.uri_mut() = original.uri.clone();
@@ -49,4 +49,29 @@ pub fn send(shared: &Shared, to: &Arc<Backend>, original: &Original<'_>, body: O
         let _ = tokio::time::timeout(LIMIT, copy).await;
         drop(place);
     });
+}
+
+/// Whether a copy goes by HTTP/2: what is gRPC has no other way, whatever its route is.
+fn is_http2(to: &Backend, original: &Parts) -> bool {
+    to.protocol == Protocol::Http2 || is_grpc(original)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Version;
+    use http::header::CONTENT_TYPE;
+
+    use super::*;
+
+    #[test]
+    fn copies_of_calls_go_by_http2() {
+        let backend = |protocol| Backend::new(Vec::new(), protocol);
+        let head = |content: &str| {
+            let request = Request::post("http://h/s/M").version(Version::HTTP_2).header(CONTENT_TYPE, content);
+            request.body(()).unwrap().into_parts().0
+        };
+        assert!(is_http2(&backend(Protocol::Guess), &head("application/grpc")));
+        assert!(is_http2(&backend(Protocol::Http2), &head("text/plain")));
+        assert!(!is_http2(&backend(Protocol::Guess), &head("text/plain")));
+    }
 }

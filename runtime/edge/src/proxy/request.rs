@@ -246,7 +246,8 @@ async fn splice(changing: Changing, endpoint: OnUpgrade, closing: CancellationTo
     }
 }
 
-fn is_grpc(parts: &Parts) -> bool {
+/// Whether it is a call of gRPC.
+pub fn is_grpc(parts: &Parts) -> bool {
     let content = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     parts.version == Version::HTTP_2 && content.is_some_and(|content| content.starts_with(b"application/grpc"))
 }
