@@ -166,7 +166,13 @@ impl<'a> Drawn<'a> {
             Some(problem) => condition("Programmed", false, problem.reason, &problem.message, generation),
             None => condition("Programmed", true, "Programmed", "requests are answered", generation),
         };
-        let listeners: Vec<Value> = self.listeners.iter().map(|listener| listener.status(generation)).collect();
+        // No listener is reached where the Gateway isn't.
+        let waits = unprogrammed.as_ref().map(|problem| {
+            let reason = if refused.is_some() { "Invalid" } else { "Pending" };
+            Problem::new(reason, format!("the Gateway is not reached: {}", problem.message))
+        });
+        let status = |listener: &DrawnListener<'_>| listener.status(waits.as_ref(), generation);
+        let listeners: Vec<Value> = self.listeners.iter().map(status).collect();
         let shown: Vec<Value> = match &unprogrammed {
             None => addresses.iter().map(|ip| json!({"type": "IPAddress", "value": ip})).collect(),
             Some(_) => Vec::new(),
@@ -297,16 +303,18 @@ impl<'a> DrawnListener<'a> {
         self.accepted.is_none() && self.conflict.is_none() && !keyless && !useless
     }
 
-    fn status(&self, generation: Option<i64>) -> Value {
+    /// Its status; `waits` is why its Gateway is not reached.
+    fn status(&self, waits: Option<&Problem>, generation: Option<i64>) -> Value {
         let state = |kind: &str, problem: Option<&Problem>, holds: bool, reason: &str, message: &str| match problem {
             Some(problem) => condition(kind, !holds, problem.reason, &problem.message, generation),
             None => condition(kind, holds, reason, message, generation),
         };
         let conflict = self.conflict.as_ref();
         let invalid = (!self.is_served()).then(|| Problem::new("Invalid", "it can't be served"));
+        let unprogrammed = invalid.as_ref().or(waits);
         let conditions = [
             state("Accepted", self.accepted.as_ref().or(conflict), true, "Accepted", "it is served"),
-            state("Programmed", invalid.as_ref(), true, "Programmed", "requests are answered"),
+            state("Programmed", unprogrammed, true, "Programmed", "requests are answered"),
             state("ResolvedRefs", self.resolved.as_ref(), true, "ResolvedRefs", "all references were followed"),
             state("Conflicted", conflict, false, "NoConflicts", "no other listener is in its way"),
         ];

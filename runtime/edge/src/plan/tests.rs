@@ -358,6 +358,7 @@ fn a_listener_for_https_needs_a_certificate() {
     let listener =
         json!([{"name": "a", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "cert"}]}}]);
     state.gateways = vec![object(gateway(listener))];
+    with_address(&mut state);
     let reason = |state: &State| {
         let plan = Plan::of(state, &setting());
         let status = status_of(&plan, Kind::Gateway, "gw");
@@ -725,4 +726,30 @@ fn a_timeout_of_zero_is_none_at_all() {
     assert_eq!(limits(json!({"request": "10s", "backendRequest": "0s"})), (seconds(10), forever));
     assert_eq!(limits(json!({"request": "0s", "backendRequest": "5s"})), (None, seconds(5)));
     assert_eq!(limits(json!({"request": "10s"})), (seconds(10), None));
+}
+
+/// The Service of the Gateway `gw`, with an address.
+fn with_address(state: &mut State) {
+    let service = json!({"metadata": {"namespace": "default", "name": "gw-carob", "labels": {OURS: "gateway"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Gateway", "name": "gw", "uid": "u"}]},
+        "spec": {"clusterIP": "10.96.0.9"}});
+    state.services.extend(State::by_key(vec![object(service)]));
+}
+
+#[test]
+fn listeners_of_a_gateway_that_is_not_reached_are_not_programmed() {
+    let mut state = state();
+    let mut made = gateway(json!([{"name": "a", "port": 80, "protocol": "HTTP"}]));
+    state.gateways = vec![object(made.clone())];
+    let programmed = |state: &State| {
+        let status = status_of(&Plan::of(state, &setting()), Kind::Gateway, "gw");
+        let (holds, reason) = condition_of(&status["listeners"][0]["conditions"], "Programmed");
+        format!("{holds} {reason}")
+    };
+    assert_eq!(programmed(&state), "False Pending", "it has no address yet");
+    with_address(&mut state);
+    assert_eq!(programmed(&state), "True Programmed");
+    made["spec"]["infrastructure"] = json!({"parametersRef": {"group": "x", "kind": "Y", "name": "z"}});
+    state.gateways = vec![object(made)];
+    assert_eq!(programmed(&state), "False Invalid");
 }
