@@ -100,6 +100,8 @@ struct DrawnListener<'a> {
     /// Why it is not served: its protocol, or another listener.
     accepted: Option<Problem>,
     conflict: Option<Problem>,
+    /// Another one for TLS that has host names of its own.
+    overlap: Option<Problem>,
     resolved: Option<Problem>,
     entries: Vec<Entry>,
     routes: usize,
@@ -124,7 +126,17 @@ impl<'a> Drawn<'a> {
                 let message = || format!("listener {name} has the same port and host name");
                 (other.host == one.host).then(|| Problem::new("HostnameConflict", message()))
             });
+            let overlap = before
+                .iter()
+                .chain(&rest[1..])
+                .filter(|other| other.tls && one.tls)
+                .find(|other| other.spec.port == one.spec.port && other.host.intersection(&one.host).is_some());
+            let overlap = overlap.map(|other| {
+                let message = format!("listener {} has host names of it on the same port", other.spec.name);
+                Problem::new("OverlappingHostnames", message)
+            });
             listeners[index].conflict = conflict.filter(|_| listeners[index].accepted.is_none());
+            listeners[index].overlap = overlap;
         }
         Self { gateway, listeners }
     }
@@ -289,6 +301,7 @@ impl<'a> DrawnListener<'a> {
             certificates,
             accepted,
             conflict: None,
+            overlap: None,
             resolved,
             entries: Vec::new(),
             routes: 0,
@@ -318,6 +331,11 @@ impl<'a> DrawnListener<'a> {
             state("ResolvedRefs", self.resolved.as_ref(), true, "ResolvedRefs", "all references were followed"),
             state("Conflicted", conflict, false, "NoConflicts", "no other listener is in its way"),
         ];
+        // Said only where it holds.
+        let overlap = self.overlap.as_ref();
+        let overlap = overlap
+            .map(|problem| condition("OverlappingTLSConfig", true, problem.reason, &problem.message, generation));
+        let conditions: Vec<Value> = conditions.into_iter().chain(overlap).collect();
         let kinds: Vec<Value> = self.kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind})).collect();
         json!({
             "name": self.spec.name,

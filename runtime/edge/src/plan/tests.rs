@@ -753,3 +753,24 @@ fn listeners_of_a_gateway_that_is_not_reached_are_not_programmed() {
     state.gateways = vec![object(made)];
     assert_eq!(programmed(&state), "False Invalid");
 }
+
+#[test]
+fn listeners_for_tls_that_share_host_names_say_so() {
+    let mut state = state();
+    let listener = |name: &str, port: u16, protocol: &str, host: &str| json!({"name": name, "port": port, "protocol": protocol, "hostname": host});
+    state.gateways = vec![object(gateway(json!([
+        listener("a", 443, "HTTPS", "foo.example.com"),
+        listener("b", 443, "HTTPS", "foo.example.org"),
+        listener("c", 443, "HTTPS", "*.example.com"),
+        listener("d", 8443, "HTTPS", "foo.example.com"),
+        listener("e", 80, "HTTP", "foo.example.com"),
+        listener("f", 80, "HTTP", "*.example.com"),
+    ])))];
+    let status = status_of(&Plan::of(&state, &setting()), Kind::Gateway, "gw");
+    let overlaps = |index: usize| {
+        let conditions = status["listeners"][index]["conditions"].as_array().unwrap().iter();
+        conditions.into_iter().any(|one| one["type"] == "OverlappingTLSConfig" && one["status"] == "True")
+    };
+    assert_eq!([0, 1, 2, 3, 4, 5].map(overlaps), [true, false, true, false, false, false]);
+    assert_eq!(condition_of(&status["listeners"][0]["conditions"], "OverlappingTLSConfig").1, "OverlappingHostnames");
+}
