@@ -93,17 +93,16 @@ impl Listener {
 
     fn find(&self, host: &str, parts: &Parts) -> Option<&Entry> {
         let request = matches::Asked::new(parts);
-        let exact = self.exact.get(host).into_iter();
-        // `a.b.c`: what ends in `.b.c` is closer than what ends in `.c`.
-        let wildcards = host::parents(host).filter_map(|parent| self.wildcard.get(parent));
-        let buckets: Vec<&Vec<Entry>> = exact.chain(wildcards).chain([&self.any]).collect();
-        // A default backend comes after every rule, those for all hosts included.
         let of = |is_rest: bool| {
-            let mut entries = buckets.iter().copied().flatten();
+            let exact = self.exact.get(host).into_iter();
+            // `a.b.c`: what ends in `.b.c` is closer than what ends in `.c`.
+            let wildcards = host::parents(host).filter_map(|parent| self.wildcard.get(parent));
+            let mut entries = exact.chain(wildcards).chain([&self.any]).flatten();
             entries.find(|entry| {
                 entry.matches.path.is_rest() == is_rest && entry.host.matches(host) && entry.matches.holds(&request)
             })
         };
+        // A default backend comes after every rule, those for all hosts included.
         of(false).or_else(|| of(true))
     }
 }
