@@ -42,6 +42,11 @@ impl Addresses {
         self.taken.insert(address);
     }
 
+    /// All that are taken.
+    pub(crate) fn taken(&self) -> Vec<Ipv4Addr> {
+        self.taken.iter().copied().collect()
+    }
+
     /// Gives an address back.
     pub(crate) fn free(&mut self, address: Ipv4Addr) {
         self.taken.remove(&address);

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -284,8 +285,11 @@ fn network_of(message: &RouteNetlinkMessage) -> Option<(IpNet, u32)> {
 pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
     switch_on("/proc/sys/net/ipv4/ip_forward")?;
     if ipv6 {
-        keep_advertisements()?;
-        switch_on("/proc/sys/net/ipv6/conf/all/forwarding")?;
+        const FORWARDING: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+        if !is_on(Path::new(FORWARDING)) {
+            keep_advertisements()?;
+        }
+        switch_on(FORWARDING)?;
     }
     Ok(())
 }
@@ -304,13 +308,18 @@ fn switch_on(switch: &str) -> Result<(), Error> {
 fn keep_advertisements() -> Result<(), Error> {
     const INTERFACES: &str = "/proc/sys/net/ipv6/conf";
     let interfaces = std::fs::read_dir(INTERFACES).map_err(Error::kernel(format!("read {INTERFACES}")))?;
-    for interface in interfaces.flatten().filter(|interface| interface.file_name() != "all") {
-        let switch = interface.path().join("accept_ra");
-        if std::fs::read_to_string(&switch).is_ok_and(|now| now.trim() == "1") {
+    for interface in interfaces.flatten().map(|interface| interface.path()) {
+        let of_all = ["all", "default"].iter().any(|name| interface.ends_with(name));
+        let switch = interface.join("accept_ra");
+        if !of_all && !is_on(&interface.join("forwarding")) && is_on(&switch) {
             std::fs::write(&switch, "2").map_err(Error::kernel(format!("write {}", switch.display())))?;
         }
     }
     Ok(())
+}
+
+fn is_on(switch: &Path) -> bool {
+    std::fs::read_to_string(switch).is_ok_and(|now| now.trim() == "1")
 }
 
 /// Whether a bridge can be made here; tried in a namespace of its own.

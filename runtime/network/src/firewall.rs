@@ -582,13 +582,15 @@ fn write(config: &NetworkConfig, ranges: &Ranges, mut changes: Changes<'_>) -> R
     }
     // Policies hold between a pod and everybody but itself, and for what it asks of this machine (names, the proxy, the API);
     // what this machine asks of it is let through. They see where a connection really goes.
+    changes.chain(UNTIL_POLICIES);
+    for chain in ["received", "forwarded"] {
+        changes.rule(chain, |rule| rule.verdict(&Verdict::Jump(UNTIL_POLICIES.to_owned())));
+    }
     changes.rule("received", |rule| {
         let rule = rule.interface(Meta::InputName, Is::Equal, &pods).load(Direction::Egress.own(), Register::Client);
         rule.verdict_of(Direction::Egress.map(), Register::Client);
     });
     changes.rule("forwarded", |rule| hairpin(rule).verdict(&Verdict::Accept));
-    changes.chain(UNTIL_POLICIES);
-    changes.rule("forwarded", |rule| rule.verdict(&Verdict::Jump(UNTIL_POLICIES.to_owned())));
     for direction in Direction::BOTH {
         changes.rule("forwarded", |rule| {
             rule.load(direction.own(), Register::Client).verdict_of(direction.map(), Register::Client);

@@ -49,6 +49,8 @@ impl HostPort {
     pub(crate) fn frontends(&self, pod: IpAddr) -> impl Iterator<Item = (Frontend, Backend)> + use<> {
         let sides: &[Side] = match self.address {
             Some(address) if address.is_ipv4() != pod.is_ipv4() => &[],
+            // Nothing is led from the loopback address of IPv6.
+            None if pod.is_ipv6() => &[Side::Inside, Side::Outside],
             None => &Side::ALL,
             Some(address) if address.is_loopback() => &[Side::Loopback],
             Some(_) => &[Side::Inside, Side::Outside],

@@ -151,6 +151,13 @@ struct Shared {
     policies: Mutex<Vec<Policies>>,
     traffic: TrafficCounters,
     told: Mutex<Told>,
+    /// Rules are being put back, and aren't all there.
+    unfinished: Mutex<bool>,
+}
+
+/// Does something with each, also where one refuses; the first refusal is returned.
+fn each<T>(all: &mut [T], work: impl FnMut(&mut T) -> Result<(), Error>) -> Result<(), Error> {
+    all.iter_mut().map(work).fold(Ok(()), Result::and)
 }
 
 /// Lists that the rules were told as wholes.
@@ -178,14 +185,17 @@ impl Shared {
 
     /// Puts the rules back if somebody has taken them away; whether that was so.
     fn restore(&self) -> Result<bool, Error> {
-        if firewall::are_there(self.tables()).map_err(Error::kernel("look for the rules"))? {
+        let mut unfinished = lock(&self.unfinished);
+        if !*unfinished && firewall::are_there(self.tables()).map_err(Error::kernel("look for the rules"))? {
             return Ok(false);
         }
+        *unfinished = true;
         firewall::install(&self.config)?;
-        lock(&self.policies).iter_mut().try_for_each(Policies::restore)?;
-        lock(&self.services).iter_mut().try_for_each(Services::restore)?;
-        lock(&self.owners).values().try_for_each(|pod| self.traffic.resume(*pod))?;
+        each(&mut lock(&self.policies), Policies::restore)?;
+        each(&mut lock(&self.services), Services::restore)?;
+        lock(&self.addresses).taken().into_iter().try_for_each(|pod| self.traffic.resume(pod))?;
         self.write_told()?;
+        *unfinished = false;
         Ok(true)
     }
 }
@@ -207,7 +217,11 @@ impl Network {
                 (IpNet::V6(_), Some(own)) => bridge::route(bridge, range, own.into()),
                 _ => bridge::route(bridge, range, gateway.into()),
             };
-            if !setup.annexed {
+            if setup.annexed {
+                // What no pod of its block has goes nowhere: it came by way of the machine.
+                let own = setup.cluster_cidr6.map(|range| block6(range, setup.pod_cidr).into());
+                own.into_iter().try_for_each(route)?;
+            } else {
                 // What no worker has goes nowhere, and other Carobs see whose the range is.
                 ranges
                     .iter()
@@ -244,6 +258,7 @@ impl Network {
                 cidr6: config.cluster_cidr6,
                 config,
                 told: Mutex::default(),
+                unfinished: Mutex::default(),
                 mtu,
                 addresses,
                 owners,
@@ -306,21 +321,26 @@ impl Network {
         lock(&self.shared.owners).insert(pod_uid.to_owned(), address);
     }
 
-    /// Leads ports of this machine to ports of a pod, until it is released. Gives those that lead nowhere: their addresses
-    /// aren't this machine's.
-    pub async fn publish(&self, pod_uid: &str, pod: Ipv4Addr, ports: Vec<HostPort>) -> Result<Vec<HostPort>, Error> {
+    /// Leads ports of this machine to ports of a pod that has these addresses, the first of them of IPv4, until it is
+    /// released. Gives those that lead nowhere: their addresses aren't this machine's.
+    pub async fn publish(&self, pod_uid: &str, pod: Vec<IpAddr>, ports: Vec<HostPort>) -> Result<Vec<HostPort>, Error> {
         if ports.is_empty() {
             return Ok(Vec::new());
         }
-        if ports.iter().any(HostPort::is_on_loopback) {
-            bridge::accept_loopback(&bridge::port_name(&self.shared.instance, pod))?;
+        if let Some(IpAddr::V4(address)) = pod.first()
+            && ports.iter().any(HostPort::is_on_loopback)
+        {
+            bridge::accept_loopback(&bridge::port_name(&self.shared.instance, *address))?;
         }
-        let (uid, gateways, pod) = (pod_uid.to_owned(), self.all_of(self.shared.gateway), self.all_of(pod));
+        let (uid, gateways) = (pod_uid.to_owned(), self.all_of(self.shared.gateway));
         self.with_services(move |known| {
             let (ports, elsewhere) = host_port::on_this_machine(ports, &gateways)?;
-            for (known, pod) in known.iter_mut().zip(pod) {
-                known.publish(&uid, ports.iter().flat_map(|port| port.frontends(pod)).collect())?;
-            }
+            let mut pod = pod.into_iter();
+            each(known, |known| {
+                let frontends =
+                    pod.next().into_iter().flat_map(|pod| ports.iter().flat_map(move |port| port.frontends(pod)));
+                known.publish(&uid, frontends.collect())
+            })?;
             Ok(elsewhere)
         })
         .await
@@ -366,7 +386,7 @@ impl Network {
     /// Gives a pod's address and its ports of this machine back. Its link goes with its namespace.
     pub async fn release(&self, pod_uid: &str) {
         let uid = pod_uid.to_owned();
-        let unpublish = move |known: &mut [Services]| known.iter_mut().try_for_each(|known| known.unpublish(&uid));
+        let unpublish = move |known: &mut [Services]| each(known, |known| known.unpublish(&uid));
         if let Err(error) = self.with_services(unpublish).await {
             tracing::warn!(%error, pod_uid, "ports of a pod that is gone may still lead to it");
         }
@@ -429,7 +449,8 @@ impl Network {
         self.with_services(move |known| {
             let mut six = services;
             let four = six.extract_if(|frontend, _| frontend.address.is_ipv4()).collect();
-            known.iter_mut().zip([four, six]).try_for_each(|(known, services)| known.replace(services))
+            let mut services = [four, six].into_iter();
+            each(known, |known| known.replace(services.next().unwrap_or_default()))
         })
         .await
     }
@@ -457,7 +478,8 @@ impl Network {
     pub async fn change_services(&self, changes: Vec<Change>) -> Result<(), Error> {
         self.with_services(move |known| {
             let (four, six) = changes.into_iter().partition(|(frontend, _)| frontend.address.is_ipv4());
-            known.iter_mut().zip([four, six]).try_for_each(|(known, changes)| known.change(changes))
+            let mut changes = [four, six].into_iter();
+            each(known, |known| known.change(changes.next().unwrap_or_default()))
         })
         .await
     }
@@ -478,7 +500,7 @@ impl Network {
         work: impl FnMut(&mut Policies) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        let work = move || lock(&shared.policies).iter_mut().try_for_each(work);
+        let work = move || each(&mut lock(&shared.policies), work);
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -60,6 +60,7 @@ impl Here<'_> {
             .into_iter()
             .flat_map(|range| wanted.iter().map(move |(block, machine)| (IpNet::V6(block6(range, *block)), *machine)));
         let wanted: BTreeMap<IpNet, Ipv4Addr> = four.chain(six).collect();
+        self.renew_device(&mut netlink).map_err(Error::kernel("set up the link to nodes further away"))?;
         let known = self.known(&mut netlink)?;
         for route in &known {
             if wanted.get(&route.block) == Some(&route.machine(&mut netlink, self)) {
@@ -70,6 +71,12 @@ impl Here<'_> {
                     return Err(Error::kernel(format!("remove the route to {}", route.block))(error));
                 }
                 _ => {}
+            }
+            // Its worker's own, by which an IPv6 block is reached, goes with it. A block of IPv4 has none.
+            if route.via.is_ipv6()
+                && let RouteNetlinkMessage::NewRoute(own) = netlink::route_to(route.via, route.link, None)
+            {
+                let _gone_already = netlink.request(vec![(RouteNetlinkMessage::DelRoute(own), Mode::Change)]);
             }
         }
         let left: BTreeSet<IpNet> = self.known(&mut netlink)?.iter().map(|route| route.block).collect();
@@ -135,6 +142,25 @@ impl Here<'_> {
         }
     }
 
+    /// Takes the device of an earlier run over, unless it sends from another address: then it goes, and its routes with it.
+    fn renew_device(&self, netlink: &mut Netlink) -> io::Result<()> {
+        let name = device(self.instance);
+        let Some(device) = netlink::index_of(&name) else { return Ok(()) };
+        let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let from = links.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) if link.header.index == device => source_of(link),
+            _ => None,
+        });
+        if self.machine.is_some() && from != self.machine {
+            return bridge::delete(netlink, device);
+        }
+        self.ipv6().set(&name)
+    }
+
+    fn ipv6(&self) -> Ipv6 {
+        if self.cidr6.is_some() { Ipv6::Given } else { Ipv6::Off }
+    }
+
     fn make_device(&self, netlink: &mut Netlink, name: &str) -> io::Result<u32> {
         let mut settings = vec![InfoVxlan::Id(NETWORK), InfoVxlan::Port(PORT), InfoVxlan::Learning(false)];
         // Others unpack only what comes from an address that they know.
@@ -146,8 +172,7 @@ impl Here<'_> {
             LinkInfo::Kind(InfoKind::Vxlan),
             LinkInfo::Data(InfoData::Vxlan(settings)),
         ]));
-        let ipv6 = if self.cidr6.is_some() { Ipv6::Given } else { Ipv6::Off };
-        netlink.make_link(name, RouteNetlinkMessage::NewLink(message), ipv6)?;
+        netlink.make_link(name, RouteNetlinkMessage::NewLink(message), self.ipv6())?;
         netlink::index_of(name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -176,6 +201,22 @@ impl Here<'_> {
         let block = IpNet::new(block?, message.header.destination_prefix_length).ok()?;
         (source? == self.own(block)).then_some(Known { block, via: via?, link: link?, message })
     }
+}
+
+/// The address that a device packs packets from.
+fn source_of(link: &LinkMessage) -> Option<Ipv4Addr> {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    let settings = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(settings)) => Some(settings),
+        _ => None,
+    })?;
+    settings.iter().find_map(|setting| match setting {
+        InfoVxlan::Local(address) => Some(*address),
+        _ => None,
+    })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -227,6 +227,7 @@ impl Policies {
 
     /// Writes everything into a table that was made anew.
     pub(crate) fn restore(&mut self) -> Result<(), Error> {
+        self.stale = true;
         self.rewrite()
     }
 
@@ -535,7 +536,9 @@ pub fn merged<T: Copy + Ord>(mut ranges: Vec<(T, T)>, next: impl Fn(T) -> Option
     let mut all: Vec<(T, T)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {
         match all.last_mut() {
-            Some((_, end)) if next(*end).is_none_or(|behind| first <= behind) => *end = last.max(*end),
+            Some((_, end)) if first <= *end || next(*end).is_some_and(|behind| first <= behind) => {
+                *end = last.max(*end);
+            }
             _ => all.push((first, last)),
         }
     }
@@ -597,5 +600,7 @@ mod tests {
             [(10, 20), (80, 95), (65_535, 65_535)]
         );
         assert_eq!(merged(vec![(1, 65_535), (65_535, 65_535), (5, 2)], next), [(1, 65_535)]);
+        let everybody = ["0.0.0.0/0", "::/0"].map(|block| block_without(block.parse().unwrap(), &[])).concat();
+        assert_eq!(merged(everybody.clone(), next_address), everybody, "of two kinds");
     }
 }

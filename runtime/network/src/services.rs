@@ -311,6 +311,7 @@ impl Services {
 
     /// Writes everything into a table that was made anew.
     pub(crate) fn restore(&mut self) -> Result<(), Error> {
+        self.stale = true;
         if self.told { self.rewrite() } else { Ok(()) }
     }
 

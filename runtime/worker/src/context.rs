@@ -234,7 +234,10 @@ impl Context {
         let machine = Machine::read(config.share)?;
         let host_ip = config.address.or_else(host_address).unwrap_or(IpAddr::V4(config.network.gateway_address()));
         let gateway6 = config.network.address6(config.network.gateway_address());
-        let host_ips = Addresses::new(host_ip, gateway6.map(|gateway| host_address6().unwrap_or(gateway.into())));
+        // On the gateway's machine the bridge's will do; a worker elsewhere can't say of itself that a pod's is its own.
+        let of_bridge = gateway6.filter(|_| config.serves.is_none()).map(IpAddr::from);
+        let of_machine = host_address6().filter(|address| gateway6.is_some_and(|gateway| *address != gateway));
+        let host_ips = Addresses::new(host_ip, of_machine.or(of_bridge));
         let mut adopted = Vec::new();
         for pod in config.recovered.iter().filter(|pod| pod.alive && !pod.host_network) {
             // Their addresses must not be given away before their objects are seen.
@@ -245,7 +248,9 @@ impl Context {
                 adopted.push((pod.uid.clone(), addresses));
                 config.network.adopt(&pod.uid, address);
                 let text = pod.annotations.get(crate::pod::HOST_PORTS).map_or("", String::as_str);
-                if let Err(error) = config.network.publish(&pod.uid, address, host_ports::from_text(text)).await {
+                if let Err(error) =
+                    config.network.publish(&pod.uid, addresses.all().collect(), host_ports::from_text(text)).await
+                {
                     tracing::warn!(%error, pod = pod.uid, "a pod's ports of this machine may not lead to it");
                 }
             }
@@ -260,7 +265,10 @@ impl Context {
             upstream.clone()
         };
         let dns = Dns::new(&config.cluster.cluster_domain, Arc::new(resolvers));
-        let own = Addresses::new(config.network.gateway_address(), gateway6);
+        // Where nobody answers for names here, the first worker does, which has the first block.
+        let first = carob_network::gateway_of(config.network.cluster_cidr()).ok();
+        let names = own_dns.map(|at| *at.ip()).or(first).unwrap_or(config.network.gateway_address());
+        let own = Addresses::from(IpAddr::V4(names));
         let (policies, requests) = Policies::new(own, adopted);
         let disk = Disk::of(dirs.pods(), &config.settings, machine.share);
         let context = Arc::new(Self {
@@ -314,15 +322,11 @@ impl Context {
     }
 
     /// Puts a pod's policies in force, and then leads its ports of this machine to it.
-    pub async fn admit_network(
-        &self,
-        pod: &Pod,
-        address: Ipv4Addr,
-        addresses: Addresses,
-    ) -> Result<(), Arc<carob_network::Error>> {
+    pub async fn admit_network(&self, pod: &Pod, addresses: Addresses) -> Result<(), Arc<carob_network::Error>> {
         self.policies.admit(pod, addresses).await?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let elsewhere = self.network.publish(uid, address, host_ports::of(pod)).await.map_err(Arc::new)?;
+        let elsewhere =
+            self.network.publish(uid, addresses.all().collect(), host_ports::of(pod)).await.map_err(Arc::new)?;
         for port in host_ports::without_way(&elsewhere) {
             self.events.record(About::pod(pod), Severity::Warning, "HostPortNotAvailable", port);
         }

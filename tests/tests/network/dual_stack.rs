@@ -84,6 +84,21 @@ fn pods_and_services_are_reached_by_addresses_of_both_kinds_on_every_worker_and_
         !answers(&carob, "client", &format!("http://[{six}]:8080/"), "")
             && !answers(&carob, "client", "http://server/", "")
     });
+    // Everybody, said of both kinds; and names from a worker that asks the first one.
+    let everybody = json!([{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]);
+    let open = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"},
+        "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress", "Egress"],
+                 "ingress": [{"from": everybody}],
+                 "egress": [{"to": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]}]}});
+    carob.apply(&list(&[open]));
+    by_both(&carob);
+    eventually("a pod of another worker asks for names where it may", || {
+        carob
+            .run(&["exec", "server", "--", "timeout", "1", "nslookup", "server.default.svc.cluster.local"])
+            .status
+            .success()
+    });
+    assert!(!answers(&carob, "server", &format!("http://[{client_six}]:8080/"), ""), "it may ask nobody else");
     carob.kubectl(&["delete", "networkpolicy", "deny"]);
     by_both(&carob);
 

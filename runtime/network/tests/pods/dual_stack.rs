@@ -168,6 +168,9 @@ async fn policies_hold_for_both_kinds() {
     assert!(!reaches(&a, (six(&b), 81)) && !reaches(&c, (six(&b), 80)));
     change(vec![PolicyChange::Member(2, Member::Pod(six(&c).into()), true)]).await;
     assert!(reaches(&c, (six(&b), 80)));
+    let everybody = vec![([0; 4].into(), [255; 4].into()), ([0; 16].into(), [255; 16].into())];
+    change(vec![isolate(Peers::Blocks(everybody), Ports::Any)]).await;
+    assert!(reaches(&a, (six(&b), 81)) && reaches(&c, (six(&b), 81)));
     let of_c = vec![([10, 0, 0, 0].into(), [10, 0, 0, 9].into()), (six(&c).into(), six(&c).into())];
     change(vec![isolate(Peers::Blocks(of_c), Ports::Any), PolicyChange::Forget(2)]).await;
     assert!(reaches(&c, (six(&b), 81)) && !reaches(&a, (six(&b), 81)));
@@ -185,7 +188,7 @@ async fn ports_of_the_machine_and_held_addresses_are_of_both_kinds() {
     let elsewhere = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
     let own = gateway(&test.network).into();
     let ports = vec![port(None, 18_080), port(Some(own), 18_081), port(Some(elsewhere.into()), 18_082)];
-    let nowhere = test.network.publish("b", b.address, ports).await.unwrap();
+    let nowhere = test.network.publish("b", vec![b.address.into(), six(&b).into()], ports).await.unwrap();
     assert_eq!(nowhere.iter().map(|port| port.port).collect::<Vec<_>>(), [18_082]);
     let is_b = |address: IpAddr, port| {
         let expected = if address.is_ipv4() { b.address.into() } else { IpAddr::from(six(&b)) };

@@ -413,7 +413,7 @@ async fn a_port_of_the_machine_is_on_its_own_addresses_and_takes_none_from_a_ser
     let ports = [cluster_ip, held, gateway].map(|address| port(address, 8000));
     let more = [port(gateway, 8001), port(cluster_ip, 8002), port(other.address, 80)];
     let ports = ports.into_iter().chain(more).collect();
-    test.network.publish("thief", thief.address, ports).await.unwrap();
+    test.network.publish("thief", vec![thief.address.into()], ports).await.unwrap();
     let leads_to = |address, port, pod: &PodNetwork| {
         let answer = talk(&client, SocketAddrV4::new(address, port));
         assert!(answer.starts_with(&format!("{} ", pod.address)), "{address}:{port} leads to {answer}");

@@ -209,7 +209,7 @@ async fn namespaces(
     };
     // Its policies are in force before it has a process that could send or hear anything.
     let address = Addresses::new(network.address, network.address6);
-    ctx.admit_network(pod, network.address, address).await.map_err(|error| in_network(&error))?;
+    ctx.admit_network(pod, address).await.map_err(|error| in_network(&error))?;
     let bandwidth = bandwidth::of(pod).map_err(|message| format!("failed to set up the pod's network: {message}"))?;
     ctx.network.shape(network.address, bandwidth).await.map_err(|error| in_network(&error))?;
     let net = users.is_none().then_some(network.netns);

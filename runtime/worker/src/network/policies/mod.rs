@@ -40,10 +40,10 @@ enum Request {
 }
 
 impl Policies {
-    /// `own` are the worker's addresses among the pods, `adopted` those of pods that an earlier run has started, by uid.
-    pub fn new(own: Addresses, adopted: Vec<(String, Addresses)>) -> (Self, Requests) {
+    /// `names` are the addresses that names are asked of, `adopted` those of pods that an earlier run has started, by uid.
+    pub fn new(names: Addresses, adopted: Vec<(String, Addresses)>) -> (Self, Requests) {
         let (requests, inbox) = mpsc::unbounded_channel();
-        (Self { requests }, Requests { inbox, model: Model::new(own, adopted) })
+        (Self { requests }, Requests { inbox, model: Model::new(names, adopted) })
     }
 
     /// A pod has these addresses from now on. Returns when the kernel has its rules.

@@ -131,20 +131,20 @@ pub(super) struct Model {
     new_rules: bool,
 }
 
-/// The DNS of the cluster answers on the worker's own addresses; to policies it is the pod that it is elsewhere.
+/// The DNS of the cluster answers on a worker's own address; to policies it is the pod that it is elsewhere.
 const NAME_SERVER: (&str, [(&str, &str); 1]) = ("kube-system", [("k8s-app", "kube-dns")]);
 const NAME_PORTS: [(&str, Protocol); 2] = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
 
 impl Model {
-    /// `own` are the worker's addresses among the pods, `adopted` those of pods that an earlier run has started, by uid.
-    pub fn new(own: Addresses, adopted: Vec<(String, Addresses)>) -> Self {
+    /// `names` are the addresses that names are asked of, `adopted` those of pods that an earlier run has started, by uid.
+    pub fn new(names: Addresses, adopted: Vec<(String, Addresses)>) -> Self {
         let mut model = Self::default();
         let (namespace, labels) = NAME_SERVER;
         let facts = PodFacts {
             namespace: namespace.to_owned(),
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             ports: NAME_PORTS.map(|(name, protocol)| (name.to_owned(), protocol, super::super::DNS_PORT)).into(),
-            addresses: own.all().collect(),
+            addresses: names.all().collect(),
             local: false,
         };
         // A uid is never so short.
