@@ -163,6 +163,15 @@ impl DataDir {
         }
     }
 
+    /// Has what was there before a start that came to nothing.
+    pub fn put_instance(&self, before: Option<&Instance>) -> Result<()> {
+        let Some(before) = before else {
+            let path = self.instance_file();
+            return fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()));
+        };
+        self.save_instance(before)
+    }
+
     /// Keeps it for the next start.
     pub fn save_instance(&self, instance: &Instance) -> Result<()> {
         let path = self.instance_file();

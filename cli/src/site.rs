@@ -69,6 +69,7 @@ impl Site {
     /// at a time does so: two that look at once would choose the same.
     pub async fn claim(dir: &DataDir, wanted: &Wanted) -> Result<(Self, Option<PodNetwork>)> {
         let _turn = tokio::task::spawn_blocking(machine_lock).await??;
+        let before = dir.instance()?;
         let (instance, pod_cidr) = instance(dir, wanted)?;
         let mut site = Self {
             bridge: carob_network::gateway_of(block(pod_cidr, 1)?)?,
@@ -86,7 +87,15 @@ impl Site {
         // Whether there is room for all is said before anything is made.
         block(pod_cidr, wanted.workers)?;
         let config = site.network(&dir.worker(1))?;
-        let network = Network::start(config).await.context("cannot set up the pods' network")?;
+        let network = match Network::start(config).await {
+            // Nothing is made yet, and ranges that can't be had are not to be kept.
+            Err(error @ carob_network::Error::Overlap { .. }) => {
+                dir.put_instance(before.as_ref())?;
+                Err(error)
+            }
+            outcome => outcome,
+        };
+        let network = network.context("cannot set up the pods' network")?;
         let dns = DnsSockets::bind(site.bridge).with_context(|| format!("cannot listen for DNS on {}", site.bridge))?;
         site.dns = Some(dns.address()?);
         Ok((site, Some(PodNetwork { network, dns })))

@@ -193,3 +193,20 @@ fn spawner(data: &Path) -> Option<i32> {
         (of_this && read("comm") == b"carob-spawner\n").then_some(pid)
     })
 }
+
+#[test]
+fn ranges_that_cannot_be_had_are_not_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let refused = Command::new(binary())
+        .args(["up", "--listen", &format!("127.0.0.1:{}", free_port()), "--pod-cidr", "127.1.0.0/16", "--data-dir"])
+        .arg(&data)
+        .output()
+        .expect("the binary starts");
+    assert!(
+        !refused.status.success() && text(&refused).contains("overlaps 127.0.0.0/8 on interface lo"),
+        "{refused:?}"
+    );
+    let output = File::create(folder.path().join("output")).expect("a file");
+    drop(Up::start(&binary(), &data, &[], &output));
+}

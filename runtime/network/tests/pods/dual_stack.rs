@@ -198,6 +198,7 @@ async fn ports_of_the_machine_and_held_addresses_are_of_both_kinds() {
     is_b(test.network.gateway_address().into(), 18_080);
     is_b(own, 18_080);
     is_b(own, 18_081);
+    refused(None, (Ipv6Addr::LOCALHOST, 18_080));
     test.network.release("b").await;
     refused(Some(&a), (own, 18_080));
 

@@ -16,12 +16,13 @@ pub(crate) fn of(pod: &Pod) -> Result<Bandwidth, String> {
         let Some(text) = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key)) else {
             return Ok(None);
         };
-        let bits = Quantity::parse(text).map_err(|error| error.to_string())?.value_ceil();
+        let wrong = |why: &str| format!("annotation {key}: {text:?}: {why}");
+        let bits = Quantity::parse(text).map_err(|error| wrong(&error.to_string()))?.value_ceil();
         if bits < LEAST {
-            return Err("resource is unreasonably small (< 1kbit)".to_owned());
+            return Err(wrong("resource is unreasonably small (< 1kbit)"));
         }
         if bits > MOST {
-            return Err("resource is unreasonably large (> 1Pbit)".to_owned());
+            return Err(wrong("resource is unreasonably large (> 1Pbit)"));
         }
         Ok(Some(bits.unsigned_abs()))
     };
@@ -42,8 +43,9 @@ mod tests {
         assert_eq!(of(INGRESS, "10M"), Ok(Bandwidth { ingress: Some(10_000_000), egress: None }));
         assert_eq!(of(EGRESS, "1Ki"), Ok(Bandwidth { ingress: None, egress: Some(1024) }));
         assert_eq!(of("other", "fast"), Ok(Bandwidth::default()));
-        assert_eq!(of(EGRESS, "999"), Err("resource is unreasonably small (< 1kbit)".to_owned()));
-        assert_eq!(of(EGRESS, "2P"), Err("resource is unreasonably large (> 1Pbit)".to_owned()));
+        let small = "annotation kubernetes.io/egress-bandwidth: \"999\": resource is unreasonably small (< 1kbit)";
+        assert_eq!(of(EGRESS, "999"), Err(small.to_owned()));
+        assert!(of(EGRESS, "2P").unwrap_err().ends_with("resource is unreasonably large (> 1Pbit)"));
         assert!(of(EGRESS, "fast").is_err());
     }
 }
