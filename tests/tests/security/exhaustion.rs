@@ -211,6 +211,7 @@ fn a_noisy_neighbour_makes_nobodys_answers_twice_as_slow() {
     let address = carob.jsonpath("pod/server", ".status.podIP");
     let client = crate::escapes::python("main", CLIENT, &[("SERVER", &address)]);
     carob.apply(&of("client", asking(client, "300m")).to_string());
+    carob.wait("pod/client", "condition=Ready");
     let noise: Vec<Value> = NOISE
         .iter()
         .map(|(name, script)| {
